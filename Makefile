@@ -1,0 +1,66 @@
+# make book    set up, run the chapters' experiments on digits, build the report
+# make test    set up, lint, run every test and every notebook, build the book with warnings as errors
+
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := $(wildcard notebooks/*.md)
+SOURCES := $(wildcard gmlib/*.py gmlib/*.csv)
+REPORT := book/_build/html/index.html
+
+.PHONY: help setup book test lint unit notebooks strict clean
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+	@echo "make setup   only create .venv and install what pyproject.toml lists"
+	@echo "make lint, unit, notebooks, strict   the parts of make test"
+	@echo "make clean   remove what was built and the smoke runs (not .venv, not other runs)"
+
+# ---- set-up: once, and again only where the list of dependencies changed
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "gmlib needs Python 3.11 to 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+# ---- the report
+
+book: setup runs/.made-by
+	$(BIN)/jupyter-book build book
+	@echo "The report is at $(CURDIR)/$(REPORT)"
+
+# jupyter-cache knows the text of a notebook's cells only: after a change in gmlib the cached pages and the smoke runs are
+# no longer what the code would give.
+runs/.made-by: $(SOURCES)
+	rm -rf runs/smoke book/_build
+	@mkdir -p runs && touch $@
+
+# ---- tests
+
+test: lint unit notebooks strict
+
+lint: setup
+	$(BIN)/ruff check .
+
+unit: setup
+	$(BIN)/python -m pytest
+
+# Every notebook as a batch job; a failing cell stops papermill with a non-zero exit.
+notebooks: setup runs/.made-by
+	@mkdir -p build/papermill
+	@set -e; for notebook in $(NOTEBOOKS); do \
+	  name=$$(basename $$notebook .md); echo "papermill $$name"; \
+	  $(BIN)/jupytext --quiet --to ipynb --output build/papermill/$$name-in.ipynb $$notebook; \
+	  $(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks \
+	    build/papermill/$$name-in.ipynb build/papermill/$$name.ipynb -p budget smoke; \
+	done
+
+strict: setup runs/.made-by
+	$(BIN)/jupyter-book build -W -n --keep-going book
+	$(BIN)/python tests/check_book.py book/_build/html
+
+clean:
+	rm -rf book/_build build runs/smoke runs/.made-by

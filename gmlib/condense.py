@@ -1,0 +1,292 @@
+"""Phase 1: condense a training set T into a synthetic set S by gradient matching (Algorithm 1)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import how, networks, where
+from .coreset import check_ipc, random
+from .data import Data, SyntheticSet, write_atomically
+from .gradients import class_gradients
+from .recipe import Recipe, generator
+from .what import WHAT
+
+CHECKPOINT_FORMAT = "gmlib-checkpoint-1"
+
+
+def condense(
+    data: Data,
+    recipe: Recipe,
+    device: torch.device | str | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    progress: bool = True,
+    *,
+    snapshots: Collection[int] = (),
+    checkpoint_seconds: float = 60.0,
+    deadline: float | None = None,
+) -> SyntheticSet:
+    """Learn `recipe.ipc` images per class of `data` (Algorithm 1, Section 2 and 3).
+
+    data: its images' dtype (float32, or float64 to check) is the dtype of the run.
+    device: None takes CUDA where there is one, else the CPU.
+    checkpoint: a file that holds S after some outer iteration, written every `checkpoint_seconds`, at `deadline` and at the
+        end. Where it exists the run goes on from it and ends bit-identical, on one machine, to a run never interrupted.
+    snapshots: outer iterations k at whose start S is kept in the result's `snapshots`; K stands for the end.
+    deadline: time.monotonic() after which the run stops at the end of an outer iteration with TimeoutError.
+
+    Returns S with `history`, one dict for each outer iteration: k, loss (mean matching loss over t), theta_steps, seconds and
+    detections ([t, i, L(S, theta), L(T, theta)] wherever overfitting was seen). One seed, one machine: the same bits.
+
+    Raises ValueError for a recipe that does not fit the data or a checkpoint of another run, before any work;
+    Diverged where the matching loss is no longer finite; TimeoutError at the deadline.
+    """
+    check(data, recipe, snapshots)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    saved = _Checkpoint(checkpoint, data, recipe)
+    data = data.to(device)
+    C, K = data.n_classes, recipe.outer_loops
+    T, zeta = recipe.schedule()
+    lam = C if recipe.lam is None else recipe.lam
+    D, loss_of = how.distance(recipe.how), WHAT[recipe.what]
+    stop = where.STOP.get(recipe.where)
+
+    S = initial(data, recipe).requires_grad_()  # line 1: (C*ipc, channels, height, width)
+    labels = torch.arange(C, device=device).repeat_interleave(recipe.ipc)
+    optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
+    k0, kept, history = saved.restore(S, optimise_S)
+
+    bar = tqdm(total=K, initial=k0, desc=f"{recipe.method} ipc {recipe.ipc}", unit="network", disable=not progress, mininterval=1)
+    for k in range(k0, K):  # line 2: outer loop, one network each
+        begun = time.monotonic()
+        if k in snapshots:
+            kept[k] = S.detach().clone()
+        # One stream for each purpose: runs that differ only in `where` still meet the same networks and real batches.
+        batches, held_out, shuffle = (generator(recipe.seed, use, k) for use in ("batches", "validation", "shuffle"))
+        network = fresh_network(data, recipe, k)  # line 3: theta_0 ~ P_theta0
+        optimise_theta = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
+        losses, steps, detections = [], 0, []
+
+        for t in range(T):  # line 4: inner loop
+            B_T = [data.sample(c, recipe.batch_real, batches) for c in range(C)]  # lines 5-6
+            B_S = S.split(recipe.ipc)
+            gT = class_gradients(network, B_T)  # line 7
+            gS = class_gradients(network, B_S, create_graph=True)
+            loss = loss_of(D, gS, gT, lam=lam, weights=data.class_weights, k=k)  # line 8
+            (S.grad,) = torch.autograd.grad(loss, S)
+            losses.append(loss.item())
+            if not (math.isfinite(losses[-1]) and S.grad.isfinite().all()):
+                raise saved.diverged(_as_set(S, labels, data, recipe, history, kept), network, recipe, gS, gT, k, t)
+            optimise_S.step()  # line 9
+            if t == T - 1:
+                break  # theta is drawn anew: its last steps would serve nothing
+
+            validation = draw(data, where.VALIDATION_BATCH, held_out) if stop else None
+            now = measure(network, S, labels, validation) if stop else None
+            for i in range(where.WHERE[recipe.where](t, zeta)):  # lines 10-11
+                train_one_pass(network, optimise_theta, S.detach(), labels, recipe.batch_theta, shuffle)  # line 12
+                steps += 1
+                if stop:
+                    before, now = now, measure(network, S, labels, validation)
+                    if stop(before, now, recipe.gap):
+                        detections.append([t, i, now.S, now.T])
+                        break
+
+        seconds = time.monotonic() - begun
+        mean_loss = sum(losses) / T
+        history.append({"k": k, "loss": mean_loss, "theta_steps": steps, "seconds": seconds, "detections": detections})
+        bar.set_postfix(loss=f"{mean_loss:.4g}", refresh=False)
+        bar.update()
+        late = deadline is not None and time.monotonic() > deadline and k + 1 < K
+        if late or k + 1 == K or saved.age() > checkpoint_seconds:
+            saved.write(S, optimise_S, k + 1, kept, history)
+        if late:
+            bar.close()
+            raise TimeoutError(f"out of time after {k + 1} of {K} outer iterations: run again to go on" + saved.whereabouts())
+    bar.close()
+    if K in snapshots:
+        kept[K] = S.detach().clone()
+    return _as_set(S, labels, data, recipe, history, kept)  # output
+
+
+# ---- the pieces ------------------------------------------------------------------------------------------
+
+
+def check(data: Data, recipe: Recipe, snapshots: Collection[int] = ()) -> None:
+    """ValueError where `recipe` cannot be run on `data`; nothing is computed or written."""
+    if recipe.dataset != data.name:
+        raise ValueError(f"the recipe is for {recipe.dataset!r} but the data are {data.name!r}: make them the same")
+    check_ipc(data, recipe.ipc)
+    fresh_network(data, recipe, 0)  # the architecture must fit the images
+    outside = [k for k in snapshots if not 0 <= k <= recipe.outer_loops]
+    if outside:
+        raise ValueError(f"snapshot {outside[0]} is outside 0..{recipe.outer_loops}, the outer iterations of this run")
+
+
+def initial(data: Data, recipe: Recipe) -> Tensor:
+    """S_0: N(0, 1) in normalised pixels, or random real images. (C*ipc, channels, height, width), sorted by class."""
+    if recipe.init == "real":
+        return torch.cat(
+            [random(data.of_class(c), recipe.ipc, generator(recipe.seed, "init", c)) for c in range(data.n_classes)]
+        ).clone()
+    noise = torch.randn(data.n_classes * recipe.ipc, *data.shape, generator=generator(recipe.seed, "init"))
+    return noise.to(data.train_images)
+
+
+def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:
+    """The network of outer iteration k, on the data's device and in its dtype."""
+    return networks.build(
+        recipe.network, data.shape, data.n_classes, width=recipe.width, depth=recipe.depth,
+        generator=generator(recipe.seed, "network", k), device=data.train_images.device, dtype=data.train_images.dtype,
+    )  # fmt: skip
+
+
+def draw(data: Data, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """min(n, N) training images of any class with their labels, without replacement."""
+    chosen = torch.randperm(len(data.train_labels), generator=rng)[:n].to(data.train_labels.device)
+    return data.train_images[chosen], data.train_labels[chosen]
+
+
+@torch.no_grad()
+def measure(network: nn.Module, S: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]) -> where.Losses:
+    """L(S, theta) and, on one batch of real images, L(T, theta)."""
+    x, y = validation
+    return where.Losses(F.cross_entropy(network(S), labels).item(), F.cross_entropy(network(x), y).item())
+
+
+def train_one_pass(
+    network: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, batch: int, rng: torch.Generator
+) -> None:
+    """One "step" of theta: an epoch over S in shuffled mini-batches, a single gradient step while S fits in one batch."""
+    for chosen in torch.randperm(len(y), generator=rng).split(batch):
+        chosen = chosen.to(y.device)
+        loss = F.cross_entropy(network(x[chosen]), y[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def _as_set(
+    S: Tensor, labels: Tensor, data: Data, recipe: Recipe, history: list[dict], kept: dict[int, Tensor]
+) -> SyntheticSet:
+    return SyntheticSet(
+        images=S.detach().clone(), labels=labels, classes=data.classes, mean=data.mean, std=data.std,
+        recipe=recipe.as_dict(), history=history, snapshots=kept,
+    )  # fmt: skip
+
+
+# ---- stopping and going on -------------------------------------------------------------------------------
+
+
+class Diverged(FloatingPointError):
+    """The matching loss, or its gradient, became NaN or infinite. Attributes: k, t, layer, S (the last good set)."""
+
+    def __init__(self, message: str, k: int, t: int, layer: str, S: SyntheticSet):
+        super().__init__(message)
+        self.k, self.t, self.layer, self.S = k, t, layer, S
+
+
+class _Checkpoint:
+    """S, its momentum, the snapshots and the history after k outer iterations, in one safetensors file.
+
+    No random state: every outer iteration draws from streams of its own (`recipe.generator`).
+    """
+
+    def __init__(self, path: str | os.PathLike | None, data: Data, recipe: Recipe):
+        self.path = Path(path) if path is not None else None
+        self.written = time.monotonic()
+        self.run = {"recipe": recipe.as_dict(), "data": data.fingerprint}
+        self.tensors: dict[str, Tensor] = {}
+        self.state = {"k": 0, "history": []}
+        if self.path is None:
+            return
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"the folder of the checkpoint {self.path} does not exist: make it first")
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            run, self.state = json.loads(metadata["run"]), json.loads(metadata["state"])
+            fits = metadata.get("format") == CHECKPOINT_FORMAT
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ValueError(f"the checkpoint {self.path} is damaged ({error}): delete it to start the run afresh") from error
+        if not fits or run != self.run:
+            raise ValueError(
+                f"the checkpoint {self.path} belongs to another recipe or other data: delete it or choose another file"
+            )
+
+    def restore(self, S: Tensor, optimiser: torch.optim.Optimizer) -> tuple[int, dict[int, Tensor], list[dict]]:
+        """Put the saved S and momentum in place; returns the next k, the snapshots and the history."""
+        if "S" in self.tensors:
+            with torch.no_grad():
+                S.copy_(self.tensors["S"])
+        if "momentum" in self.tensors:
+            optimiser.state[S]["momentum_buffer"] = self.tensors["momentum"].to(S)
+        kept = {
+            int(name.removeprefix("snapshot-")): tensor.to(S.device)
+            for name, tensor in self.tensors.items()
+            if name.startswith("snapshot-")
+        }
+        self.tensors = {}
+        return self.state["k"], kept, self.state["history"]
+
+    def age(self) -> float:
+        """Seconds since the last write."""
+        return time.monotonic() - self.written
+
+    def whereabouts(self) -> str:
+        return f" from {self.path}" if self.path else ", with a checkpoint next time"
+
+    def write(
+        self, S: Tensor, optimiser: torch.optim.Optimizer, k: int, kept: dict[int, Tensor], history: list[dict]
+    ) -> None:
+        """Replace the file by the state after k outer iterations, whole or not at all."""
+        if self.path is None:
+            return
+        tensors = {"S": S.detach()} | {f"snapshot-{at}": images for at, images in kept.items()}
+        momentum = optimiser.state[S].get("momentum_buffer")
+        if momentum is not None:
+            tensors["momentum"] = momentum
+        metadata = {
+            "format": CHECKPOINT_FORMAT,
+            "run": json.dumps(self.run),
+            "state": json.dumps({"k": k, "history": history}),
+        }
+        write_atomically(self.path, to_safetensors({name: x.cpu().contiguous() for name, x in tensors.items()}, metadata))
+        self.written = time.monotonic()
+
+    def diverged(
+        self, S: SyntheticSet, network: nn.Module, recipe: Recipe, gS: how.Gradient, gT: how.Gradient, k: int, t: int
+    ) -> Diverged:
+        """The error for a matching loss that is no longer finite; the last good S goes beside the checkpoint."""
+        distances = how.layer_distances(recipe.how, gS, gT)
+        names = [name for name, _ in networks.matched(network)]
+        bad = [name for name, d in zip(names, distances, strict=True) if not d.isfinite().all()]
+        layer = bad[0] if bad else "its gradient alone"
+        good = replace(S, snapshots={})
+        saved = ""
+        if self.path is not None:
+            rescue = self.path.with_name(f"{self.path.stem}-last-good.safetensors")
+            good.save(rescue)
+            saved = f"; the last good S is saved as {rescue}"
+        return Diverged(
+            f"the matching loss is not finite at outer iteration k={k}, t={t}, first in layer {layer}: "
+            f"lower lr_images or lr_network{saved}",
+            k, t, layer, good,
+        )  # fmt: skip

@@ -1,0 +1,181 @@
+"""The recipe of a run: every choice of Algorithm 1 in one frozen dataclass, and named presets as small diffs on it.
+
+The defaults are the paper's, METHODS are the columns of its tables, BUDGETS say how much of the protocol is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from . import how as how_
+from . import where as where_
+from .networks import NETWORKS
+from .what import WHAT
+
+INIT = ("noise", "real")
+AUGMENT = ("none",)
+
+# name -> (what, how, where): the columns of Table 3, then the two further columns of Table 1.
+METHODS: dict[str, dict[str, str]] = {
+    "DC": {"what": "intra", "how": "d1", "where": "fixed"},
+    "M": {"what": "multi", "how": "d1", "where": "fixed"},
+    "MD": {"what": "multi", "how": "d1 + d2", "where": "fixed"},
+    "MDO": {"what": "multi", "how": "d1 + d2", "where": "overfit"},
+    "MDA": {"what": "multi", "how": "d1 + d2", "where": "adaptive"},
+    "Inter": {"what": "inter", "how": "d1", "where": "fixed"},
+    "Interleaved": {"what": "interleaved", "how": "d1", "where": "fixed"},
+}
+
+
+def generator(seed: int, *path: str | int) -> torch.Generator:
+    """A CPU generator for one purpose of one run: the same (seed, path) gives the same numbers, another one others.
+
+    Giving each purpose its own stream ("network", k) makes a run restartable at any outer iteration without storing random
+    states, and lets methods that share a seed meet the same networks and the same real batches.
+    """
+    digest = hashlib.sha256(repr((int(seed), *path)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of one condensation run. Checked when made: a ValueError says in a sentence what to change."""
+
+    dataset: str = "digits"
+    ipc: int = 1  # images per class in S
+
+    what: str = "multi"  # gradients to match: intra, inter, interleaved, multi (Section 3.1)
+    how: str = "d1 + d2"  # distance: a positive sum over d1..d4 (Section 3.2)
+    where: str = "adaptive"  # steps of theta: fixed, adaptive, overfit, overfit-gap (Section 3.3)
+    lam: float | None = None  # weight of the inter-class term; None: the number of classes
+    gap: float = 0.5  # nats, threshold of "overfit-gap"; the paper names none
+
+    network: str = "convnet"
+    width: int = 128
+    depth: int = 3
+
+    outer_loops: int = 1000  # K, freshly drawn networks
+    inner_loops: int | None = None  # T, updates of S per network; None: the paper's, by ipc
+    zeta_theta: int | None = None  # steps of theta between updates where "fixed"; None: the paper's, by ipc
+    batch_real: int = 256  # real images per class and update, without replacement; at most the class
+    batch_theta: int = 256  # condensed images per gradient step of theta
+
+    lr_images: float = 0.1
+    momentum_images: float = 0.5
+    lr_network: float = 0.01
+    momentum_network: float = 0.5
+
+    init: str = "noise"  # S at k = 0: N(0, 1) in normalised pixels ("noise") or random real images ("real")
+    augment: str = "none"  # augmentation of both sides while matching
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in {
+            "what": WHAT, "where": where_.WHERE, "network": NETWORKS, "init": INIT, "augment": AUGMENT,
+        }.items():  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose from {', '.join(known)}")
+        how_.parse(self.how)
+        for name in ("ipc", "width", "depth", "outer_loops", "batch_real", "batch_theta"):
+            self._require(name, int, lambda v: v >= 1, "a whole number of at least 1")
+        for name in ("inner_loops", "zeta_theta"):
+            if getattr(self, name) is not None:
+                self._require(name, int, lambda v: v >= 1, "a whole number of at least 1, or None for the paper's")
+        self._require("seed", int, lambda v: v >= 0, "a whole number of at least 0")
+        for name in ("lr_images", "lr_network"):
+            self._require(name, float, lambda v: 0 < v < math.inf, "a positive number")
+        for name in ("momentum_images", "momentum_network"):
+            self._require(name, float, lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
+        self._require("gap", float, lambda v: 0 <= v < math.inf, "a number of at least 0, in nats")
+        if self.lam is not None:
+            self._require("lam", float, lambda v: 0 <= v < math.inf, "a number of at least 0, or None for the number of classes")
+        self.schedule()  # T and zeta must follow from what is given
+
+    def _require(self, name: str, kind: type, holds: Any, wanted: str) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        if not (number and holds(value)):
+            raise ValueError(f"{name}={value!r} does not fit: give {wanted}")
+
+    def schedule(self) -> tuple[int, int]:
+        """(T, zeta_theta) of this run: what is given, else the baseline's by images per class (Section 4.4).
+
+        Only where="fixed" needs zeta_theta; elsewhere it is 1 when unknown and not used. Raises ValueError where the paper
+        has no value for this ipc and none is given.
+        """
+        T, zeta = where_.FIXED.get(self.ipc, (None, None))
+        T = self.inner_loops or T
+        zeta = self.zeta_theta or zeta or (1 if self.where != "fixed" else None)
+        missing = [name for name, value in (("inner_loops", T), ("zeta_theta", zeta)) if value is None]
+        if missing:
+            known = ", ".join(map(str, where_.FIXED))
+            raise ValueError(
+                f"the paper has no schedule for ipc={self.ipc} (only for {known}): give {' and '.join(missing)}"
+            )
+        return T, zeta
+
+    @property
+    def method(self) -> str:
+        """The name in METHODS of this (what, how, where), else one spelt from them: "multi,d1+100*d4,fixed"."""
+        choice = {"what": self.what, "how": self.how, "where": self.where}
+        named = [name for name, preset in METHODS.items() if preset == choice]
+        return named[0] if named else f"{self.what},{self.how},{self.where}".replace(" ", "")
+
+    @classmethod
+    def for_method(
+        cls, method: str, dataset: str = "digits", ipc: int = 1, budget: str = "paper", seed: int = 0, **overrides: Any
+    ) -> Recipe:
+        """The recipe of a method in METHODS under a budget in BUDGETS; any field can be overridden by keyword."""
+        preset = choose(METHODS, "method", method)
+        known = {f.name for f in fields(cls)}
+        for name in overrides:
+            if name not in known:
+                raise ValueError(f"unknown recipe field {name!r}: choose from {', '.join(sorted(known))}")
+        diff = choose(BUDGETS, "budget", budget).diff(ipc)
+        return cls(**{"dataset": dataset, "ipc": ipc, "seed": seed, **preset, **diff, **overrides})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field in plain JSON types; `Recipe(**recipe.as_dict()) == recipe`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the paper's protocol is run: a diff on Recipe's defaults, and the size of phase 2."""
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    many: dict[str, Any] = field(default_factory=dict)  # further diff above one image per class
+    sets: int = 2  # condensed sets per cell, with seeds 0, 1, ...
+    networks: int = 50  # networks trained on each set
+    epochs: int | None = None  # of phase 2; None: the protocol's
+
+    def diff(self, ipc: int) -> dict[str, Any]:
+        """The Recipe fields this budget changes at `ipc` images per class."""
+        return {**self.recipe, **(self.many if isinstance(ipc, int) and ipc > 1 else {})}
+
+
+BUDGETS: dict[str, Budget] = {
+    # Seconds per set on two CPU cores, for 8x8 digits: the live report and the tests.
+    "smoke": Budget(
+        recipe={"width": 32, "depth": 2, "batch_real": 64, "outer_loops": 60},
+        many={"outer_loops": 15, "inner_loops": 4, "zeta_theta": 5, "lr_images": 1.0},
+        sets=3,
+        networks=5,
+        epochs=100,
+    ),
+    # A laptop over a coffee (1 image per class) or a night (10).
+    "lite": Budget(recipe={"batch_real": 64, "outer_loops": 200}, sets=2, networks=10),
+    "paper": Budget(),
+}
+
+
+def choose(known: dict[str, Any], kind: str, name: str) -> Any:
+    """known[name], or a ValueError that lists the known names."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,155 @@
+"""gmlib against tests/reference.py, the paper written out plainly in float64."""
+
+import itertools
+
+import pytest
+import reference
+import torch
+from conftest import make_data, tiny_recipe
+
+import gmlib as gm
+from gmlib import gradients, how, networks, where
+from gmlib.condense import draw, fresh_network, initial
+from gmlib.recipe import generator
+from gmlib.what import WHAT, union
+
+EXPRESSIONS = {
+    "d1": [(1.0, "d1")],
+    "d2": [(1.0, "d2")],
+    "d3": [(1.0, "d3")],
+    "100*d4": [(100.0, "d4")],
+    "d1 + d2": [(1.0, "d1"), (1.0, "d2")],
+    "d1 + 0.1*d2": [(1.0, "d1"), (0.1, "d2")],
+    "d1 + 100*d4": [(1.0, "d1"), (100.0, "d4")],
+}
+WAYS = {"loop": 0, "vmap": 10**9}  # values of gradients.SMALL that force each way
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-300)).item()
+
+
+def problem(shape, ipc, counts, seed=0):
+    """A network, S and real class batches (of unequal sizes where `counts` are), all float64."""
+    data = make_data(counts, shape, seed=seed)
+    network = networks.build(
+        "convnet", shape, len(counts), generator=generator(seed, "test"), width=4, depth=2, dtype=torch.float64
+    )
+    S = torch.randn(len(counts) * ipc, *shape, generator=generator(seed, "S"), dtype=torch.float64)
+    labels = torch.arange(len(counts)).repeat_interleave(ipc)
+    real = [data.of_class(c) for c in range(len(counts))]
+    return data, network, S, labels, real
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.parametrize("mode", WHAT)
+def test_matching_loss_and_its_gradient(mode, expression, way, monkeypatch):
+    monkeypatch.setattr(gradients, "SMALL", WAYS[way])
+    for shape, ipc, counts in itertools.product([(1, 8, 8), (3, 8, 8)], [1, 3], [(4, 4, 4), (7, 2, 4)]):
+        data, network, S, labels, real = problem(shape, ipc, counts)
+        S.requires_grad_()
+        gT = gradients.class_gradients(network, real)
+        gS = gradients.class_gradients(network, S.split(ipc), create_graph=True)
+        for k in (0, 1):
+            loss = WHAT[mode](how.distance(expression), gS, gT, lam=2.5, weights=data.class_weights, k=k)
+            (ours,) = torch.autograd.grad(loss, S, retain_graph=True)
+            value, theirs = reference.matching_gradient(
+                list(network.parameters()), S, labels, real, mode, EXPRESSIONS[expression], 2.5, k,
+                [n / sum(counts) for n in counts],
+            )  # fmt: skip
+            where_ = f"{shape} ipc {ipc} counts {counts} k {k}"
+            assert abs(loss.item() - value) <= 1e-10 * max(1, abs(value)), where_
+            assert relative(ours, theirs) < 1e-8, where_
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_distances(expression):
+    rng = torch.Generator().manual_seed(3)
+    shapes = [(4, 1, 3, 3), (4,), (4, 4, 3, 3), (2, 3, 5), (3, 16), (3,)]
+    gS, gT = ([torch.randn(*s, generator=rng, dtype=torch.float64) for s in shapes] for _ in range(2))
+    gS[0][1] = 0  # a dead filter on one side
+    ours = how.distance(expression)(*([how.as_rows(g, g.ndim) for g in gs if g.ndim > 1] for gs in (gS, gT)))
+    theirs = reference.distance(EXPRESSIONS[expression], gS, gT)
+    assert abs(ours.item() - theirs.item()) < 1e-10 * max(1, theirs.item())
+
+
+def test_grey_28_pixels_are_padded_to_32():
+    _, network, S, labels, real = problem((1, 28, 28), 1, (2, 2))
+    theta = list(network.parameters())
+    assert relative(network(S), reference.convnet(theta, S)) < 1e-12
+    S.requires_grad_()
+    gS = gradients.class_gradients(network, S.split(1), create_graph=True)
+    loss = WHAT["multi"](
+        how.distance("d1 + d2"), gS, gradients.class_gradients(network, real), lam=2, weights=torch.tensor([0.5, 0.5]), k=0
+    )
+    (ours,) = torch.autograd.grad(loss, S)
+    _, theirs = reference.matching_gradient(theta, S, labels, real, "multi", EXPRESSIONS["d1 + d2"])
+    assert relative(ours, theirs) < 1e-8
+
+
+def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
+    """Against torch's own gradient of one mixed batch; sizes differ, so the weights matter."""
+    _, network, _, _, real = problem((3, 8, 8), 1, (5, 2, 4))
+    sizes = torch.tensor([5, 2, 4], dtype=torch.float64)
+    ours = union(gradients.class_gradients(network, real), sizes / sizes.sum())
+    y = torch.arange(3).repeat_interleave(sizes.long())
+    loss = torch.nn.functional.cross_entropy(network(torch.cat(real)), y)
+    weights = [p for _, p in networks.matched(network)]
+    for layer, theirs in zip(ours, torch.autograd.grad(loss, weights), strict=True):
+        assert relative(layer, theirs.flatten(1)) < 1e-12
+    unweighted = union(gradients.class_gradients(network, real), torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert any(relative(a, b) > 1e-3 for a, b in zip(unweighted, ours, strict=True)), "the weights make a difference here"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"what": "intra", "how": "d1", "where": "fixed", "inner_loops": 3, "zeta_theta": 4},
+        {"what": "inter", "how": "d3", "where": "fixed", "inner_loops": 2, "zeta_theta": 3},
+        {"what": "interleaved", "how": "d1", "where": "fixed", "outer_loops": 3, "inner_loops": 2, "zeta_theta": 2},
+        {"what": "multi", "how": "d1 + d2", "where": "adaptive", "inner_loops": 3},
+        {"what": "multi", "how": "d1 + 0.1*d2", "where": "overfit", "inner_loops": 3, "lr_network": 0.3},
+        {"what": "multi", "how": "d1 + d2", "where": "overfit-gap", "inner_loops": 3, "gap": 0.05, "lr_network": 0.1},
+    ],
+    ids=lambda choice: f"{choice['what']}-{choice['where']}",
+)
+def test_whole_runs_of_algorithm_1(choice, way, monkeypatch):
+    """The same networks and batches, drawn here as `condense` draws them, give the same S step by step."""
+    monkeypatch.setattr(gradients, "SMALL", WAYS[way])
+    data = make_data((8, 6, 7), (1, 8, 8))
+    recipe = tiny_recipe(**{"ipc": 2, "seed": 5, "momentum_network": 0.5, **choice})
+    T, zeta = recipe.schedule()
+    theta0, batches, validation = [], [], []
+    for k in range(recipe.outer_loops):
+        theta0.append([p.detach() for p in fresh_network(data, recipe, k).parameters()])
+        rng, held_out = generator(recipe.seed, "batches", k), generator(recipe.seed, "validation", k)
+        batches.append([[data.sample(c, recipe.batch_real, rng) for c in range(3)] for _ in range(T)])
+        validation.append([draw(data, where.VALIDATION_BATCH, held_out) for _ in range(T)])
+    S = gm.condense(data, recipe, device="cpu", progress=False)
+    theirs, losses = reference.algorithm1(
+        initial(data, recipe), S.labels, theta0, batches, recipe.what, EXPRESSIONS[recipe.how], 3, T,
+        {"fixed": lambda t: zeta, "adaptive": reference.zeta_adaptive}.get(recipe.where, lambda t: 50),
+        recipe.lr_images, recipe.momentum_images, recipe.lr_network, recipe.momentum_network,
+        weights=[8 / 21, 6 / 21, 7 / 21],
+        val_batches=validation if recipe.where.startswith("overfit") else None,
+        gap=recipe.gap if recipe.where == "overfit-gap" else None,
+    )  # fmt: skip
+    assert relative(S.images, theirs) < 1e-8
+    for k, entry in enumerate(S.history):
+        assert entry["loss"] == pytest.approx(sum(losses[k * T : (k + 1) * T]) / T, rel=1e-9)
+    if recipe.where.startswith("overfit"):
+        seen = [d for entry in S.history for d in entry["detections"]]
+        assert seen, "overfitting must be detected at least once for this case to test anything"
+        assert any(i < where.MAX_STEPS - 1 for _, i, *_ in seen)
+    assert S.images.dtype == torch.float64
+
+
+def test_float32_stays_within_rounding_of_float64():
+    data = make_data((8, 8, 8), (1, 8, 8))
+    recipe = tiny_recipe(ipc=2, how="d1 + d2", what="multi", outer_loops=1, inner_loops=1, zeta_theta=1)
+    double = gm.condense(data, recipe, device="cpu", progress=False).images
+    single = gm.condense(data.to(dtype=torch.float32), recipe, device="cpu", progress=False).images
+    assert single.dtype == torch.float32
+    assert relative(single.double(), double) < 1e-4

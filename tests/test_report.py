@@ -1,0 +1,447 @@
+"""gmlib.report: numbers against hand computation and scipy, and what the pages will show."""
+
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from gmlib import report
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def long_form(accuracies, dataset="digits", ipc=1, budget="paper", network="convnet"):
+    """{method: {set seed: [accuracy of each network]}} as the long form."""
+    rows = [
+        (dataset, ipc, method, budget, seed, network, net, accuracy)
+        for method, sets in accuracies.items()
+        for seed, values in sets.items()
+        for net, accuracy in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=list(report.COLUMNS))
+
+
+@pytest.fixture
+def noisy():
+    """Three methods, four sets of five networks, two numbers of images per class."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for ipc in (1, 10):
+        sets = {
+            method: {seed: list(level + rng.normal() + rng.normal(size=5)) for seed in range(4)}
+            for method, level in (("M", 80.0), ("DC", 75.0), ("random", 60.0))
+        }
+        parts.append(long_form(sets, ipc=ipc))
+    return pd.concat(parts, ignore_index=True)
+
+
+# ---------------------------------------------------------------------------------------------- summarise
+
+
+def test_summary_by_hand():
+    row = report.summarise(long_form({"M": {0: [80.0, 82.0], 1: [86.0, 88.0]}})).iloc[0]
+    assert (row["mean"], row["n"], row["n_sets"], row["note"]) == (84.0, 4, 2, "")
+    assert row["std"] == pytest.approx(math.sqrt((16 + 4 + 4 + 16) / 3))
+    assert row["std_within_sets"] == pytest.approx(math.sqrt((1 + 1 + 1 + 1) / 2))
+    assert row["std_between_sets"] == pytest.approx(math.sqrt(18))  # of the set means, 81 and 87
+    assert row["ci95"] == pytest.approx(12.706204736 * 3)  # t(0.975; 1) * sqrt(18) / sqrt(2)
+    assert (row["low"], row["high"]) == (pytest.approx(84 - row["ci95"]), pytest.approx(84 + row["ci95"]))
+
+
+def test_interval_is_scipys_on_set_means(noisy):
+    for _, row in report.summarise(noisy).iterrows():
+        cell = noisy[(noisy["method"] == row["method"]) & (noisy["ipc"] == row["ipc"])]
+        means = cell.groupby("set")["accuracy"].mean()
+        expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_unequal_sets_centre_the_interval_on_set_means():
+    row = report.summarise(long_form({"M": {0: [80.0, 80.0, 80.0], 1: [84.0]}})).iloc[0]
+    assert row["mean"] == 81.0  # pooled, as the paper
+    assert (row["low"] + row["high"]) / 2 == pytest.approx(82.0)
+
+
+def test_one_set_has_no_interval_and_says_so():
+    row = report.summarise(long_form({"M": {0: [80.0, 82.0]}})).iloc[0]
+    assert math.isnan(row["ci95"]) and math.isnan(row["std_between_sets"])
+    assert row["note"] == "one set: no interval over sets"
+    assert row["std_within_sets"] == row["std"] == pytest.approx(math.sqrt(2))
+
+
+def test_one_network_has_no_spread():
+    row = report.summarise(long_form({"M": {0: [80.0]}})).iloc[0]
+    assert row["mean"] == 80.0 and math.isnan(row["std"]) and math.isnan(row["std_within_sets"])
+
+
+def test_cells_are_kept_apart(noisy):
+    other = noisy.assign(budget="smoke"), noisy.assign(network="mlp"), noisy.assign(dataset="MNIST")
+    assert len(report.summarise(pd.concat([noisy, *other]))) == 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.drop(columns=["set", "net"]), "results lack set, net"),
+        (lambda r: r.iloc[:0], "no row"),
+        (lambda r: r.assign(accuracy=math.nan), "not a finite number"),
+        (lambda r: pd.concat([r, r.iloc[[3]]]), "same network twice"),
+    ],
+)
+def test_bad_results_are_refused(noisy, change, words):
+    with pytest.raises(ValueError, match=words):
+        report.summarise(change(noisy))
+
+
+# ---------------------------------------------------------------------------------------------- verdict
+
+
+def test_same_seeds_give_scipys_paired_interval(noisy):
+    v = report.verdict(noisy, "M", "DC", ipc=10)
+    ten = noisy[noisy["ipc"] == 10]
+    m, dc = (ten[ten["method"] == x].groupby("set")["accuracy"].mean() for x in ("M", "DC"))
+    expected = stats.ttest_rel(m, dc).confidence_interval(0.95)
+    assert (v.low, v.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert v.difference == pytest.approx(m.mean() - dc.mean()) and v.n == (4, 4) and "paired" in v.test
+
+
+def test_pairs_are_made_by_seed_not_by_order():
+    ordered = long_form({"M": {0: [80.0], 1: [90.0]}, "DC": {0: [79.0], 1: [88.0]}})
+    assert report.verdict(ordered.iloc[::-1], "M", "DC") == report.verdict(ordered, "M", "DC")
+    shuffled = long_form({"M": {0: [80.0], 1: [90.0]}, "DC": {1: [88.0], 0: [79.0]}})
+    assert report.verdict(shuffled, "M", "DC") == report.verdict(ordered, "M", "DC")
+
+
+def test_other_seeds_give_scipys_welch_interval():
+    rng = np.random.default_rng(1)
+    a = {seed: list(80 + 2 * rng.normal() + rng.normal(size=3)) for seed in range(5)}
+    b = {seed: list(78 + rng.normal() + rng.normal(size=3)) for seed in range(3, 6)}
+    v = report.verdict(long_form({"M": a, "DC": b}), "M", "DC")
+    means = [[np.mean(x) for x in sets.values()] for sets in (a, b)]
+    expected = stats.ttest_ind(*means, equal_var=False).confidence_interval(0.95)
+    assert (v.low, v.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert v.n == (5, 3) and "Welch" in v.test
+
+
+def test_outcomes(noisy):
+    assert report.verdict(noisy, "M", "random", ipc=1).outcome == "held"
+    assert report.verdict(noisy, "random", "M", ipc=1).outcome == "reversed"
+    tie = long_form({"M": {0: [80.0], 1: [82.0]}, "DC": {0: [82.0], 1: [80.0]}})
+    v = report.verdict(tie, "M", "DC")
+    assert (v.difference, v.outcome) == (0.0, "not decided")
+    same = long_form({"M": {0: [80.0], 1: [80.0]}, "DC": {0: [80.0], 1: [80.0]}})
+    assert report.verdict(same, "M", "DC").outcome == "not decided"
+    constant = long_form({"M": {0: [80.0], 1: [80.0]}, "DC": {2: [79.0], 3: [79.0]}})
+    v = report.verdict(constant, "M", "DC")  # no spread at all: an interval of width 0, not a division by 0
+    assert (v.low, v.high, v.outcome) == (1.0, 1.0, "held")
+
+
+def test_one_set_is_too_few():
+    for seeds in ((0, 0), (0, 1)):
+        one = long_form({"M": {seeds[0]: [80.0, 81.0]}, "DC": {seeds[1]: [70.0, 71.0]}})
+        v = report.verdict(one, "M", "DC")
+        assert v.outcome == "too few sets" and math.isnan(v.low) and v.difference == 10.0
+        assert str(v).endswith("too few sets.") and "1 and 1" in str(v)
+
+
+def test_sentence_holds_what_was_computed(noisy):
+    v = report.verdict(noisy, "M", "DC", ipc=1)
+    assert str(v) == (
+        f"digits, 1 image per class: M minus DC is {v.difference:+.2f} points "
+        f"(95% interval {v.low:+.2f} to {v.high:+.2f}, paired t over the 4 set seeds both have): held."
+    )
+    assert v._repr_markdown_().endswith("**held**.")
+    assert "smoke budget" in str(report.verdict(noisy.assign(budget="smoke"), "M", "DC", ipc=1))
+
+
+def test_verdicts_cover_every_cell(noisy):
+    found = report.verdicts(noisy, "M", "DC")
+    assert [v.ipc for v in found] == [1, 10] and found[0] == report.verdict(noisy, "M", "DC", ipc=1)
+    assert found._repr_markdown_().count("\n- ") == 1
+    with pytest.raises(ValueError, match="known methods: random, DC, M"):
+        report.verdicts(noisy, "M", "MDA")
+
+
+def test_a_verdict_needs_one_cell(noisy):
+    with pytest.raises(ValueError, match=r"several values of ipc: pass ipc= one of \[1, 10\]"):
+        report.verdict(noisy, "M", "DC")
+    with pytest.raises(ValueError, match="no results for method='MDA'; known: M, DC, random"):
+        report.verdict(noisy, "MDA", "DC", ipc=1)
+
+
+# ---------------------------------------------------------------------------------------------- table
+
+
+def test_table_holds_each_number_as_computed(noisy):
+    html = report.table(noisy)._repr_html_()
+    for _, s in report.summarise(noisy).iterrows():
+        assert f"{s['mean']:.1f}±{s['std']:.1f} (n=20, 4 sets)" in html
+        assert f"95% CI [{s['low']:.1f}, {s['high']:.1f}]" in html
+    rows = re.findall(r'<th scope="row">(.*?)</th>', html)
+    assert rows == ["random", "DC", "M"]  # the paper's order, whatever the order of the rows
+    assert "digits, IPC 1<" in html and "digits, IPC 10<" in html and "budget" not in html
+
+
+def test_table_beside_the_paper(noisy):
+    paper = pd.DataFrame(
+        [("digits", 1, "M", 0.5, 0.25), ("digits", 1, "DC", 99.5, 0.75), ("digits", 1, "MDA", 88.0, 0.5)],
+        columns=["dataset", "ipc", "method", "value", "std"],
+    )
+    mean = noisy[(noisy["method"] == "random") & (noisy["ipc"] == 1)].groupby("set")["accuracy"].mean().mean()
+    paper.loc[3] = ("digits", 1, "random", mean, math.nan)
+    shown = report.table(
+        noisy, paper, methods=["random", "DC", "M", "MDA"], why={("digits", 10, "MDA"): "no <time>"}
+    )
+    one, ten = "digits, IPC 1", "digits, IPC 10"
+    assert shown.cells["M", one][-1] == "paper: 0.5±0.2 (ours above)"
+    assert shown.cells["DC", one][-1] == "paper: 99.5±0.8 (ours below)"
+    assert shown.cells["random", one][-1] == f"paper: {mean:.1f} (inside our interval)"
+    assert shown.cells["MDA", one] == ["not run", "paper: 88.0±0.5"]
+    assert shown.cells["MDA", ten] == ["not run: no <time>", "not in the paper"]
+    assert "no &lt;time&gt;" in shown._repr_html_() and "not run" in str(shown)
+
+
+def test_table_names_a_budget_that_is_not_the_papers(noisy):
+    paper = pd.DataFrame([("digits", 1, "M", 0.5, 0.2)], columns=["dataset", "ipc", "method", "value", "std"])
+    smoke = noisy.assign(budget="smoke")
+    shown = report.table(smoke, paper)
+    assert "budget: smoke, not the paper's protocol" in shown.caption
+    assert shown.cells["M", "digits, IPC 1"][-1] == "paper: 0.5±0.2"  # nothing is claimed across budgets
+    mixed = report.table(pd.concat([noisy, smoke]), paper)
+    assert "budgets: paper, smoke" in mixed.caption
+    assert {"budget: paper", "budget: smoke"} <= set(mixed.cells["M", "digits, IPC 1"])
+
+
+def test_table_of_one_set_and_one_network():
+    shown = report.table(long_form({"M": {0: [80.0]}}))
+    assert shown.cells["M", "digits, IPC 1"] == ["80.0 (n=1, 1 set)", "one set: no interval over sets"]
+
+
+def test_table_of_several_networks_asks_which(noisy):
+    both = pd.concat([noisy, noisy.assign(network="mlp")])
+    with pytest.raises(ValueError, match="several values of network"):
+        report.table(both)
+    assert report.table(both, network="mlp").cells == report.table(noisy).cells
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_grid_puts_each_image_in_its_place(channels):
+    classes, ipc, side = 4, 3, 6
+    shades = np.linspace(0, 1, classes * ipc * channels).reshape(classes * ipc, channels, 1, 1)
+    fig = report.image_grid(np.broadcast_to(shades, (classes * ipc, channels, side, side)), classes)
+    sheet = np.asarray(fig.axes[0].images[0].get_array()).reshape(ipc * 7 - 1, classes * 7 - 1, channels)
+    for c in range(classes):
+        for j in range(ipc):
+            tile = sheet[j * 7 : j * 7 + side, c * 7 : c * 7 + side]
+            np.testing.assert_allclose(tile, np.broadcast_to(shades[c * ipc + j, :, 0, 0], tile.shape))
+    assert (sheet[6] == 1).all() and (sheet[:, 6] == 1).all()  # white gaps
+
+
+def test_image_grid_keeps_orientation_and_clips_and_takes_tensors():
+    torch = pytest.importorskip("torch")
+    image = torch.tensor([[-1.0, 0.25], [0.5, 2.0]], requires_grad=True).reshape(1, 1, 2, 2)
+    ax = report.image_grid(image, 1, titles=["zero"]).axes[0]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.0, 0.25], [0.5, 1.0]])
+    assert ax.images[0].get_clim() == (0, 1)  # a dark image stays dark: no stretching to its own range
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["zero"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "titles", "words"),
+    [
+        ((5, 1, 8, 8), 2, None, "5 images cannot be shared"),
+        ((4, 2, 8, 8), 2, None, "must be"),
+        ((4, 8, 8), 2, None, "must be"),
+        ((4, 1, 8, 8), 2, ["a"], "1 titles for 2 classes"),
+    ],
+)
+def test_image_grid_refuses(shape, classes, titles, words):
+    with pytest.raises(ValueError, match=words):
+        report.image_grid(np.zeros(shape), classes, titles=titles)
+
+
+def test_accuracy_figure_draws_every_network_in_the_methods_colour(noisy):
+    fig = report.accuracy_figure(noisy)
+    assert [ax.get_title() for ax in fig.axes] == ["digits, 1 image per class", "digits, 10 images per class"]
+    for ax, ipc in zip(fig.axes, (1, 10), strict=True):
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["random", "DC", "M"]
+        for method in ("random", "DC", "M"):
+            drawn = [line.get_ydata() for line in ax.lines if line.get_color() == report.COLOURS[method]]
+            wanted = noisy[(noisy["method"] == method) & (noisy["ipc"] == ipc)]["accuracy"]
+            np.testing.assert_allclose(np.sort(np.concatenate(drawn)), np.sort(wanted))
+    three = pd.concat([noisy, noisy[noisy["ipc"] == 1].assign(ipc=50)])
+    assert len(report.accuracy_figure(three).axes) == 3
+    assert report._png(report.accuracy_figure(noisy)) == report._png(fig)  # no random jitter
+
+
+def test_accuracy_figure_of_one_set_and_a_method_of_ones_own():
+    fig = report.accuracy_figure(long_form({"mine": {0: [80.0, 81.0]}, "M": {0: [82.0]}}))
+    assert {line.get_color() for line in fig.axes[0].lines} >= {report.OTHER_COLOUR, report.COLOURS["M"]}
+
+
+def test_colours_are_apart():
+    assert len(set(report.COLOURS.values())) == len(report.COLOURS)
+    assert set(report.COLOURS) >= {"random", "herding", "DC", "Inter", "Interleaved", "M", "MD", "MDO", "MDA"}
+
+
+def test_show_displays_an_image_with_alt_and_closes_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(report, "display", lambda data, raw: shown.append(data))
+    fig, ax = plt.subplots()
+    ax.plot([0, 1])
+    report.show(fig, 'a "line" <up>')
+    assert not plt.fignum_exists(fig.number)
+    assert 'alt="a &quot;line&quot; &lt;up&gt;"' in shown[0]["text/html"]
+    assert 'class="gm-card"' in shown[0]["text/html"] and shown[0]["text/plain"] == 'a "line" <up>'
+    with pytest.raises(ValueError, match="alt is empty"):
+        report.show(fig, " ")
+
+
+def test_use_style_sets_the_one_style():
+    with matplotlib.rc_context():
+        report.use_style()
+        assert matplotlib.rcParams["font.sans-serif"] == ["DejaVu Sans"]
+        assert matplotlib.rcParams["axes.spines.top"] is False
+
+
+# ---------------------------------------------------------------------------------------------- slider
+
+
+def frames():
+    return [("start", PNG, "noise <0>"), ("end & after", "<b>done</b>", 'the "end"')]
+
+
+def test_slider_in_a_static_page():
+    slider = report.Slider(frames(), names=[0, "</script>"], start=-1)
+    bundle = slider._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"}  # no kernel here, so no widget
+    html = bundle["text/html"]
+    assert 'alt="noise &lt;0&gt;"' in html and 'aria-label="the &quot;end&quot;"' in html
+    assert "data:image/png;base64,iVBORw0KGgo=" in html
+    assert "<b>done</b>" in html and "end &amp; after" in html
+    assert '<input type="range" min="0" max="1" step="1" value="1" aria-label="outer iteration k"' in html
+    first, second = re.findall(r"<figure[^>]*>", html)
+    assert "hidden" in first and "hidden" not in second  # start=-1 shows the last one
+    assert html.count("</script>") == 1  # a name cannot end the script
+    assert f'id="{slider.id}"' in html and f"#{slider.id}:not" in html
+
+
+def test_slider_is_deterministic():
+    assert report.Slider(frames())._repr_html_() == report.Slider(frames())._repr_html_()
+    others = [{"start": 1}, {"label": "t"}, {"names": "ab"}]
+    assert len({report.Slider(frames(), **changed).id for changed in [{}, *others]}) == 4
+
+
+def test_slider_where_a_kernel_runs(monkeypatch):
+    ipywidgets = pytest.importorskip("ipywidgets")
+    import IPython
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
+    slider = report.Slider(frames(), names=["zero", "one"])
+    bundle = slider._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"}
+    pick, view = slider._live.children
+    assert isinstance(pick, ipywidgets.SelectionSlider) and "noise" in view.value
+    pick.value = 1
+    assert "<b>done</b>" in view.value
+    assert slider._repr_mimebundle_() == bundle  # shown twice, it is one widget
+
+
+def test_slider_takes_figures():
+    fig, ax = plt.subplots()
+    ax.plot([0, 1])
+    html = report.Slider([("c", fig, "a line")])._repr_html_()
+    assert "data:image/png;base64,iVBOR" in html and not plt.fignum_exists(fig.number)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"frames": []}, "at least one frame"),
+        ({"frames": frames(), "names": ["a"]}, "1 names for 2 frames"),
+        ({"frames": frames(), "start": 2}, "start=2 is outside"),
+        ({"frames": [("c", PNG, "")]}, "'c' has no alt"),
+    ],
+)
+def test_slider_refuses(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        report.Slider(**arguments)
+
+
+# --------------------------------------------------------------------------------------- the book's check
+
+check = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("check_book.py"))))
+
+SOUND = """<html><head><link rel="stylesheet" href="a.css"><link rel="canonical" href="https://x.org/"></head>
+<body><a href="https://x.org">out</a> <a href="b%20c.html?q=1#there">in</a> <a href="#top" id="top">up</a>
+<img alt="dot" src="data:image/png;base64,AA//BB=="><script>var url = "https://x.org";</script></body></html>"""
+
+
+def book(folder, page=SOUND):
+    (folder / "page.html").write_text(page, "utf-8")
+    (folder / "b c.html").write_text('<p id="there">x</p>', "utf-8")
+    (folder / "a.css").write_text("@import 'b.css'; p { background: url(data:image/png,//AA) }", "utf-8")
+    return check.problems(folder)
+
+
+def test_a_sound_book_passes(tmp_path):
+    assert book(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ('<div class="output traceback highlight">', "shows a traceback"),
+        ('<script src="https://unpkg.com/x.js"></script>', "loads https://unpkg.com/x.js from another host"),
+        ('<script>load("https://unpkg.com/x.js")</script>', "names the CDN unpkg.com"),
+        ('<script>fetch("https://x.org/x.json")</script>', "loads https://x.org/x.json"),
+        ('<link href="//x.org/a.css" rel="stylesheet">', "loads //x.org/a.css"),
+        ('<link href="https://x.org/f.woff2" rel="preload">', "loads https://x.org/f.woff2"),
+        ('<iframe src="http://x.org"></iframe>', "loads http://x.org"),
+        ('<img alt="a" srcset="top.png 1x, https://x.org/b.png 2x">', "loads https://x.org/b.png"),
+        ('<p style="background: url(\'https://x.org/c.png\')">', "loads https://x.org/c.png"),
+        ('<style>@import "https://x.org/d.css";</style>', "loads https://x.org/d.css"),
+        ('<img src="data:,">', "without alternative text"),
+        ('<img src="data:," alt=" ">', "without alternative text"),
+        ('<img src="gone.png" alt="a">', "links to gone.png, which is not there"),
+        ('<a href="gone.html">', "links to gone.html, which is not there"),
+        ('<a href="b%20c.html#nowhere">', "no such anchor"),
+        ('<a href="#nowhere">', "no such anchor"),
+        ('<a href="../../../../../../../../etc/hostname">', "etc/hostname"),
+    ],
+)
+def test_each_fault_is_named_with_its_page(tmp_path, fault, words):
+    found = book(tmp_path, SOUND.replace("</body>", fault + "</body>"))
+    assert found and all(line.startswith("page.html: ") for line in found) and words in "\n".join(found)
+
+
+def test_faults_in_style_sheets_and_scripts_are_found(tmp_path):
+    (tmp_path / "x.css").write_text("@font-face { src: url(https://x.org/f.woff2) }", "utf-8")
+    (tmp_path / "x.js").write_text("importScripts('https://x.org/w.js')", "utf-8")
+    found = book(tmp_path)
+    assert found == [
+        "x.css: loads https://x.org/f.woff2 from another host",
+        "x.js: loads https://x.org/w.js from another host",
+    ]
+
+
+def test_an_empty_book_is_not_sound(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check_book.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(Path(__file__).with_name("check_book.py")), run_name="__main__")
+    assert stop.value.code == 1 and "holds no page" in capsys.readouterr().out
