@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ def condense(
     device: None takes CUDA where there is one, else the CPU.
     checkpoint: a file that holds S after some outer iteration, written every `checkpoint_seconds`, at `deadline` and at the
         end. Where it exists the run goes on from it and ends bit-identical, on one machine, to a run never interrupted.
-    snapshots: outer iterations k at whose start S is kept in the result's `snapshots`; K stands for the end.
+    snapshots: numbers of outer iterations, 0 to K, after which S is kept in the result's `snapshots`.
     deadline: time.monotonic() after which the run stops at the end of an outer iteration with TimeoutError.
 
     Returns S with `history`, one dict for each outer iteration: k, loss (mean matching loss over t), theta_steps, seconds and
@@ -87,9 +86,10 @@ def condense(
             loss = loss_of(D, gS, gT, lam=lam, weights=data.class_weights, k=k)  # line 8
             (S.grad,) = torch.autograd.grad(loss, S)
             losses.append(loss.item())
-            if not (math.isfinite(losses[-1]) and S.grad.isfinite().all()):
-                raise saved.diverged(_as_set(S, labels, data, recipe, history, kept), network, recipe, gS, gT, k, t)
+            last_good = S.detach().clone()
             optimise_S.step()  # line 9
+            if not (math.isfinite(losses[-1]) and S.isfinite().all()):
+                raise saved.diverged(_as_set(last_good, labels, data, recipe, history), network, gS, gT, k, t)
             if t == T - 1:
                 break  # theta is drawn anew: its last steps would serve nothing
 
@@ -179,11 +179,11 @@ def train_one_pass(
 
 
 def _as_set(
-    S: Tensor, labels: Tensor, data: Data, recipe: Recipe, history: list[dict], kept: dict[int, Tensor]
+    S: Tensor, labels: Tensor, data: Data, recipe: Recipe, history: list[dict], kept: dict[int, Tensor] | None = None
 ) -> SyntheticSet:
     return SyntheticSet(
         images=S.detach().clone(), labels=labels, classes=data.classes, mean=data.mean, std=data.std,
-        recipe=recipe.as_dict(), history=history, snapshots=kept,
+        recipe=recipe.as_dict(), history=history, snapshots=kept or {},
     )  # fmt: skip
 
 
@@ -272,21 +272,21 @@ class _Checkpoint:
         self.written = time.monotonic()
 
     def diverged(
-        self, S: SyntheticSet, network: nn.Module, recipe: Recipe, gS: how.Gradient, gT: how.Gradient, k: int, t: int
+        self, S: SyntheticSet, network: nn.Module, gS: how.Gradient, gT: how.Gradient, k: int, t: int
     ) -> Diverged:
         """The error for a matching loss that is no longer finite; the last good S goes beside the checkpoint."""
-        distances = how.layer_distances(recipe.how, gS, gT)
-        names = [name for name, _ in networks.matched(network)]
-        bad = [name for name, d in zip(names, distances, strict=True) if not d.isfinite().all()]
-        layer = bad[0] if bad else "its gradient alone"
-        good = replace(S, snapshots={})
+        distances = how.layer_distances(S.recipe["how"], gS, gT)
+        layers = [name for name, _ in networks.matched(network)]
+        bad = [layer for layer, d in zip(layers, distances, strict=True) if not d.isfinite().all()]
+        # Where every distance is finite, its gradient was not; the largest distance is then the likeliest source.
+        layer = bad[0] if bad else max(zip(distances, layers, strict=True), key=lambda pair: pair[0].sum().item())[1]
         saved = ""
         if self.path is not None:
             rescue = self.path.with_name(f"{self.path.stem}-last-good.safetensors")
-            good.save(rescue)
+            S.save(rescue)
             saved = f"; the last good S is saved as {rescue}"
         return Diverged(
-            f"the matching loss is not finite at outer iteration k={k}, t={t}, first in layer {layer}: "
+            f"the matching loss is not finite at outer iteration k={k}, t={t}, layer {layer}: "
             f"lower lr_images or lr_network{saved}",
-            k, t, layer, good,
+            k, t, layer, S,
         )  # fmt: skip

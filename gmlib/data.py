@@ -561,7 +561,7 @@ class SyntheticSet:
         mean, std: per channel; images * std + mean are pixels in [0, 1] units.
         recipe: how the set was made, in plain JSON types.
         history: one dict for each outer iteration; not stored in the file.
-        snapshots: {outer iteration: images at its end}; not stored in the file.
+        snapshots: {number of outer iterations: images after them}; not stored in the file.
 
     Raises:
         ValueError: these do not fit together, or an image is not finite.

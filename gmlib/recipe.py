@@ -162,8 +162,8 @@ class Budget:
 BUDGETS: dict[str, Budget] = {
     # Seconds per set on two CPU cores, for 8x8 digits: the live report and the tests.
     "smoke": Budget(
-        recipe={"width": 32, "depth": 2, "batch_real": 64, "outer_loops": 60},
-        many={"outer_loops": 15, "inner_loops": 4, "zeta_theta": 5, "lr_images": 1.0},
+        recipe={"width": 32, "depth": 2, "batch_real": 32, "outer_loops": 50},
+        many={"outer_loops": 12, "inner_loops": 4, "zeta_theta": 5, "lr_images": 1.0},
         sets=3,
         networks=5,
         epochs=100,

@@ -5,7 +5,7 @@ One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/:
     run.json                    recipe, versions, device, seconds, peak memory, history, fingerprint and origin of the data
     set.safetensors             the synthetic set (`SyntheticSet.load`)
     accuracy-<network>.json     the accuracy of each network trained on it, with the protocol
-    trace.json, snapshots.safetensors     where asked for: S and its accuracies at some outer iterations
+    trace.json, snapshots.safetensors     where asked for: S and its accuracies after some outer iterations
     checkpoint.safetensors      only while the run is unfinished
 
 Every file is written whole or not at all, run.json last; what is finished is read back and never redone.
@@ -39,6 +39,7 @@ from .data import Data, SyntheticSet, write_atomically
 from .evaluate import Evaluation, evaluate
 from .recipe import BUDGETS, METHODS, Recipe, choose
 
+COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
 HOME = Path(__file__).resolve().parent.parent  # the repository, where gmlib is used from a checkout
 
 
@@ -50,7 +51,7 @@ class Run:
     S: SyntheticSet
     evaluation: Evaluation
     record: dict[str, Any]  # run.json
-    trace: dict[int, tuple[SyntheticSet, Evaluation]]  # outer iteration -> S there and its accuracies
+    trace: dict[int, tuple[SyntheticSet, Evaluation]]  # number of outer iterations -> S after them, its accuracies
 
 
 def default_folder(budget: str) -> Path:
@@ -82,7 +83,8 @@ def run(
     """Both phases for one set: condense (or select) and evaluate, or read back what is stored.
 
     method: a name in METHODS or CORESETS. overrides: Recipe fields. networks: None takes the budget's number; fewer than are
-    stored takes the first of them. snapshots: outer iterations at whose start S is kept and evaluated too.
+    stored takes the first of them. snapshots: numbers of outer iterations after which S is kept and
+    evaluated too.
     results_dir: None takes `default_folder(budget)`. deadline: see `condense`.
 
     Raises ValueError for unknown names, a recipe that does not fit the data, or a folder that holds another recipe's run or
@@ -203,14 +205,13 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
         for file in sorted(path.parent.glob("accuracy-*.json")):
             stored = _read_json(file)
             rows += rows_of(record, stored["network"], stored["accuracies"])
-    return pd.DataFrame(rows, columns=["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def as_table(runs: Collection[Run]) -> pd.DataFrame:
     """The accuracies of these runs in the long form of `load_results`."""
-    return pd.DataFrame(
-        [row for r in runs for row in rows_of(r.record, r.evaluation.network, r.evaluation.accuracies)]
-    )
+    rows = [row for r in runs for row in rows_of(r.record, r.evaluation.network, r.evaluation.accuracies)]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def rows_of(record: dict[str, Any], network: str, accuracies: Collection[float]) -> list[dict[str, Any]]:

@@ -1,0 +1,107 @@
+"""Recipes: presets, overrides, and what they refuse."""
+
+import json
+
+import pytest
+import torch
+
+from gmlib import BUDGETS, METHODS, Recipe
+from gmlib.recipe import generator
+
+
+def test_the_defaults_are_the_papers():
+    r = Recipe()
+    assert (r.outer_loops, r.batch_real, r.batch_theta, r.width, r.depth) == (1000, 256, 256, 128, 3)
+    assert (r.lr_images, r.momentum_images, r.lr_network, r.momentum_network) == (0.1, 0.5, 0.01, 0.5)
+    assert r.init == "noise" and r.lam is None
+    assert BUDGETS["paper"].diff(1) == BUDGETS["paper"].diff(50) == {}
+    assert (BUDGETS["paper"].sets, BUDGETS["paper"].networks) == (2, 50)
+
+
+@pytest.mark.parametrize(
+    ("method", "what", "how", "where"),
+    [
+        ("DC", "intra", "d1", "fixed"),
+        ("M", "multi", "d1", "fixed"),
+        ("MD", "multi", "d1 + d2", "fixed"),
+        ("MDO", "multi", "d1 + d2", "overfit"),
+        ("MDA", "multi", "d1 + d2", "adaptive"),
+    ],
+)
+def test_methods(method, what, how, where):
+    r = Recipe.for_method(method, ipc=10)
+    assert (r.what, r.how, r.where, r.method) == (what, how, where, method)
+
+
+@pytest.mark.parametrize(("ipc", "loops"), [(1, (1, 1)), (10, (10, 50)), (20, (20, 25)), (50, (50, 10))])
+def test_schedule_by_images_per_class(ipc, loops):
+    assert Recipe(ipc=ipc, where="fixed").schedule() == loops
+    assert Recipe(ipc=ipc, where="fixed", inner_loops=3, zeta_theta=7).schedule() == (3, 7)
+
+
+def test_budget_is_a_diff_and_overrides_win():
+    smoke = Recipe.for_method("M", ipc=10, budget="smoke")
+    assert smoke.outer_loops == BUDGETS["smoke"].many["outer_loops"]
+    assert Recipe.for_method("M", ipc=1, budget="smoke").outer_loops == BUDGETS["smoke"].recipe["outer_loops"]
+    assert Recipe.for_method("M", ipc=10, budget="smoke", outer_loops=3, seed=4).outer_loops == 3
+
+
+def test_a_recipe_survives_json_and_names_itself():
+    r = Recipe.for_method("MD", ipc=50, how="d1 + 0.1*d2", seed=3)
+    assert Recipe(**json.loads(json.dumps(r.as_dict()))) == r
+    assert r.method == "multi,d1+0.1*d2,fixed"
+    assert Recipe.for_method("DC", what="inter").method == "Inter"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"what": "both"}, "unknown what 'both': choose from intra, inter, interleaved, multi"),
+        ({"where": "never"}, "unknown where 'never': choose from fixed, adaptive, overfit, overfit-gap"),
+        ({"how": "d9"}, "unknown distance 'd9'.*choose from d1, d2, d3, d4"),
+        ({"network": "resnet9000"}, "unknown network 'resnet9000': choose from convnet"),
+        ({"init": "zeros"}, "unknown init 'zeros': choose from noise, real"),
+        ({"augment": "mixup"}, "unknown augment 'mixup'"),
+        ({"ipc": 0}, "ipc=0 does not fit: give a whole number of at least 1"),
+        ({"ipc": 1.0}, "ipc=1.0 does not fit"),
+        ({"ipc": True}, "ipc=True does not fit"),
+        ({"ipc": 7}, "no schedule for ipc=7 .only for 1, 10, 20, 30, 40, 50.: give inner_loops"),
+        ({"ipc": 7, "where": "fixed"}, "give inner_loops and zeta_theta"),
+        ({"ipc": 7, "where": "fixed", "inner_loops": 7}, "give zeta_theta"),
+        ({"inner_loops": 0}, "inner_loops=0 does not fit"),
+        ({"lr_images": -0.1}, "lr_images=-0.1 does not fit: give a positive number"),
+        ({"lr_network": 0}, "lr_network=0 does not fit"),
+        ({"lr_images": float("nan")}, "lr_images=nan does not fit"),
+        ({"lr_images": "fast"}, "lr_images='fast' does not fit"),
+        ({"momentum_images": 1}, "momentum_images=1 does not fit"),
+        ({"lam": -1}, "lam=-1 does not fit"),
+        ({"gap": -1}, "gap=-1 does not fit"),
+        ({"seed": -1}, "seed=-1 does not fit"),
+        ({"outer_loops": 0}, "outer_loops=0 does not fit"),
+        ({"width": 0}, "width=0 does not fit"),
+        ({"batch_real": 0}, "batch_real=0 does not fit"),
+    ],
+)
+def test_bad_values_are_told_in_a_sentence(change, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        Recipe(**change)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_in_for_method():
+    with pytest.raises(ValueError, match=f"unknown method 'XX': choose from {', '.join(METHODS)}"):
+        Recipe.for_method("XX")
+    with pytest.raises(ValueError, match="unknown budget 'huge': choose from smoke, lite, paper"):
+        Recipe.for_method("M", budget="huge")
+    with pytest.raises(ValueError, match=r"unknown recipe field 'learning_rate': choose from .*lr_images"):
+        Recipe.for_method("M", learning_rate=1)
+
+
+def test_streams_are_repeatable_and_apart():
+    def first(*path):
+        return torch.rand(3, generator=generator(*path)).tolist()
+
+    assert first(0, "network", 1) == first(0, "network", 1)
+    others = [first(0, "network", 2), first(1, "network", 1), first(0, "batches", 1), first(0, "network1")]
+    assert first(0, "network", 1) not in others
+    assert len({tuple(o) for o in others}) == 4

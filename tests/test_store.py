@@ -1,0 +1,191 @@
+"""What runs leave behind: complete, read back instead of redone, and refused where it is another run's."""
+
+import json
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import make_data
+
+import gmlib as gm
+from gmlib import recipe as recipes
+from gmlib import store
+
+TINY = recipes.Budget(
+    recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 4},
+    many={"inner_loops": 2, "zeta_theta": 2},
+    sets=2,
+    networks=2,
+    epochs=2,
+)
+
+
+@pytest.fixture
+def data():
+    return make_data((8, 8, 8), dtype=torch.float32, n_test=30)
+
+
+@pytest.fixture(autouse=True)
+def tiny_budget(monkeypatch):
+    monkeypatch.setitem(recipes.BUDGETS, "tiny", TINY)
+
+
+def run(data, folder, method="DC", ipc=1, **options):
+    options = {"budget": "tiny", "device": "cpu", "progress": False, "results_dir": folder, **options}
+    return store.run(data, method, ipc, **options)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_and_its_folder(data, tmp_path):
+    r = run(data, tmp_path, seed=3)
+    assert r.folder == tmp_path / "made-up" / "ipc1" / "DC" / "set3"
+    assert sorted(contents(r.folder)) == ["accuracy-convnet.json", "run.json", "set.safetensors"]
+    record = json.loads((r.folder / "run.json").read_text())
+    assert gm.Recipe(**record["recipe"]) == gm.Recipe.for_method("DC", "made-up", 1, "tiny", 3)
+    assert record["data"] == {"name": "made-up", "fingerprint": data.fingerprint, "origin": data.origin}
+    assert record["torch"] == torch.__version__ and record["gmlib"] == gm.__version__ and record["device"] == "cpu"
+    assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
+    assert [h["k"] for h in record["history"]] == [0, 1, 2, 3]
+    alone = gm.condense(data, gm.Recipe(**record["recipe"]), "cpu", progress=False)
+    assert torch.equal(gm.SyntheticSet.load(r.folder / "set.safetensors").images, alone.images)
+    expected = gm.evaluate(alone, data, "convnet", 2, 3, width=4, depth=2, epochs=2, device="cpu", progress=False)
+    assert json.loads((r.folder / "accuracy-convnet.json").read_text())["accuracies"] == list(expected.accuracies)
+
+
+def test_what_is_finished_is_read_back_and_never_redone(data, tmp_path, monkeypatch):
+    first = run(data, tmp_path, snapshots=(0, 2, 4))
+    before = contents(tmp_path)
+    monkeypatch.setattr(store, "condense", None)
+    monkeypatch.setattr(store, "evaluate", None)
+    again = run(data, tmp_path, snapshots=(0, 2, 4))
+    assert again.evaluation == first.evaluation and torch.equal(again.S.images, first.S.images)
+    assert [e for _, e in again.trace.values()] == [e for _, e in first.trace.values()]
+    assert run(data, tmp_path, networks=1).evaluation.accuracies == first.evaluation.accuracies[:1]
+    assert contents(tmp_path) == before
+
+
+def test_more_networks_are_trained_where_more_are_asked_for(data, tmp_path):
+    two = run(data, tmp_path).evaluation
+    four = run(data, tmp_path, networks=4).evaluation
+    assert four.n == 4 and four.accuracies[:2] == two.accuracies
+
+
+def test_the_trace_holds_sets_and_accuracies_along_the_way(data, tmp_path):
+    r = run(data, tmp_path, snapshots=(0, 2, 4))
+    assert list(r.trace) == [0, 2, 4]
+    assert torch.equal(r.trace[4][0].images, r.S.images)
+    assert r.trace[4][1].accuracies == r.evaluation.accuracies
+    assert not torch.equal(r.trace[0][0].images, r.trace[2][0].images)
+    with pytest.raises(ValueError, match="was run without the snapshots asked for: delete it"):
+        run(data, tmp_path, snapshots=(0, 1))
+
+
+def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
+    r = run(data, tmp_path, "random", 2)
+    assert torch.equal(r.S.images, gm.coreset("random", data, 2, 0).images)
+    assert (r.evaluation.protocol["width"], r.evaluation.protocol["depth"]) == (4, 2)
+
+
+def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
+    run(data, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run with lr_images=0\.1 where lr_images=0\.2 is asked for: delete it"):
+        run(data, tmp_path, lr_images=0.2)
+    with pytest.raises(ValueError, match="was made from another copy of made-up"):
+        run(make_data((8, 8, 8), dtype=torch.float32, n_test=30, seed=9), tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ({"method": "XX"}, "unknown method 'XX': choose from DC, M, MD, MDO, MDA, Inter, Interleaved, random"),
+        ({"budget": "huge"}, "unknown budget 'huge'"),
+        ({"ipc": 9}, "ipc=9"),
+        ({"method": "random", "ipc": 9}, "ipc=9"),
+        ({"snapshots": [9]}, "snapshot 9 is outside"),
+        ({"lr_images": -1.0}, "lr_images=-1.0 does not fit"),
+    ],
+)
+def test_bad_input_writes_nothing(call, sentence, data, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        run(data, tmp_path, **call)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deadline_leaves_a_checkpoint_that_the_next_run_goes_on_from(data, tmp_path):
+    with pytest.raises(TimeoutError):
+        run(data, tmp_path, deadline=time.monotonic())
+    folder = tmp_path / "made-up" / "ipc1" / "DC" / "set0"
+    assert sorted(contents(folder)) == ["checkpoint.safetensors"]
+    stopped = run(data, tmp_path)
+    whole = run(data, tmp_path / "elsewhere")
+    assert torch.equal(stopped.S.images, whole.S.images)
+    assert stopped.evaluation.accuracies == whole.evaluation.accuracies
+    assert sorted(contents(folder)) == ["accuracy-convnet.json", "run.json", "set.safetensors"]
+
+
+def test_damaged_files_are_named(data, tmp_path):
+    folder = run(data, tmp_path).folder
+    (folder / "run.json").write_text((folder / "run.json").read_text()[:50])
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*delete its folder and run again"):
+        run(data, tmp_path)
+    with pytest.raises(ValueError, match="is damaged"):
+        store.load_results(tmp_path)
+
+
+def test_sweep_and_results(data, tmp_path):
+    runs, why = store.sweep(
+        data, "random, DC", 1, budget="tiny", results_dir=tmp_path, device="cpu", progress=False, trace={("DC", 1): (0, 4)}
+    )
+    assert why == {}
+    assert [(r.record["method"], r.record["recipe"]["seed"]) for r in runs] == [
+        ("random", 0), ("DC", 0), ("random", 1), ("DC", 1)
+    ]  # fmt: skip
+    assert [list(r.trace) for r in runs] == [[], [0, 4], [], []]
+    table = store.as_table(runs)
+    assert len(table) == 2 * 2 * 2
+    stored = store.load_results(tmp_path)
+    order = ["method", "set", "net"]
+    pd.testing.assert_frame_equal(
+        table.sort_values(order, ignore_index=True), stored.sort_values(order, ignore_index=True)
+    )
+    assert set(stored["budget"]) == {"tiny"} and set(stored["network"]) == {"convnet"}
+
+
+def test_a_sweep_out_of_time_says_what_it_left(data, tmp_path):
+    runs, why = store.sweep(
+        data, ["random", "DC"], [1], budget="tiny", results_dir=tmp_path, device="cpu", progress=False, time_budget=0.0
+    )
+    assert runs == []
+    assert why == {("made-up", 1, m): "the time budget of 0 s was used up" for m in ("random", "DC")}
+    assert list(store.as_table(runs).columns) == ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ({"methods": ["DC", "XX"]}, "unknown method 'XX'"),
+        ({"ipc": [1, 99]}, "ipc=99"),
+        ({"sets": 0}, "sets=0 does not fit"),
+    ],
+)
+def test_a_sweep_checks_everything_before_it_starts(call, sentence, data, tmp_path):
+    arguments = {"methods": ["DC"], "ipc": [1], "budget": "tiny", "results_dir": tmp_path, **call}
+    with pytest.raises(ValueError, match=sentence):
+        store.sweep(data, progress=False, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_name_keeps_to_what_file_systems_take(tmp_path):
+    folder = store.run_folder(tmp_path, "imagefolder:/home/me/my pictures", 1, "multi,d1+100*d4,fixed", 0)
+    assert folder.relative_to(tmp_path).parts == ("imagefolder_home_me_my_pictures", "ipc1", "multi,d1+100_d4,fixed", "set0")
+
+
+def test_no_results_yet(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no results folder .*run something first"):
+        store.load_results(tmp_path / "nowhere")
