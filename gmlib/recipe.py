@@ -163,9 +163,9 @@ BUDGETS: dict[str, Budget] = {
     # Seconds per set on two CPU cores, for 8x8 digits: the live report and the tests.
     "smoke": Budget(
         recipe={"width": 32, "depth": 2, "batch_real": 32, "outer_loops": 50},
-        many={"outer_loops": 12, "inner_loops": 4, "zeta_theta": 5, "lr_images": 1.0},
+        many={"outer_loops": 10, "inner_loops": 4, "zeta_theta": 5, "lr_images": 1.0},
         sets=3,
-        networks=5,
+        networks=4,
         epochs=100,
     ),
     # A laptop over a coffee (1 image per class) or a night (10).
