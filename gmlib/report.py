@@ -248,6 +248,31 @@ def verdicts(results, better: str, worse: str, *, network=None) -> Verdicts:
     return found
 
 
+def claim(results: pd.DataFrame, best: str, others: Sequence[str], *, network=None) -> Markdown:
+    """One sentence on whether `best` is the best of these methods, by the rule of `verdict` in each cell.
+
+    It counts the cells (dataset, ipc, budget) that hold all of them: in how many `best` has the highest mean, in how
+    many it is above every other beyond noise, and in how many another one is above it beyond noise.
+    """
+    cells = top = above = beaten = 0
+    results = _select(_checked(results), network=network) if len(results) else results
+    for _, cell in results.groupby(["dataset", "ipc", "budget"], sort=False):
+        if not {best, *others} <= set(cell["method"]):
+            continue
+        found = [verdict(cell, best, other, network=network) for other in others]
+        cells += 1
+        top += all(v.difference > 0 for v in found)
+        above += all(v.outcome == "held" for v in found)
+        beaten += any(v.outcome == "reversed" for v in found)
+    names = ", ".join(others)
+    if not cells:
+        return Markdown(f"Whether {best} is best cannot be said: no cell holds it together with {names}.")
+    return Markdown(
+        f"**{best} has the highest mean, against {names}, in {top} of {cells} cell{'s' if cells > 1 else ''}.** "
+        f"It is above all of them beyond noise in {above}, and below one of them beyond noise in {beaten}."
+    )
+
+
 # ---------------------------------------------------------------------------------------------- tables
 
 
@@ -306,7 +331,10 @@ def table(
     A cell run under another budget than "paper" is not set against the paper's figure; the caption or, where
     budgets are mixed, the cell names the budget.
     """
-    summary = summarise(_select(_checked(results), network=network))
+    if results.empty and methods is not None and columns is not None:
+        summary = results.assign(mean=0.0, std=0.0, n=0, n_sets=0, ci95=0.0)  # no row: every cell says "not run"
+    else:
+        summary = summarise(_select(_checked(results), network=network))
     methods = list(methods) if methods is not None else method_order(summary["method"])
     if columns is None:
         columns = list(summary[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None))
@@ -326,7 +354,9 @@ def table(
                 lines += [_against_paper(theirs, summary[where], decimals)]
             cells[method, f"{dataset}, IPC {ipc}"] = lines
     note = "mean±std over all networks, n networks, 95% t interval over sets"
-    if len(budgets) > 1:
+    if not budgets:
+        note += "; nothing was run"
+    elif len(budgets) > 1:
         note += f'; budgets: {", ".join(budgets)}, of which only "paper" is the paper\'s protocol'
     elif budgets != ["paper"]:
         note += f"; budget: {budgets[0]}, not the paper's protocol"
@@ -419,6 +449,19 @@ def image_grid(images, n_classes: int, *, titles: Sequence[str] | None = None, i
     images: (C * ipc, channels, height, width), array or tensor, sorted by class, in [0, 1] (clipped to it),
     grey or RGB. titles: the C class names. inch: side of one image on paper.
     """
+    sheet, centres = _sheet(images, n_classes)
+    if titles is not None and len(titles) != n_classes:
+        raise ValueError(f"{len(titles)} titles for {n_classes} classes: pass one per class.")
+    across = inch * n_classes
+    with sns.axes_style("white", rc=STYLE):
+        size = (across, across * sheet.shape[0] / sheet.shape[1] + (0.3 if titles is not None else 0))
+        fig = Figure(figsize=size, layout="constrained")
+        _show_sheet(fig.subplots(), sheet, centres, titles)
+    return fig
+
+
+def _sheet(images, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The grid as one picture, and the x of the middle of each class's column."""
     if hasattr(images, "detach"):
         images = images.detach().cpu()
     images = np.asarray(images, dtype=float)
@@ -427,8 +470,6 @@ def image_grid(images, n_classes: int, *, titles: Sequence[str] | None = None, i
     n, channels, height, width = images.shape
     if n_classes < 1 or n == 0 or n % n_classes:
         raise ValueError(f"{n} images cannot be shared evenly by {n_classes} classes.")
-    if titles is not None and len(titles) != n_classes:
-        raise ValueError(f"{len(titles)} titles for {n_classes} classes: pass one per class.")
     ipc = n // n_classes
     gap = max(1, width // 14)
     sheet = np.ones((ipc * (height + gap) - gap, n_classes * (width + gap) - gap, channels))
@@ -436,18 +477,16 @@ def image_grid(images, n_classes: int, *, titles: Sequence[str] | None = None, i
         c, j = divmod(i, ipc)
         top, left = j * (height + gap), c * (width + gap)
         sheet[top : top + height, left : left + width] = image.clip(0, 1).transpose(1, 2, 0)
-    with sns.axes_style("white", rc=STYLE):
-        size = (inch * n_classes, inch * ipc * height / width + (0.3 if titles is not None else 0))
-        fig = Figure(figsize=size, layout="constrained")
-        ax = fig.subplots()
-        sheet = sheet[..., 0] if channels == 1 else sheet
-        ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        ax.set(yticks=[], xticks=[])
-        ax.spines[:].set_visible(False)
-        if titles is not None:
-            ax.set_xticks(np.arange(n_classes) * (width + gap) + (width - 1) / 2, titles, fontsize=9)
-            ax.tick_params(top=False, bottom=False, labeltop=True, labelbottom=False, pad=2)
-    return fig
+    return sheet[..., 0] if channels == 1 else sheet, np.arange(n_classes) * (width + gap) + (width - 1) / 2
+
+
+def _show_sheet(ax, sheet: np.ndarray, centres: np.ndarray, titles: Sequence[str] | None) -> None:
+    ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(yticks=[], xticks=[])
+    ax.spines[:].set_visible(False)
+    if titles is not None:
+        ax.set_xticks(centres, titles, fontsize=9)
+        ax.tick_params(top=False, bottom=False, labeltop=True, labelbottom=False, pad=2)
 
 
 def _png(fig: Figure) -> bytes:
@@ -582,3 +621,31 @@ class Slider:
             pick.observe(lambda change: setattr(view, "value", self._html[change["new"]]), names="value")
             self._live = ipywidgets.VBox([pick, view])
         return self._live._repr_mimebundle_()
+
+
+def trace_slider(trace: Mapping[int, tuple[object, Sequence[float]]], n_classes: int, *, method: str, titles=None) -> Slider:
+    """A slider through the outer iterations of one run: the images, and where their accuracy stands on its way.
+
+    trace: {number of outer iterations k: (images as `image_grid` takes them, accuracies in percent of the
+    networks trained on them)}. It opens at the last k.
+    """
+    ks = list(trace)
+    means = [float(np.mean(accuracies)) for _, accuracies in trace.values()]
+    frames = []
+    for k, mean, (images, accuracies) in zip(ks, means, trace.values(), strict=True):
+        sheet, centres = _sheet(images, n_classes)
+        tall = 7.2 * sheet.shape[0] / sheet.shape[1] + 0.3
+        with sns.axes_style("whitegrid", rc=STYLE):
+            fig = Figure(figsize=(7.2, tall + 2.0), layout="constrained")
+            pictures, way = fig.subplots(2, 1, height_ratios=[tall, 2.0])
+        pictures.grid(visible=False)
+        _show_sheet(pictures, sheet, centres, titles)
+        for at, (_, each) in trace.items():
+            way.plot([at] * len(each), each, "o", color=colour(method), alpha=0.35, markersize=3, markeredgewidth=0)
+        way.plot(ks, means, color=colour(method), linewidth=1.5)
+        way.plot([k], [mean], "o", color="black", markersize=7)
+        way.set(xlabel="outer iteration k", ylabel="test accuracy (%)")
+        caption = f"k = {k}: networks trained on these images reach {mean:.1f} % (mean of {len(accuracies)})"
+        alt = f"The images after {k} outer iterations of {method}, one column for each class; below them accuracy against k"
+        frames.append((caption, fig, alt))
+    return Slider(frames, names=ks, start=len(ks) - 1)

@@ -160,8 +160,7 @@ def sweep(
 
     Returns the runs and, for each (dataset, ipc, method) that time left without any set, the reason.
     """
-    methods = [m.strip() for m in methods.split(",")] if isinstance(methods, str) else list(methods)
-    ipcs = [ipc] if isinstance(ipc, int) else list(ipc)
+    methods, ipcs = listed(methods), listed(ipc)
     sets = choose(BUDGETS, "budget", budget).sets if sets is None else sets
     if not isinstance(sets, int) or sets < 1:
         raise ValueError(f"sets={sets!r} does not fit: give a whole number of at least 1")
@@ -188,6 +187,13 @@ def sweep(
             if not any((r.record["recipe"]["ipc"], r.record["method"]) == (n, m) for r in runs):
                 why[data.name, n, m] = f"the time budget of {time_budget:g} s was used up"
     return runs, why
+
+
+def listed(values: Any) -> list:
+    """A list from a list, from one value, or from words with commas: "DC, M" as a command line gives it."""
+    if isinstance(values, str):
+        return [word.strip() for word in values.split(",")]
+    return list(values) if isinstance(values, Collection) else [values]
 
 
 def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:

@@ -13,40 +13,40 @@ from torch import Tensor
 from .how import Gradient
 
 Distance = Callable[[Gradient, Gradient], Tensor]
+Loss = Callable[..., Tensor]  # (D, gS, gT, *, lam, weights, k) -> scalar
 
 
 def union(g: Gradient, weights: Tensor) -> list[Tensor]:
     """Gradient of the union of the class batches from the class gradients, with no further pass (Eq. 5).
 
-    g: one (C, rows, n) tensor per layer; weights: (C,) with sum 1, the share |B_c| / sum |B_c| of each class, or the share
-    of each class in T where T is not balanced. Returns one (rows, n) tensor per layer.
+    g: one (C, rows, n) tensor per layer. weights: (C,) with sum 1, the share |B_c| / sum |B_c|
+    of each class, or its share in T where T is not balanced. Returns one (rows, n) tensor per layer.
     """
     # g_union = sum_c |B_c| g_c / sum_c |B_c|
     return [(weights.to(layer).view(-1, 1, 1) * layer).sum(0) for layer in g]
 
 
-def intra(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, k: int) -> Tensor:
+def intra(D: Distance, gS: Gradient, gT: Gradient, **_) -> Tensor:
     """Match class by class (Eq. 4)."""
     # loss_intra = sum_c D(gS_c, gT_c)
     return D(gS, gT).sum()
 
 
-def inter(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, k: int) -> Tensor:
+def inter(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, **_) -> Tensor:
     """Match the gradients of the whole batch, lam times (Eq. 6, second term)."""
     # lam * loss_inter = lam * D(mean_c gS_c, mean_c gT_c)
     return lam * D(union(gS, weights), union(gT, weights))
 
 
-def interleaved(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, k: int) -> Tensor:
+def interleaved(D: Distance, gS: Gradient, gT: Gradient, *, k: int, **options) -> Tensor:
     """Intra-class in even outer iterations k, inter-class in odd ones (footnote 3; Table 1)."""
-    return (intra if k % 2 == 0 else inter)(D, gS, gT, lam=lam, weights=weights, k=k)
+    return (intra if k % 2 == 0 else inter)(D, gS, gT, **options)
 
 
-def multi(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, k: int) -> Tensor:
+def multi(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, **_) -> Tensor:
     """Match both levels at once (Eq. 6; line 8 of Algorithm 1)."""
     # loss = sum_c D(gS_c, gT_c) + lam * D(mean_c gS_c, mean_c gT_c)
-    levels = {"lam": lam, "weights": weights, "k": k}
-    return intra(D, gS, gT, **levels) + inter(D, gS, gT, **levels)
+    return intra(D, gS, gT) + inter(D, gS, gT, lam=lam, weights=weights)
 
 
-WHAT: dict[str, Callable[..., Tensor]] = {"intra": intra, "inter": inter, "interleaved": interleaved, "multi": multi}
+WHAT: dict[str, Loss] = {"intra": intra, "inter": inter, "interleaved": interleaved, "multi": multi}

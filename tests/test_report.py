@@ -445,3 +445,38 @@ def test_an_empty_book_is_not_sound(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(Path(__file__).with_name("check_book.py")), run_name="__main__")
     assert stop.value.code == 1 and "holds no page" in capsys.readouterr().out
+
+
+def test_claim_counts_cells_by_hand():
+    rows = []
+    for ipc, means in {1: {"M": 80, "DC": 70}, 10: {"M": 60, "DC": 70}, 50: {"M": 71, "DC": 70}}.items():
+        for method, mean in means.items():
+            for seed in range(3):
+                # at 50 images the difference moves with the seed: 4, 1, -2
+                wobble = {50: {"M": 3 - 3 * seed}}.get(ipc, {}).get(method, 0.1 * seed * (method == "M"))
+                rows.append(("d", ipc, method, "paper", seed, "convnet", 0, mean + wobble))
+    results = pd.DataFrame(rows, columns=list(report.COLUMNS))
+    text = report.claim(results, "M", ["DC"]).data
+    assert "highest mean, against DC, in 2 of 3 cells" in text
+    assert "above all of them beyond noise in 1, and below one of them beyond noise in 1" in text
+    assert "cannot be said" in report.claim(results, "M", ["DC", "Inter"]).data
+    assert "cannot be said" in report.claim(results.iloc[:0], "M", ["DC"]).data
+
+
+def test_trace_slider_opens_at_the_end_and_names_every_k():
+    trace = {k: (np.full((4, 1, 3, 3), k / 10), [50.0 + k, 52.0 + k]) for k in (0, 2, 9)}
+    slider = report.trace_slider(trace, 2, method="M", titles=["a", "b"])
+    assert slider.names == ["0", "2", "9"] and slider.start == 2
+    assert [caption for caption, _, _ in slider.frames][2] == "k = 9: networks trained on these images reach 60.0 % (mean of 2)"
+
+
+def test_source_is_the_code_itself():
+    text = report.source(report.colour).data
+    assert text.startswith("```python\ndef colour(method: str)") and text.endswith("```")
+
+
+def test_a_table_of_nothing_says_so_in_every_cell():
+    empty = pd.DataFrame(columns=list(report.COLUMNS))
+    found = report.table(empty, methods=["DC", "M"], columns=[("digits", 1)], why={("digits", 1, "M"): "no time"})
+    assert found.cells == {("DC", "digits, IPC 1"): ["not run"], ("M", "digits, IPC 1"): ["not run: no time"]}
+    assert "nothing was run" in found.caption

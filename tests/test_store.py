@@ -189,3 +189,9 @@ def test_a_folder_name_keeps_to_what_file_systems_take(tmp_path):
 def test_no_results_yet(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no results folder .*run something first"):
         store.load_results(tmp_path / "nowhere")
+
+
+def test_lists_as_a_command_line_gives_them():
+    assert store.listed("DC, M") == ["DC", "M"]
+    assert store.listed(["DC"]) == ["DC"] and store.listed((1, 10)) == [1, 10]
+    assert store.listed(1) == [1]
