@@ -96,7 +96,7 @@ def condense(
             validation = draw(data, where.VALIDATION_BATCH, held_out) if stop else None
             now = measure(network, S, labels, validation) if stop else None
             for i in range(where.WHERE[recipe.where](t, zeta)):  # lines 10-11
-                train_one_pass(network, optimise_theta, S.detach(), labels, recipe.batch_theta, shuffle)  # line 12
+                networks.train_one_pass(network, optimise_theta, S.detach(), labels, recipe.batch_theta, shuffle)  # line 12
                 steps += 1
                 if stop:
                     before, now = now, measure(network, S, labels, validation)
@@ -164,18 +164,6 @@ def measure(network: nn.Module, S: Tensor, labels: Tensor, validation: tuple[Ten
     """L(S, theta) and, on one batch of real images, L(T, theta)."""
     x, y = validation
     return where.Losses(F.cross_entropy(network(S), labels).item(), F.cross_entropy(network(x), y).item())
-
-
-def train_one_pass(
-    network: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, batch: int, rng: torch.Generator
-) -> None:
-    """One "step" of theta: an epoch over S in shuffled mini-batches, a single gradient step while S fits in one batch."""
-    for chosen in torch.randperm(len(y), generator=rng).split(batch):
-        chosen = chosen.to(y.device)
-        loss = F.cross_entropy(network(x[chosen]), y[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
 
 
 def _as_set(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import networks
-from .condense import train_one_pass
 from .data import Data, SyntheticSet
 from .recipe import choose, generator
 
@@ -105,12 +105,10 @@ def evaluate(
             generator=generator(seed, "evaluate", j), device=device, dtype=x.dtype,
         )  # fmt: skip
         rng = generator(seed, "evaluate batches", j)
-        optimiser = torch.optim.SGD(f.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-        for epoch in range(epochs):
-            if epoch == epochs // 2:
-                optimiser.param_groups[0]["lr"] = lr / 10
-            seen = augmented(x, operations, rng) if operations else x
-            train_one_pass(f, optimiser, seen, y, batch, rng)
+        networks.fit(
+            f, x, y, epochs=epochs, rng=rng, lr=lr, momentum=momentum, weight_decay=weight_decay, batch=batch,
+            vary=partial(augmented, operations=operations, rng=rng) if operations else None,
+        )  # fmt: skip
         accuracies.append(accuracy(f, x_test, y_test))
     protocol = {
         "width": width, "depth": depth, "epochs": epochs, "lr": lr, "momentum": momentum,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -70,3 +71,43 @@ def build(
 def matched(network: nn.Module) -> list[tuple[str, Tensor]]:
     """The parameters whose gradients are matched: all but the one-dimensional ones, as (name, parameter) in layer order."""
     return [(name, p) for name, p in network.named_parameters() if p.ndim > 1]
+
+
+def train_one_pass(
+    network: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, batch: int, rng: torch.Generator
+) -> None:
+    """An epoch over x (n, channels, height, width) and its labels y (n,) in shuffled mini-batches, cross-entropy loss.
+
+    This is one "step" of theta in Algorithm 1 (line 12): a single gradient step while S fits in one batch.
+    """
+    for chosen in torch.randperm(len(y), generator=rng).split(batch):
+        chosen = chosen.to(y.device)
+        loss = F.cross_entropy(network(x[chosen]), y[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def fit(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    rng: torch.Generator,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    batch: int = 256,
+    vary: Callable[[Tensor], Tensor] | None = None,
+) -> nn.Module:
+    """Train `network` in place by the protocol of phase 2: SGD, the learning rate divided by 10 after half the epochs.
+
+    vary: maps x to a varied copy of it, anew for each epoch. Returns the network.
+    """
+    optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    for epoch in range(epochs):
+        if epoch == epochs // 2:
+            optimiser.param_groups[0]["lr"] = lr / 10
+        train_one_pass(network, optimiser, x if vary is None else vary(x), y, batch, rng)
+    return network
