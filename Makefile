@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.md)
-SOURCES := $(wildcard gmlib/*.py gmlib/*.csv)
+SOURCES := $(wildcard gmlib/*.py gmlib/*.csv) requirements.lock
 REPORT := book/_build/html/index.html
 
 .PHONY: help setup book test lint unit notebooks strict clean
@@ -13,7 +13,7 @@ help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install what pyproject.toml lists"
 	@echo "make lint, unit, notebooks, strict   the parts of make test"
-	@echo "make clean   remove what was built and the smoke runs (not .venv, not other runs)"
+	@echo "make clean   remove what was built and the smoke runs on digits"
 
 # ---- set-up: once, and again only where the list of dependencies changed
 
@@ -32,10 +32,10 @@ book: setup runs/.made-by
 	$(BIN)/jupyter-book build book
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
-# jupyter-cache knows the text of a notebook's cells only: after a change in gmlib the cached pages and the smoke runs are
-# no longer what the code would give.
+# jupyter-cache knows the text of a notebook's cells only: after a change in gmlib the cached pages and the smoke runs on
+# digits are no longer what the code would give. Runs on other data are left alone.
 runs/.made-by: $(SOURCES)
-	rm -rf runs/smoke book/_build
+	rm -rf runs/smoke/digits book/_build
 	@mkdir -p runs && touch $@
 
 # ---- tests
@@ -46,7 +46,7 @@ lint: setup
 	$(BIN)/ruff check .
 
 unit: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 # Every notebook as a batch job; a failing cell stops papermill with a non-zero exit.
 notebooks: setup runs/.made-by
@@ -54,7 +54,7 @@ notebooks: setup runs/.made-by
 	@set -e; for notebook in $(NOTEBOOKS); do \
 	  name=$$(basename $$notebook .md); echo "papermill $$name"; \
 	  $(BIN)/jupytext --quiet --to ipynb --output build/papermill/$$name-in.ipynb $$notebook; \
-	  $(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks \
+	  $(BIN)/papermill --no-progress-bar --log-level WARNING \
 	    build/papermill/$$name-in.ipynb build/papermill/$$name.ipynb -p budget smoke; \
 	done
 
@@ -63,4 +63,4 @@ strict: setup runs/.made-by
 	$(BIN)/python tests/check_book.py book/_build/html
 
 clean:
-	rm -rf book/_build build runs/smoke runs/.made-by
+	rm -rf book/_build build runs/smoke/digits runs/.made-by

@@ -10,8 +10,11 @@
 from .condense import Diverged, condense
 from .coreset import CORESETS, coreset
 from .data import Data, SyntheticSet, load_data
-from .evaluate import Evaluation, evaluate
-from .recipe import BUDGETS, METHODS, Recipe
+from .evaluate import Evaluation, Protocol, evaluate
+from .networks import NETWORKS
+from .networks import register as register_network
+from .reach import reach
+from .recipe import BUDGETS, METHODS, OutOfTime, Recipe
 
 __version__ = "0.1.0"
 
@@ -19,13 +22,18 @@ __all__ = [
     "BUDGETS",
     "CORESETS",
     "METHODS",
+    "NETWORKS",
     "Data",
     "Diverged",
     "Evaluation",
+    "OutOfTime",
+    "Protocol",
     "Recipe",
     "SyntheticSet",
     "condense",
     "coreset",
     "evaluate",
     "load_data",
+    "reach",
+    "register_network",
 ]

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import how, networks, where
+from .augment import AUGMENT
 from .coreset import check_ipc, random
 from .data import Data, SyntheticSet, write_atomically
-from .gradients import class_gradients
-from .recipe import Recipe, generator
+from .gradients import Memory, batch_gradient, class_gradients
+from .recipe import OutOfTime, Recipe, device_of, generator
 from .what import WHAT
 
+# The released scripts' mixed mini-batches for the inter-class gradient, and the real images of each class from which
+# BatchNorm's running statistics are taken before each update.
+MIXED_REAL, MIXED_IMAGES, BATCHNORM_IMAGES = 1024, 256, 16
 CHECKPOINT_FORMAT = "gmlib-checkpoint-1"
 
 
@@ -43,28 +48,28 @@ def condense(
     device: None takes CUDA where there is one, else the CPU.
     checkpoint: a file that holds S after some outer iteration, written every `checkpoint_seconds`, at `deadline` and at the
         end. Where it exists the run goes on from it and ends bit-identical, on one machine, to a run never interrupted.
-    snapshots: numbers of outer iterations, 0 to K, after which S is kept in the result's `snapshots`.
-    deadline: time.monotonic() after which the run stops at the end of an outer iteration with TimeoutError.
+    snapshots: numbers of outer iterations, 0 to K, after which S is kept in the result's `snapshots`; a run that goes on from
+        a checkpoint has those before it only if they were asked for then.
+    deadline: time.monotonic() after which the run stops at the end of an outer iteration with OutOfTime.
 
     Returns S with `history`, one dict for each outer iteration: k, loss (mean matching loss over t), theta_steps, seconds and
-    detections ([t, i, L(S, theta), L(T, theta)] wherever overfitting was seen). One seed, one machine: the same bits.
+    detections ([t, i, L(S, theta), L(T, theta)] wherever overfitting was seen). One seed, one machine's CPU: the same bits.
 
     Raises ValueError for a recipe that does not fit the data or a checkpoint of another run, before any work;
-    Diverged where the matching loss is no longer finite; TimeoutError at the deadline.
+    Diverged where the matching loss is no longer finite; OutOfTime at the deadline.
     """
     check(data, recipe, snapshots)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(device)
     saved = _Checkpoint(checkpoint, data, recipe)
     data = data.to(device)
     C, K = data.n_classes, recipe.outer_loops
     T, zeta = recipe.schedule()
-    lam = C if recipe.lam is None else recipe.lam
-    D, loss_of = how.distance(recipe.how), WHAT[recipe.what]
-    stop = where.STOP.get(recipe.where)
+    memory = Memory(largest=max(recipe.batch_real, recipe.ipc, MIXED_REAL if recipe.inter_batches == "sampled" else 0))
 
     S = initial(data, recipe).requires_grad_()  # line 1: (C*ipc, channels, height, width)
     labels = torch.arange(C, device=device).repeat_interleave(recipe.ipc)
     optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
+    weights = data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / C)
     k0, kept, history = saved.restore(S, optimise_S)
 
     bar = tqdm(total=K, initial=k0, desc=f"{recipe.method} ipc {recipe.ipc}", unit="network", disable=not progress, mininterval=1)
@@ -73,39 +78,27 @@ def condense(
         if k in snapshots:
             kept[k] = S.detach().clone()
         # One stream for each purpose: runs that differ only in `where` still meet the same networks and real batches.
-        batches, held_out, shuffle = (generator(recipe.seed, use, k) for use in ("batches", "validation", "shuffle"))
+        streams = {use: generator(recipe.seed, use, k) for use in ("batches", "mixed", "augment", "validation", "shuffle")}
         network = fresh_network(data, recipe, k)  # line 3: theta_0 ~ P_theta0
         optimise_theta = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
         losses, steps, detections = [], 0, []
 
         for t in range(T):  # line 4: inner loop
-            B_T = [data.sample(c, recipe.batch_real, batches) for c in range(C)]  # lines 5-6
-            B_S = S.split(recipe.ipc)
-            gT = class_gradients(network, B_T)  # line 7
-            gS = class_gradients(network, B_S, create_graph=True)
-            loss = loss_of(D, gS, gT, lam=lam, weights=data.class_weights, k=k)  # line 8
-            (S.grad,) = torch.autograd.grad(loss, S)
-            losses.append(loss.item())
-            last_good = S.detach().clone()
-            optimise_S.step()  # line 9
-            if not (math.isfinite(losses[-1]) and S.isfinite().all()):
-                raise saved.diverged(_as_set(last_good, labels, data, recipe, history), network, gS, gT, k, t)
-            if t == T - 1:
-                break  # theta is drawn anew: its last steps would serve nothing
+            for _ in range(recipe.zeta_S):  # Eq. 10; the paper finds one update at each theta best
+                B = sample(data, recipe, streams)  # lines 5-6
+                loss, S.grad, gS, gT = match(network, S, labels, B, weights, recipe, k, memory)  # lines 7-8
+                losses.append(loss)
+                last_good = S.detach().clone()
+                optimise_S.step()  # line 9
+                if not (math.isfinite(loss) and S.isfinite().all()):
+                    raise saved.diverged(_as_set(last_good, labels, data, recipe, history), network, gS, gT, k, t)
+            if t < T - 1:  # after the last update of S theta would move for nothing: it is drawn anew
+                most = where.steps(recipe.where, t, zeta)
+                taken, seen = move(network, optimise_theta, S.detach(), labels, data, recipe, most, streams)  # lines 10-13
+                steps += taken
+                detections += [[t, *seen]] if seen else []
 
-            validation = draw(data, where.VALIDATION_BATCH, held_out) if stop else None
-            now = measure(network, S, labels, validation) if stop else None
-            for i in range(where.WHERE[recipe.where](t, zeta)):  # lines 10-11
-                networks.train_one_pass(network, optimise_theta, S.detach(), labels, recipe.batch_theta, shuffle)  # line 12
-                steps += 1
-                if stop:
-                    before, now = now, measure(network, S, labels, validation)
-                    if stop(before, now, recipe.gap):
-                        detections.append([t, i, now.S, now.T])
-                        break
-
-        seconds = time.monotonic() - begun
-        mean_loss = sum(losses) / T
+        seconds, mean_loss = time.monotonic() - begun, sum(losses) / len(losses)
         history.append({"k": k, "loss": mean_loss, "theta_steps": steps, "seconds": seconds, "detections": detections})
         bar.set_postfix(loss=f"{mean_loss:.4g}", refresh=False)
         bar.update()
@@ -114,11 +107,81 @@ def condense(
             saved.write(S, optimise_S, k + 1, kept, history)
         if late:
             bar.close()
-            raise TimeoutError(f"out of time after {k + 1} of {K} outer iterations: run again to go on" + saved.whereabouts())
+            raise OutOfTime(f"out of time after {k + 1} of {K} outer iterations: run again to go on" + saved.whereabouts())
     bar.close()
     if K in snapshots:
         kept[K] = S.detach().clone()
     return _as_set(S, labels, data, recipe, history, kept)  # output
+
+
+class Batches(NamedTuple):
+    """What one update of S sees beside S itself."""
+
+    real: list[Tensor]  # C mini-batches of T, one of each class: (batch_real, channels, height, width)
+    transforms: list[Callable[[Tensor], Tensor]]  # C augmentations, each for both sides of its class
+    mixed_T: tuple[Tensor, Tensor] | None  # real images of any class, and labels
+    mixed_S: Tensor | None  # indices of condensed images of any class
+
+
+def sample(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> Batches:
+    """Lines 5-6: mini-batches of each class of T; S is small and is taken whole."""
+    real = [data.sample(c, recipe.batch_real, streams["batches"]) for c in range(data.n_classes)]
+    transforms = [AUGMENT[recipe.augment](data.name, streams["augment"]) for _ in real]
+    if recipe.inter_batches == "classes":
+        return Batches(real, transforms, None, None)
+    chosen = torch.randperm(data.n_classes * recipe.ipc, generator=streams["mixed"])[:MIXED_IMAGES]
+    return Batches(real, transforms, draw(data, MIXED_REAL, streams["mixed"]), chosen.to(data.train_labels.device))
+
+
+def match(
+    network: nn.Module, S: Tensor, labels: Tensor, B: Batches, weights: Tensor, recipe: Recipe, k: int, memory: Memory
+) -> tuple[float, Tensor, how.Gradient, how.Gradient]:
+    """Lines 7-8: the matching loss, its gradient with respect to S, and the class gradients of S and T."""
+    D, loss_of = how.distance(recipe.how), WHAT[recipe.what]
+    lam = len(B.real) if recipe.lam is None else recipe.lam
+    networks.freeze_batchnorm(network, torch.cat([real[:BATCHNORM_IMAGES] for real in B.real]))
+    for attempt in memory:  # again, in smaller passes, where memory runs out
+        with attempt:
+            B_S = [transform(images) for transform, images in zip(B.transforms, S.split(recipe.ipc), strict=True)]
+            B_T = [transform(images) for transform, images in zip(B.transforms, B.real, strict=True)]
+            gS = class_gradients(network, B_S, create_graph=True, chunk=memory.chunk)  # line 7
+            gT = class_gradients(network, B_T, chunk=memory.chunk)
+            mixed = None
+            if B.mixed_T is not None:
+                some, chunk = B.mixed_S, memory.chunk
+                mixed = (
+                    batch_gradient(network, S[some], labels[some], create_graph=True, chunk=chunk),
+                    batch_gradient(network, *B.mixed_T, chunk=chunk),
+                )
+            loss = loss_of(D, gS, gT, lam=lam, weights=weights, k=k, mixed=mixed)  # line 8
+            (dS,) = torch.autograd.grad(loss, S)
+    return loss.item(), dS, gS, gT
+
+
+def move(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    S: Tensor,
+    labels: Tensor,
+    data: Data,
+    recipe: Recipe,
+    most: int,
+    streams: dict[str, torch.Generator],
+) -> tuple[int, tuple[int, float, float] | None]:
+    """Lines 10-13: `most` steps of theta on S, or fewer where overfitting ends them.
+
+    Returns the number of steps taken and, where overfitting was seen, (i, L(S, theta), L(T, theta)) at that step.
+    """
+    stop = where.STOP.get(recipe.where)
+    validation = draw(data, where.VALIDATION_BATCH, streams["validation"]) if stop else None
+    now = measure(network, S, labels, validation) if stop else None
+    for i in range(most):  # line 11
+        networks.train_one_pass(network, optimiser, S, labels, recipe.batch_theta, streams["shuffle"])  # line 12
+        if stop:
+            before, now = now, measure(network, S, labels, validation)
+            if stop(before, now, recipe.gap):
+                return i + 1, (i, now.S, now.T)
+    return most, None
 
 
 # ---- the pieces ------------------------------------------------------------------------------------------
@@ -161,8 +224,9 @@ def draw(data: Data, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def measure(network: nn.Module, S: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]) -> where.Losses:
-    """L(S, theta) and, on one batch of real images, L(T, theta)."""
+    """L(S, theta) and, on one batch of real images, L(T, theta), both as in training (BatchNorm goes by the batch)."""
     x, y = validation
+    network.train()
     return where.Losses(F.cross_entropy(network(S), labels).item(), F.cross_entropy(network(x), y).item())
 
 
@@ -195,13 +259,15 @@ class _Checkpoint:
     def __init__(self, path: str | os.PathLike | None, data: Data, recipe: Recipe):
         self.path = Path(path) if path is not None else None
         self.written = time.monotonic()
-        self.run = {"recipe": recipe.as_dict(), "data": data.fingerprint}
+        self.run = {"recipe": recipe.as_dict(), "data": data.fingerprint, "dtype": str(data.train_images.dtype)}
         self.tensors: dict[str, Tensor] = {}
         self.state = {"k": 0, "history": []}
         if self.path is None:
             return
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"the folder of the checkpoint {self.path} does not exist: make it first")
+        if self.path.is_dir():
+            raise ValueError(f"the checkpoint {self.path} is a folder: name a file in it")
         if self.path.exists():
             self._read()
 
@@ -210,11 +276,12 @@ class _Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            run, self.state = json.loads(metadata["run"]), json.loads(metadata["state"])
-            fits = metadata.get("format") == CHECKPOINT_FORMAT
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"the checkpoint {self.path} is damaged ({error}): delete it to start the run afresh") from error
-        if not fits or run != self.run:
+        if metadata.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(f"{self.path} is not a checkpoint of gmlib: choose another file")
+        run, self.state = json.loads(metadata["run"]), json.loads(metadata["state"])
+        if run != self.run:
             raise ValueError(
                 f"the checkpoint {self.path} belongs to another recipe or other data: delete it or choose another file"
             )

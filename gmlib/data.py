@@ -1,8 +1,8 @@
 """Data sets in memory, and the small synthetic sets that condensation makes of them.
 
-Every loader goes through one door, `Data.from_arrays`, which validates, sorts by class and normalises: pixels
-in [0, 1], minus their channel's mean, over its standard deviation. A `SyntheticSet` lives in that same
-normalised space and is stored as safetensors, never as pickle.
+Every loader goes through one door, `Data.from_arrays`, which validates, sorts by class and normalises: pixels in [0, 1], minus
+their channel's mean, over its standard deviation. A `SyntheticSet` lives in that same normalised space and is stored as
+safetensors, never as pickle.
 """
 
 import hashlib
@@ -49,6 +49,8 @@ DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte, after which a download counts
 
 Images = np.ndarray | Tensor
 Labels = np.ndarray | Tensor | Sequence[int]
+Size = int | tuple[int, int] | None
+Files = dict[str, list[Path]]  # {class: its image files}
 
 
 # ---- a labelled data set in memory -------------------------------------------------------------------------
@@ -107,8 +109,7 @@ class Data:
     def fingerprint(self) -> str:
         """sha256, as 64 hex digits, of shapes and bytes of normalised images (as float32) and labels.
 
-        Normalising is a chain of correctly rounded float32 operations, so the same copy of a data set gives
-        the same fingerprint on every machine and device.
+        Normalising is a chain of correctly rounded float32 operations: one copy of the data, one fingerprint, on any machine.
         """
         digest = hashlib.sha256()
         for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
@@ -118,10 +119,7 @@ class Data:
         return digest.hexdigest()
 
     def of_class(self, c: int) -> Tensor:
-        """A view of the training images of class c: (counts[c], channels, height, width).
-
-        Raises ValueError where there is no class c.
-        """
+        """A view of the training images of class c, (counts[c], channels, height, width); ValueError where there is none."""
         if not 0 <= c < self.n_classes:
             raise ValueError(f"class {c} is outside 0..{self.n_classes - 1} of {self.name}")
         return self.train_images[self._starts[c] : self._starts[c + 1]]
@@ -129,9 +127,8 @@ class Data:
     def sample(self, c: int, n: int, generator: torch.Generator) -> Tensor:
         """Draw n training images of class c, or all it has, without replacement: (n, channels, h, w).
 
-        The draw happens on the generator's device and the images stay on the data's, so that one CPU
-        generator gives the same images wherever the data lie.
-        Raises ValueError for n < 1 and where there is no class c.
+        The draw happens on the generator's device and the images stay on the data's, so that one CPU generator gives the same
+        images wherever the data lie. Raises ValueError for n < 1 and where there is no class c.
         """
         if n < 1:
             raise ValueError(f"cannot draw {n} images: n must be at least 1")
@@ -165,24 +162,20 @@ class Data:
     ) -> "Data":
         """Check, sort and normalise arrays into a `Data` on the CPU; the arrays themselves stay as they are.
 
-        Args:
-            train_images, test_images: uint8 (0..255) or floats in [0, 1]. Grey: (N, height, width). With 1
-                or 3 channels: (N, height, width, channels) in numpy, (N, channels, height, width) in torch.
-            train_labels, test_labels: (N,) integers in 0..C-1; each class needs a training image.
-            classes: the C names; None: "0", "1", ... up to the largest training label.
-            mean, std: per channel, in [0, 1] pixel units; None: measured on the training images and rounded
-                to 4 decimals, as such constants are published (std 1 for a channel that never varies).
+        train_images, test_images: uint8 (0..255) or floats in [0, 1]. Grey: (N, height, width). With 1 or 3 channels:
+        (N, height, width, channels) in numpy, (N, channels, height, width) in torch.
+        train_labels, test_labels: (N,) integers in 0..C-1; each class needs a training image.
+        classes: the C names; None: "0", "1", ... up to the largest training label.
+        mean, std: per channel, in [0, 1] pixel units; None: measured on the training images and rounded to 4 decimals, as such
+        constants are published (std 1 for a channel that never varies).
 
-        Raises:
-            ValueError: in one sentence, what is wrong with which array.
+        Raises ValueError: in one sentence, what is wrong with which array.
         """
         train, y_train = _checked(train_images, train_labels, f"{name} training")
         test, y_test = _checked(test_images, test_labels, f"{name} test")
         if train.shape[1:] != test.shape[1:]:
-            shapes = f"{tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
-            raise ValueError(
-                f"{name}: training and test images must be alike, not {shapes} (channels, height, width)"
-            )
+            shapes = " and ".join(str(tuple(x.shape[1:])) for x in (train, test))
+            raise ValueError(f"{name}: training and test images must be alike, not {shapes} (channels, height, width)")
         classes = tuple(map(str, range(int(y_train.max()) + 1) if classes is None else classes))
         C = len(classes)
         if C < 2:
@@ -190,54 +183,37 @@ class Data:
         for part, labels in (("training", y_train), ("test", y_test)):
             wrong = labels[(labels < 0) | (labels >= C)]
             if len(wrong):
-                raise ValueError(
-                    f"{name}: {part} label {wrong[0]} is outside 0..{C - 1}: correct it or name every class"
-                )
+                raise ValueError(f"{name}: {part} label {wrong[0]} is outside 0..{C - 1}: correct it or name every class")
         for c, count in enumerate(torch.bincount(y_train, minlength=C).tolist()):
             if count == 0:
-                raise ValueError(
-                    f"{name}: class {classes[c]!r} (label {c}) has no training image: add some or drop it"
-                )
+                raise ValueError(f"{name}: class {classes[c]!r} (label {c}) has no training image: add some or drop it")
         measured = _mean_and_std(train) if mean is None or std is None else None
         mean = tuple(map(float, measured[0] if mean is None else mean))
         std = tuple(map(float, measured[1] if std is None else std))
         if {len(mean), len(std)} != {train.shape[1]} or not np.isfinite(mean + std).all() or min(std) <= 0:
-            raise ValueError(
-                f"{name}: mean {mean} and std {std} must each be {train.shape[1]} finite numbers, std above 0"
-            )
+            raise ValueError(f"{name}: mean {mean} and std {std} must each be {train.shape[1]} finite numbers, std above 0")
         order = torch.argsort(y_train, stable=True)
-        return cls(
-            name,
-            classes,
-            mean,
-            std,
-            train_images=_normalised(train[order], mean, std),
-            train_labels=y_train[order],
-            test_images=_normalised(test, mean, std),
-            test_labels=y_test,
-            origin=origin,
-        )
+        x, x_test = _normalised(train[order], mean, std), _normalised(test, mean, std)
+        return cls(name, classes, mean, std, x, y_train[order], x_test, y_test, origin)
 
 
 def _checked(images: Images, labels: Labels, what: str) -> tuple[Tensor, Tensor]:
     """(N, channels, height, width) uint8 or float and (N,) int64 CPU tensors, copied only if need be."""
+    wrong_type = what + " images are of type {}: give uint8 (0..255) or floats in [0, 1]"
     if isinstance(images, Tensor):
         x = images.detach().cpu()
         x = x[:, None] if x.ndim == 3 else x
     else:
         array = np.asarray(images)
         if array.dtype.kind not in "uf":
-            raise ValueError(
-                f"{what} images are of type {array.dtype}: give uint8 (0..255) or floats in [0, 1]"
-            )
+            raise ValueError(wrong_type.format(array.dtype))
         array = array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
         array = array[:, None] if array.ndim == 3 else np.moveaxis(array, -1, 1) if array.ndim == 4 else array
         x = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch takes no read-only arrays
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(
-            f"{what} images have shape {tuple(np.shape(images))}: give (N, height, width), or with "
-            "1 or 3 channels (N, height, width, channels) in numpy, (N, channels, height, width) in torch, "
-            "N above 0"
+            f"{what} images have shape {tuple(np.shape(images))}: give (N, height, width), or with 1 or 3 channels "
+            "(N, height, width, channels) in numpy, (N, channels, height, width) in torch, N above 0"
         )
     if x.is_floating_point():
         low, high = (bound.item() for bound in x.aminmax())  # NaN if any pixel is NaN
@@ -245,29 +221,22 @@ def _checked(images: Images, labels: Labels, what: str) -> tuple[Tensor, Tensor]
             found = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
             raise ValueError(f"{what} images hold {found}: floats must lie in [0, 1]")
     elif x.dtype != torch.uint8:
-        raise ValueError(f"{what} images are of type {x.dtype}: give uint8 (0..255) or floats in [0, 1]")
+        raise ValueError(wrong_type.format(x.dtype))
     y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
-        raise ValueError(
-            f"{what} labels are {y.dtype} of shape {y.shape}: give an integer for each of {len(x)} images"
-        )
+        raise ValueError(f"{what} labels are {y.dtype} of shape {y.shape}: give an integer for each of {len(x)} images")
     return x, torch.from_numpy(y.astype(np.int64))
 
 
 def _mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
     """Per channel, in [0, 1] pixel units, rounded; summed in float64, chunk by chunk."""
-    top = 255 if images.dtype == torch.uint8 else 1
-    means, stds = [], []
-    for channel in images.unbind(1):
-        total = squares = 0.0
-        for chunk in channel.split(256):
-            chunk = chunk.double() / top
-            total, squares = total + chunk.sum().item(), squares + chunk.square().sum().item()
-        mean = total / channel.numel()
-        std = max(squares / channel.numel() - mean**2, 0) ** 0.5
-        means.append(round(mean, 4))
-        stds.append(round(std, 4) or 1.0)
-    return means, stds
+    top, sums = 255 if images.dtype == torch.uint8 else 1, 0.0
+    for chunk in images.split(256):
+        x = chunk.double() / top
+        sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+    mean, square = sums / images[:, 0].numel()
+    std = (square - mean**2).clamp(min=0).sqrt()
+    return [round(m, 4) for m in mean.tolist()], [round(s, 4) or 1.0 for s in std.tolist()]
 
 
 def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -286,33 +255,31 @@ def load_data(
     *,
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
-    size: int | tuple[int, int] | None = None,
+    size: Size = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Data:
     """Load a data set by name.
 
-    Args:
-        name: "digits" (1,797 handwritten digits of 8x8 pixels, which come with scikit-learn), "MNIST",
-            "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100", or "imagefolder:PATH" with PATH/train/CLASS/* and
-            PATH/test/CLASS/*, or with PATH/CLASS/*, of which a fifth of each class become test images.
-        data_dir: folder of the downloaded sets, in torchvision's layout; None: the environment variable
-            GMLIB_DATA, or else ./data. An imagefolder's PATH is taken as it is.
-        download: fetch a set that is missing. Files, and archives, that are there are used without a network.
-        size: imagefolder only: resize the images to (height, width) in pixels, or to a square.
-        seed: imagefolder only: which images of PATH/CLASS/* become test images.
-        progress: show bars while downloading and while reading an image folder.
+    name: "digits" (1,797 handwritten digits of 8x8 pixels, which come with scikit-learn), "MNIST", "FashionMNIST", "SVHN",
+    "CIFAR10", "CIFAR100", "TinyImageNet" (which has to be there: data_dir/tiny-imagenet-200), or "imagefolder:PATH" with
+    PATH/train/CLASS/* and PATH/test/CLASS/*, or with PATH/CLASS/*, of which a fifth of each class become test images.
+    data_dir: folder of the downloaded sets, in torchvision's layout; None: the environment variable GMLIB_DATA, or else ./data.
+    An imagefolder's PATH is taken as it is.
+    download: fetch a set that is missing. Files, and archives, that are there are used without a network.
+    size: imagefolder and TinyImageNet only: resize the images to (height, width) in pixels, or to a square.
+    seed: imagefolder only: which images of PATH/CLASS/* become test images.
+    progress: show bars while downloading and while reading image files.
 
-    Raises:
-        ValueError: an unknown name, a damaged file, or images and labels that do not fit together.
-        FileNotFoundError: files are missing and could not, or should not, be downloaded.
+    Raises ValueError for an unknown name, a damaged file, or images and labels that do not fit together; FileNotFoundError where
+    files are missing and could not, or should not, be downloaded.
     """
     kind, _, path = name.partition(":")
     if kind not in LOADERS or bool(path) != (kind == "imagefolder"):
         known = ", ".join("imagefolder:PATH" if known == "imagefolder" else known for known in LOADERS)
         raise ValueError(f"unknown data set {name!r}: choose one of {known}")
-    if size is not None and kind != "imagefolder":
-        raise ValueError(f"size= is for imagefolder:PATH, and {name} has a size of its own: leave it out")
+    if size is not None and kind not in ("imagefolder", "TinyImageNet"):
+        raise ValueError(f"size= is for imagefolder:PATH and TinyImageNet, and {name} has a size of its own: leave it out")
     folder = Path(path or data_dir or os.environ.get("GMLIB_DATA") or "data").expanduser()
     return LOADERS[kind](name, folder, download=download, size=size, seed=seed, progress=progress)
 
@@ -352,21 +319,18 @@ def _load_torchvision(name: str, folder: Path, *, download: bool, progress: bool
     try:
         train, test = _open(name, folder, train=True), _open(name, folder, train=False)
         if name == "SVHN":  # the one with (N, channels, height, width) images, and with no names of classes
-            arrays = [a for part in (train, test) for a in (torch.from_numpy(part.data), part.labels)]
-            classes = None
+            arrays, classes = [a for part in (train, test) for a in (torch.from_numpy(part.data), part.labels)], None
         else:
             arrays = [a for part in (train, test) for a in (part.data, part.targets)]
             classes = [label.split(" - ")[0] for label in train.classes]  # MNIST's "3 - three" -> "3"
-        mean, std = NORMALISATION[name]
-        origin = f"the {name} files that torchvision reads"
+        (mean, std), origin = NORMALISATION[name], f"the {name} files that torchvision reads"
         return Data.from_arrays(name, *arrays, classes=classes, mean=mean, std=std, origin=origin)
     except (OSError, MemoryError):  # no sign of damage, and they say for themselves what is wrong
         raise
     except Exception as error:  # readers meet damage in many ways
         damaged = [path for path, md5 in files.items() if not _is_whole(path, md5)] or files
         raise ValueError(
-            f"{name} is damaged ({_line(error)}): "
-            f"delete {_names(damaged)} in {_folder(damaged)} and load again"
+            f"{name} is damaged ({_line(error)}): delete {_names(damaged)} in {_folder(damaged)} and load again"
         ) from error
 
 
@@ -448,36 +412,68 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
 
 
-# ---- a user's own images -----------------------------------------------------------------------------------
+# ---- sets of image files: TinyImageNet, and a user's own ---------------------------------------------------
 
 
-def _load_imagefolder(
-    name: str, folder: Path, *, size: int | tuple[int, int] | None, seed: int, progress: bool, **_: Any
-) -> Data:
+def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, **_: Any) -> Data:
+    """folder/tiny-imagenet-200 as it is unpacked; its val images are the test set, since the test labels are not public.
+
+    wnids.txt names the classes, in their order; images are in train/WNID/images, and in val/images, whose classes stand in
+    val/val_annotations.txt: file name, WNID and more in each line, with tabs between.
+    """
+    root = (folder / "tiny-imagenet-200").absolute()
+    lists = (root / "wnids.txt", root / "val" / "val_annotations.txt")
+    for path in (*lists, root / "train", root / "val" / "images"):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{name} is not there, {path} is missing: put the unpacked folder tiny-imagenet-200 into {root.parent}, "
+                "since this set is never downloaded"
+            )
+    wnids, table = (path.read_text("utf-8", errors="replace") for path in lists)
+    classes, rows = wnids.split(), [line.split("\t") for line in table.splitlines()]
+    class_of = {row[0]: row[1] for row in rows if len(row) > 1 and row[1] in classes}
+    train = {wnid: sorted((root / "train" / wnid / "images").glob("*.JPEG")) for wnid in classes}
+    val = sorted((root / "val" / "images").glob("*.JPEG"))
+    damage = {f"train/{wnid}/images holds no image": not paths for wnid, paths in train.items()} | {
+        "wnids.txt does not name different classes": len(train) < max(2, len(classes)),
+        "a line of val_annotations.txt is not a new file and a class": len(class_of) < len(rows),
+        "val_annotations.txt and val/images differ": sorted(class_of) != [path.name for path in val],
+    }
+    for what, found in damage.items():
+        if found:
+            raise ValueError(f"{name} is damaged ({what}): delete {root} and unpack it again")
+    test = {wnid: [path for path in val if class_of[path.name] == wnid] for wnid in classes}
+    origin = "the unpacked files of tiny-imagenet-200, val for testing" + ("" if size is None else ", resized")
+    return _from_files(name, train, test, size, progress, origin)
+
+
+def _load_imagefolder(name: str, folder: Path, *, size: Size, seed: int, progress: bool, **_: Any) -> Data:
     """folder/train/CLASS/* and folder/test/CLASS/*, or folder/CLASS/* with a seeded split of each class."""
     if (folder / "train").is_dir() or (folder / "test").is_dir():
         train, test = _list_images(folder / "train"), _list_images(folder / "test")
         if odd := sorted(train.keys() ^ test.keys()):
-            raise ValueError(
-                f"class {odd[0]!r} is in only one of train and test in {folder}: give both the same classes"
-            )
+            raise ValueError(f"class {odd[0]!r} is in only one of train and test in {folder}: give both the same classes")
         origin = "the user's own images, in train and test folders"
     else:
         train, test = _split(_list_images(folder), torch.Generator().manual_seed(seed))
         origin = f"the user's own images, a fifth of each class for testing, split with seed {seed}"
-    y_train, y_test = ([c for c, paths in enumerate(part.values()) for _ in paths] for part in (train, test))
+    return _from_files(name, train, test, size, progress, origin)
+
+
+def _from_files(name: str, train: Files, test: Files, size: Size, progress: bool, origin: str) -> Data:
+    """The images of both parts, read into one array; in colour where `name` has constants of three channels."""
+    mean, std = NORMALISATION.get(name, (None, None))
     paths = [path for part in (train, test) for paths in part.values() for path in paths]
-    x = _read_images(paths, size, progress)
-    n = len(y_train)
-    return Data.from_arrays(name, x[:n], y_train, x[n:], y_test, classes=list(train), origin=origin)
+    x = _read_images(paths, size, progress, colour=mean is not None)
+    y, y_test = ([c for c, paths in enumerate(part.values()) for _ in paths] for part in (train, test))
+    n = len(y)
+    return Data.from_arrays(name, x[:n], y, x[n:], y_test, classes=list(train), mean=mean, std=std, origin=origin)
 
 
-def _list_images(folder: Path) -> dict[str, list[Path]]:
+def _list_images(folder: Path) -> Files:
     """{class name: its image files}, both sorted so that no file system's own order shows."""
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder}: make it, with one folder of images for each class"
-        )
+        raise FileNotFoundError(f"there is no folder {folder}: make it, with one folder of images for each class")
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     classes = {}
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -485,43 +481,42 @@ def _list_images(folder: Path) -> dict[str, list[Path]]:
         if not classes[inner.name]:
             raise ValueError(f"class folder {inner} holds no image file: add some or remove the folder")
     if not classes:
-        raise ValueError(
-            f"{folder} holds no class folders: put the images of each class into a folder of its own"
-        )
+        raise ValueError(f"{folder} holds no class folders: put the images of each class into a folder of its own")
     return classes
 
 
-def _split(classes: dict[str, list[Path]], generator: torch.Generator) -> tuple[dict, dict]:
+def _split(classes: Files, generator: torch.Generator) -> tuple[Files, Files]:
     """(train, test): of each class a fifth, and at least one image, goes to test."""
     train, test = {}, {}
     for name, paths in classes.items():
         if len(paths) < 2:
-            raise ValueError(
-                f"class {name!r} has one image ({paths[0]}), and a split takes at least 2: add some"
-            )
+            raise ValueError(f"class {name!r} has one image ({paths[0]}), and a split takes at least 2: add some")
         shuffled = [paths[i] for i in torch.randperm(len(paths), generator=generator)]
         n_test = max(1, round(len(paths) / 5))
         train[name], test[name] = sorted(shuffled[n_test:]), sorted(shuffled[:n_test])
     return train, test
 
 
-def _read_images(paths: list[Path], size: int | tuple[int, int] | None, progress: bool) -> np.ndarray:
-    """(N, height, width) uint8 if all images are grey, else (N, height, width, 3); transparency goes."""
+def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = False) -> np.ndarray:
+    """(N, height, width) uint8 if all images are grey and need no colour, else (N, height, width, 3); transparency goes."""
     size = (size, size) if isinstance(size, int) else size
     if size is not None and min(size) < 1:
         raise ValueError(f"size {size} must be at least 1 pixel in height and width")
-    x = []
-    for path in tqdm(paths, "reading images", disable=not progress, leave=False):
-        x.append(_read_image(path, size))
-        if x[-1].shape[:2] != x[0].shape[:2]:
-            (h, w), (odd_h, odd_w) = x[0].shape[:2], x[-1].shape[:2]
+    for i, path in enumerate(tqdm(paths, "reading images", disable=not progress, leave=False)):
+        image = _read_image(path, size)
+        if i == 0:
+            h, w = image.shape[:2]
+            x = np.empty((len(paths), h, w, 3) if colour else (len(paths), *image.shape), np.uint8)
+        if image.shape[:2] != (h, w):
+            odd_h, odd_w = image.shape[:2]
             raise ValueError(
                 f"images differ in size, {paths[0]} is {w}x{h} but {path} is {odd_w}x{odd_h}: "
                 "make them equal or give size= to resize them"
             )
-    if len({image.ndim for image in x}) > 1:  # grey ones among colour
-        x = [image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in x]
-    return np.stack(x)
+        if image.ndim == x.ndim:  # the first in colour among grey ones
+            x = np.stack([x] * 3, axis=-1)
+        x[i] = image if image.ndim == x.ndim - 1 else image[..., None]
+    return x
 
 
 def _read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
@@ -535,14 +530,13 @@ def _read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
             image = image.convert("L" if image.mode in ("L", "1") else "RGB")
             return np.asarray(image if size is None else image.resize((size[1], size[0])))
     except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({_line(error)}): delete it or put a good copy there, and load again"
-        ) from error
+        raise ValueError(f"{path} cannot be read ({_line(error)}): delete it or put a good copy there, and load again") from error
 
 
 LOADERS = {
     "digits": _load_digits,
     **dict.fromkeys(TORCHVISION, _load_torchvision),
+    "TinyImageNet": _load_tinyimagenet,
     "imagefolder": _load_imagefolder,
 }
 
@@ -563,8 +557,7 @@ class SyntheticSet:
         history: one dict for each outer iteration; not stored in the file.
         snapshots: {number of outer iterations: images after them}; not stored in the file.
 
-    Raises:
-        ValueError: these do not fit together, or an image is not finite.
+    Raises ValueError where these do not fit together, or an image is not finite.
     """
 
     images: Tensor
@@ -584,17 +577,11 @@ class SyntheticSet:
                 f"of shape {tuple(x.shape)}"
             )
         if {len(self.mean), len(self.std)} != {x.shape[1]}:
-            raise ValueError(
-                f"mean {self.mean} and std {self.std} must each be {x.shape[1]} numbers, one per channel"
-            )
+            raise ValueError(f"mean {self.mean} and std {self.std} must each be {x.shape[1]} numbers, one per channel")
         wrong = y[(y < 0) | (y >= C)]
         if len(wrong):
             raise ValueError(f"label {int(wrong[0])} is outside 0..{C - 1}")
-        if (
-            y.dtype != torch.int64
-            or y.tolist() != [c for c in range(C) for _ in range(self.ipc)]
-            or len(y) != len(x)
-        ):
+        if y.dtype != torch.int64 or y.tolist() != [c for c in range(C) for _ in range(self.ipc)] or len(y) != len(x):
             raise ValueError(f"labels must be int64, and sorted, and the same number for each of {C} classes")
         if not x.isfinite().all():
             raise ValueError("synthetic images hold NaN or infinite values")
@@ -626,19 +613,14 @@ class SyntheticSet:
         """Write the set as safetensors, atomically; the same set always gives the same bytes.
 
         Metadata, all strings: "format" is "gmlib-set-1"; "classes", "mean", "std" and "recipe" hold JSON.
+        dtype: of the stored images: float16, float32 or float64; None: float32, or float64 if they are.
 
-        Args:
-            dtype: of the stored images: float16, float32 or float64; None: float32, or float64 if they are.
-
-        Raises:
-            ValueError: another dtype, one too small for the images, or a recipe that JSON cannot hold.
-            OSError: the file cannot be written; nothing is left behind.
+        Raises ValueError for another dtype, one too small for the images, or a recipe that JSON cannot hold, and OSError where
+        the file cannot be written; nothing is left behind.
         """
         dtype = dtype or (torch.float64 if self.images.dtype == torch.float64 else torch.float32)
         if dtype not in STORED_DTYPES:
-            raise ValueError(
-                f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}"
-            )
+            raise ValueError(f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}")
         images = self.images.detach().to("cpu", dtype).contiguous()
         if not images.isfinite().all():
             raise ValueError(f"the images go beyond the range of {dtype}: store them as torch.float32")
@@ -653,14 +635,11 @@ class SyntheticSet:
     def load(cls, path: str | os.PathLike) -> "SyntheticSet":
         """Read what `save` wrote, onto the CPU; float16 images come back as float32, float64 ones as such.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a truncated or damaged file, not a gmlib set, a label out of range, NaN in an image.
+        Raises FileNotFoundError where there is no such file, and ValueError for a truncated or damaged file, one that is not a
+        gmlib set, a label out of range, or NaN in an image.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"there is no synthetic set {path}: check the path, or make the set first"
-            )
+            raise FileNotFoundError(f"there is no synthetic set {path}: check the path, or make the set first")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -670,13 +649,9 @@ class SyntheticSet:
                 images, labels = file.get_tensor("images").clone(), file.get_tensor("labels").clone()
             classes, mean, std, recipe = map(json.loads, (metadata[key] for key in STORED_AS_JSON))
             images = images if images.dtype == torch.float64 else images.float()
-            return cls(
-                images, labels, tuple(classes), tuple(map(float, mean)), tuple(map(float, std)), dict(recipe)
-            )
+            return cls(images, labels, tuple(classes), tuple(map(float, mean)), tuple(map(float, std)), dict(recipe))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not a whole gmlib set ({_line(error)}): make or fetch it again"
-            ) from error
+            raise ValueError(f"{path} is not a whole gmlib set ({_line(error)}): make or fetch it again") from error
 
 
 def _ordered(blob: bytes) -> bytes:
@@ -690,8 +665,8 @@ def _ordered(blob: bytes) -> bytes:
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write a file so that it is there whole or not at all; missing folders are made.
 
-    Raises OSError, of the cause's own kind, in one sentence that names the file; then no temporary file is
-    left behind, and an older file of that name stays as it was.
+    Raises OSError, of the cause's own kind, in one sentence that names the file; then no temporary file is left behind, and an
+    older file of that name stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the same folder, so surely the same disk

@@ -4,24 +4,61 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import networks
+from .augment import independent, one_of, operations_for, strategy_for
 from .data import Data, SyntheticSet
-from .recipe import choose, generator
+from .recipe import OutOfTime, check_number, choose, device_of, generator
 
 TEST_BATCH = 2048  # images in one forward pass of the test
+AUGMENT = ("paper", "dsa", "none")
 
-# Data sets whose images the paper's protocol varies while training on S, and with what; these train for 1000 epochs.
-AUGMENTED = {"MNIST": ("crop", "scale", "rotate")}
+
+@dataclass(frozen=True)
+class Protocol:
+    """How networks are trained on S; the defaults are the paper's. The accuracy after the last epoch counts, never the best.
+
+    Checked when made: a ValueError says in a sentence what to change.
+    """
+
+    width: int = 128  # of a ConvNet
+    depth: int = 3
+    epochs: int | None = None  # None: 300, or 1000 where images are varied
+    optimiser: str = "sgd"  # or adam; the learning rate is divided by 10 after half the epochs
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int = 256
+    augment: str = "paper"  # paper: as its scripts do, for MNIST and for networks with BatchNorm; dsa: always; none: never
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "batch"):
+            check_number(name, getattr(self, name), least=1, whole=True)
+        if self.epochs is not None:
+            check_number("epochs", self.epochs, least=1, whole=True)
+        check_number("lr", self.lr, above=0)
+        check_number("momentum", self.momentum, least=0, below=1)
+        check_number("weight_decay", self.weight_decay, least=0)
+        choose(networks.OPTIMISERS, "optimiser", self.optimiser)
+        choose(dict.fromkeys(AUGMENT), "augmentation", self.augment)
+
+    def settled(self, data: Data, network: nn.Module) -> dict[str, Any]:
+        """What this comes to for these data and this network: plain JSON types, epochs a number, augment spelt out."""
+        operations = {
+            "paper": operations_for(data.name, networks.has_batchnorm(network)),
+            "dsa": ("dsa", *strategy_for(data.name)),
+            "none": (),
+        }[self.augment]
+        epochs = self.epochs or (1000 if operations else 300)
+        return asdict(self) | {"epochs": epochs, "augment": "+".join(operations) or "none"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +68,7 @@ class Evaluation:
     accuracies: tuple[float, ...]
     network: str
     seed: int
-    protocol: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)  # `Protocol.settled`
     seconds: float = 0.0
 
     @property
@@ -52,86 +89,106 @@ class Evaluation:
     @property
     def ci95(self) -> tuple[float, float]:
         """95% t interval of the mean over networks, for this one set: it says nothing about other sets."""
-        from scipy.stats import t
-
-        half = t.ppf(0.975, self.n - 1) * self.std / math.sqrt(self.n) if self.n > 1 else math.nan
+        half = stats.t.ppf(0.975, self.n - 1) * self.std / math.sqrt(self.n) if self.n > 1 else math.nan
         return self.mean - half, self.mean + half
+
+    def first(self, n: int) -> Evaluation:
+        """The first n networks of these."""
+        return replace(self, accuracies=self.accuracies[:n])
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}±{self.std:.1f} % (n = {self.n})"
 
 
 def evaluate(
-    S: SyntheticSet,
+    S: SyntheticSet | Data,
     data: Data,
     network: str = "convnet",
     n_networks: int = 50,
     seed: int = 0,
     *,
-    width: int | None = None,
-    depth: int | None = None,
-    epochs: int | None = None,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    batch: int = 256,
-    augment: str = "paper",
+    protocol: Protocol | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    known: Sequence[float] = (),
+    each: Callable[[Evaluation], None] | None = None,
+    deadline: float | None = None,
+    **changes: Any,
 ) -> Evaluation:
-    """Train `n_networks` fresh networks on S by the paper's protocol and test each on `data`'s test images.
+    """Train `n_networks` fresh networks on S and test each, after its last epoch, on `data`'s test images.
 
-    SGD with momentum and weight decay, learning rate divided by 10 after half the epochs, the accuracy after the last epoch
-    (never the best one). width, depth: None takes those S was condensed with, else 128 and 3.
-    epochs: None takes 300, or 1000 where images are augmented. augment: "paper" varies MNIST images (one of crop by up to 4
-    pixels, scale by up to 20 %, rotate by up to 45 degrees for each image) and no others; "none" varies nothing.
+    S: a synthetic set, or data whose training images are all taken (Table 3's last column).
+    protocol, changes: a Protocol, and fields of it to change. Without either the paper's is followed, but with the width
+    and depth of ConvNet that S was condensed with: name them to compare sets of different origin.
+    known: accuracies of the first networks, if they were trained before; they are not trained again.
+    each: called after every network with what there is so far. deadline: time.monotonic() after which no network is begun.
 
-    Returns an Evaluation with n_networks accuracies in percent. The same seed gives the same bits on one machine.
-    Raises ValueError where S does not fit the data, for an unknown network or augmentation, and for rates out of range.
+    Returns an Evaluation with n_networks accuracies in percent. The same seed gives the same bits on one machine's CPU.
+    Raises ValueError where S does not fit the data, for unknown names and for numbers out of range; OutOfTime at the deadline.
     """
-    operations = choose({"paper": AUGMENTED.get(data.name, ()), "none": ()}, "augmentation", augment)
-    width = S.recipe.get("width", 128) if width is None else width
-    depth = S.recipe.get("depth", 3) if depth is None else depth
-    epochs = (1000 if operations else 300) if epochs is None else epochs
-    _check(S, data, n_networks=n_networks, epochs=epochs, batch=batch, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    x, y = S.images.to(device), S.labels.to(device)
+    check_number("n_networks", n_networks, least=1, whole=True)
+    check_number("seed", seed, least=0, whole=True)
+    settled = settle(S, data, network, protocol, **changes)
+    device = device_of(device)
+    x, y = (S.train_images, S.train_labels) if isinstance(S, Data) else (S.images, S.labels)
+    x, y = x.to(device), y.to(device)
     x_test, y_test = data.test_images.to(device, x.dtype), data.test_labels.to(device)
     begun = time.monotonic()
-    accuracies = []
-    for j in tqdm(range(n_networks), desc="evaluate", unit="network", disable=not progress, mininterval=1):
-        f = networks.build(
-            network, data.shape, data.n_classes, width=width, depth=depth,
-            generator=generator(seed, "evaluate", j), device=device, dtype=x.dtype,
-        )  # fmt: skip
+    found = Evaluation(tuple(known)[:n_networks], network, seed, settled)
+    bar = tqdm(
+        range(found.n, n_networks), "evaluate", n_networks, initial=found.n, unit="network", disable=not progress, mininterval=1
+    )
+    for j in bar:
+        if deadline is not None and time.monotonic() > deadline:
+            bar.close()
+            raise OutOfTime(f"out of time after {j} of {n_networks} networks: run again to go on")
+        f = _build(network, data, settled, generator(seed, "evaluate", j)).to(device, x.dtype)
         rng = generator(seed, "evaluate batches", j)
-        networks.fit(
-            f, x, y, epochs=epochs, rng=rng, lr=lr, momentum=momentum, weight_decay=weight_decay, batch=batch,
-            vary=partial(augmented, operations=operations, rng=rng) if operations else None,
-        )  # fmt: skip
-        accuracies.append(accuracy(f, x_test, y_test))
-    protocol = {
-        "width": width, "depth": depth, "epochs": epochs, "lr": lr, "momentum": momentum,
-        "weight_decay": weight_decay, "batch": batch, "augment": "+".join(operations) or "none",
-    }  # fmt: skip
-    return Evaluation(tuple(accuracies), network, seed, protocol, time.monotonic() - begun)
+        training = {name: settled[name] for name in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "batch")}
+        networks.fit(f, x, y, rng=rng, vary=_varying(settled["augment"], rng), **training)
+        accuracies = (*found.accuracies, accuracy(f, x_test, y_test))
+        found = replace(found, accuracies=accuracies, seconds=time.monotonic() - begun)
+        if each:
+            each(found)
+    return found
 
 
-def _check(S: SyntheticSet, data: Data, **numbers: float) -> None:
+def settle(
+    S: SyntheticSet | Data, data: Data, network: str, protocol: Protocol | None = None, **changes: Any
+) -> dict[str, Any]:
+    """The protocol by which `evaluate` would train these networks on this set (`Protocol.settled`), all inputs checked."""
+    for name in changes:
+        choose(Protocol.__dataclass_fields__, "protocol field", name)
+    if protocol is None:
+        recipe = {} if isinstance(S, Data) else S.recipe
+        protocol = Protocol(**{name: recipe[name] for name in ("width", "depth") if name in recipe})
+    protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
     if S.shape != data.shape or tuple(S.classes) != tuple(data.classes):
         raise ValueError(
             f"the set has {len(S.classes)} classes of {S.shape} images but {data.name} has {data.n_classes} of {data.shape}: "
             "evaluate it on the data it was made from"
         )
-    for name in ("n_networks", "epochs", "batch"):
-        if not isinstance(numbers[name], int) or numbers[name] < 1:
-            raise ValueError(f"{name}={numbers[name]!r} does not fit: give a whole number of at least 1")
-    if not 0 < numbers["lr"] < math.inf:
-        raise ValueError(f"lr={numbers['lr']!r} does not fit: give a positive number")
-    if not 0 <= numbers["momentum"] < 1:
-        raise ValueError(f"momentum={numbers['momentum']!r} does not fit: give a number from 0 up to, not including, 1")
-    if not 0 <= numbers["weight_decay"] < math.inf:
-        raise ValueError(f"weight_decay={numbers['weight_decay']!r} does not fit: give a number of at least 0")
+    if (tuple(S.mean), tuple(S.std)) != (data.mean, data.std):
+        raise ValueError(
+            f"the set is normalised by mean {tuple(S.mean)} and std {tuple(S.std)} but {data.name} by {data.mean} and "
+            f"{data.std}: bring one to the other's"
+        )
+    return protocol.settled(data, _build(network, data, asdict(protocol), generator(0, "settle")))
+
+
+def _build(network: str, data: Data, settled: dict[str, Any], rng: torch.Generator) -> nn.Module:
+    size = {"width": settled["width"], "depth": settled["depth"]}
+    return networks.build(network, data.shape, data.n_classes, generator=rng, **size)
+
+
+def _varying(augment: str, rng: torch.Generator) -> Callable[[Tensor], Tensor] | None:
+    """The function that varies S anew for each epoch, from the spelling in `Protocol.settled`."""
+    if augment == "none":
+        return None
+    first, *rest = operations = augment.split("+")
+    if first == "dsa":
+        return lambda x: independent(x, rest, rng)
+    return lambda x: one_of(x, operations, rng)
 
 
 @torch.no_grad()
@@ -144,44 +201,3 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     )
     network.train()
     return 100.0 * right / len(y)
-
-
-# ---- augmentation of phase 2: each image gets one of the operations listed for its data set ----------------
-
-
-def _crop(n: int, rng: torch.Generator, side: int) -> Tensor:
-    shift = torch.randint(-4, 5, (n, 2), generator=rng) * 2.0 / side  # whole pixels, in units of half the image
-    return _affine(torch.ones(n), torch.zeros(n), shift)
-
-
-def _scale(n: int, rng: torch.Generator, side: int) -> Tensor:
-    factor = 1 + 0.2 * (2 * torch.rand(n, generator=rng) - 1)
-    return _affine(1 / factor, torch.zeros(n), torch.zeros(n, 2))
-
-
-def _rotate(n: int, rng: torch.Generator, side: int) -> Tensor:
-    angle = math.pi / 4 * (2 * torch.rand(n, generator=rng) - 1)
-    return _affine(torch.ones(n), angle, torch.zeros(n, 2))
-
-
-def _affine(zoom: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
-    """(n, 2, 3): from output to input coordinates, which run from -1 to 1 across the image."""
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    return torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
-
-
-OPERATIONS: dict[str, Callable[[int, torch.Generator, int], Tensor]] = {"crop": _crop, "scale": _scale, "rotate": _rotate}
-
-
-def augmented(x: Tensor, operations: tuple[str, ...], rng: torch.Generator) -> Tensor:
-    """A varied copy of x (n, channels, side, side): to each image one of `operations`, drawn evenly.
-
-    Pixels from outside the image take the mean of their channel over x.
-    """
-    n, side = len(x), x.shape[-1]
-    drawn = torch.stack([OPERATIONS[name](n, rng, side) for name in operations])  # (operations, n, 2, 3)
-    which = torch.randint(len(operations), (n,), generator=rng)
-    theta = drawn[which, torch.arange(n)].to(x)
-    fill = x.mean((0, 2, 3), keepdim=True)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x - fill, grid, padding_mode="zeros", align_corners=False) + fill

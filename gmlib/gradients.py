@@ -13,7 +13,8 @@ class: 760 and 5078 ms. So vmap up to `SMALL` pixels per class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,29 +26,89 @@ from .networks import matched
 
 SMALL = 640  # pixels per class: 10 images of 8x8
 
+log = logging.getLogger(__name__)
 
-def class_gradients(network: nn.Module, batches: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+
+def class_gradients(
+    network: nn.Module, batches: Sequence[Tensor], *, create_graph: bool = False, chunk: int | None = None
+) -> list[Tensor]:
     """Gradient of the mean cross-entropy of each class batch with respect to every matched weight.
 
     batches: C tensors (n_c, channels, height, width), the batch of class c at place c; sizes may differ.
-    create_graph: keep the graph, so that a function of the result can be differentiated with respect to the images (gS).
+    create_graph: keep what it takes to differentiate a function of the result with respect to the images (gS).
+    chunk: at most so many images in one pass, for less memory; the result is the same to rounding (None: no limit).
     Returns one (C, rows, n) tensor per matched layer, in layer order, in the images' dtype and on their device.
     """
     sizes = {len(b) for b in batches}
     small = len(sizes) == 1 and batches[0][:, 0].numel() <= SMALL
-    g = _vmap(network, batches) if small and create_graph else _loop(network, batches, create_graph)
-    ndims = [p.ndim for _, p in matched(network)]
-    return [as_rows(layer, ndim) for layer, ndim in zip(g, ndims, strict=True)]
+    if small and create_graph and chunk is None and not _wrong_under_vmap(network):
+        g = _vmap(network, batches)
+    else:
+        labels = [torch.full((len(batch),), c, device=batch.device) for c, batch in enumerate(batches)]
+        each = [_gradient(network, x, y, create_graph, chunk) for x, y in zip(batches, labels, strict=True)]
+        g = [torch.stack(layer) for layer in zip(*each, strict=True)]
+    return _rows(network, g)
 
 
-def _loop(network: nn.Module, batches: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
+def batch_gradient(
+    network: nn.Module, x: Tensor, y: Tensor, *, create_graph: bool = False, chunk: int | None = None
+) -> list[Tensor]:
+    """Gradient of the mean cross-entropy of one batch of any classes: one (rows, n) tensor per matched layer.
+
+    x: (n, channels, height, width), y: (n,) int64. create_graph, chunk: see `class_gradients`.
+    """
+    return _rows(network, _gradient(network, x, y, create_graph, chunk))
+
+
+def _rows(network: nn.Module, g: Sequence[Tensor]) -> list[Tensor]:
+    return [as_rows(layer, p.ndim) for layer, (_, p) in zip(g, matched(network), strict=True)]
+
+
+def _gradient(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool, chunk: int | None) -> Sequence[Tensor]:
     parameters = [p for _, p in matched(network)]
-    per_class = []
-    for c, batch in enumerate(batches):
-        labels = torch.full((len(batch),), c, device=batch.device)
-        loss = F.cross_entropy(network(batch), labels)
-        per_class.append(torch.autograd.grad(loss, parameters, create_graph=create_graph))
-    return [torch.stack(layer) for layer in zip(*per_class, strict=True)]
+    if chunk is None or (len(x) <= chunk and not create_graph):
+        return torch.autograd.grad(F.cross_entropy(network(x), y), parameters, create_graph=create_graph)
+    if create_graph:
+        return _Recomputed.apply(x, y, network, chunk)
+    total = [torch.zeros_like(p) for p in parameters]
+    for part, labels in zip(x.split(chunk), y.split(chunk), strict=True):
+        # the mean over the batch is the sum over its parts, each divided by the size of the whole
+        loss = F.cross_entropy(network(part), labels, reduction="sum") / len(x)
+        torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
+    return total
+
+
+class _Recomputed(torch.autograd.Function):
+    """A batch's gradient that keeps no graph: its derivative in the images is computed afresh, chunk by chunk.
+
+    For v = d loss / d g the derivative is d <g(x), v> / dx, in which every image stands for itself. It costs one more pass
+    and holds the graph of one chunk at a time.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, network: nn.Module, chunk: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, y)
+        ctx.network, ctx.chunk = network, chunk
+        with torch.enable_grad():
+            return tuple(_gradient(network, x.detach(), y, False, chunk))
+
+    @staticmethod
+    def backward(ctx, *v: Tensor) -> tuple[Tensor | None, ...]:
+        x, y = ctx.saved_tensors
+        parameters = [p for _, p in matched(ctx.network)]
+        derivative = []
+        for part, labels in zip(x.split(ctx.chunk), y.split(ctx.chunk), strict=True):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                loss = F.cross_entropy(ctx.network(part), labels, reduction="sum") / len(x)
+                g = torch.autograd.grad(loss, parameters, create_graph=True)
+                derivative += torch.autograd.grad(g, part, grad_outputs=v)
+        return torch.cat(derivative), None, None, None
+
+
+def _wrong_under_vmap(network: nn.Module) -> bool:
+    """torch 2.14's LayerNorm with a weight of several dimensions: under vmap(grad) its derivative in the images is off."""
+    return any(type(m) is nn.LayerNorm and m.elementwise_affine and len(m.normalized_shape) > 1 for m in network.modules())
 
 
 def _vmap(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
@@ -60,3 +121,40 @@ def _vmap(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
         return F.cross_entropy(functional_call(network, {**theta, **weights}, (x,)), y)
 
     return list(vmap(grad(loss), in_dims=(None, 0, 0))(weights, images, labels).values())
+
+
+class Memory:
+    """The chunk size of a run, halved whenever the device runs out of memory.
+
+        for attempt in memory:  # again where memory ran out
+            with attempt:
+                g = class_gradients(network, batches, chunk=memory.chunk)
+    """
+
+    def __init__(self, largest: int):
+        """largest: images in the largest batch, from which halving starts."""
+        self.chunk: int | None = None
+        self.largest = largest
+
+    def __iter__(self) -> Iterator[Memory]:
+        self.done = False
+        while not self.done:
+            yield self
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
+        self.done = error is None
+        chunk = (self.chunk or self.largest) // 2
+        if error is None or not _out_of_memory(error) or chunk < 1:
+            return False
+        self.chunk = chunk
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("out of memory: going on with at most %d images in one pass", chunk)
+        return True
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

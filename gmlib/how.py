@@ -89,6 +89,11 @@ def parse(expression: str) -> list[tuple[float, str]]:
     return terms
 
 
+def spell(terms: Sequence[tuple[float, str]]) -> str:
+    """The one spelling of a sum: [(1.0, "d1"), (0.1, "d2")] -> "d1 + 0.1*d2"."""
+    return " + ".join(name if weight == 1 else f"{weight:g}*{name}" for weight, name in terms)
+
+
 def layer_distances(expression: str, gS: Gradient, gT: Gradient) -> list[Tensor]:
     """d(gS_l, gT_l) of each layer l. gS, gT: one (..., rows, n) tensor per layer -> one (...) tensor per layer."""
     terms = parse(expression)

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from . import how as how_
+from . import networks
 from . import where as where_
-from .networks import NETWORKS
 from .what import WHAT
 
 INIT = ("noise", "real")
-AUGMENT = ("none",)
+INTER_BATCHES = ("classes", "sampled")
+CLASS_WEIGHTS = ("equal", "share")
+AUGMENT = ("none", "dsa")
 
 # name -> (what, how, where): the columns of Table 3, then the two further columns of Table 1.
 METHODS: dict[str, dict[str, str]] = {
@@ -30,6 +32,14 @@ METHODS: dict[str, dict[str, str]] = {
     "Inter": {"what": "inter", "how": "d1", "where": "fixed"},
     "Interleaved": {"what": "interleaved", "how": "d1", "where": "fixed"},
 }
+
+
+def preset(method: str, dataset: str, ipc: int) -> dict[str, str]:
+    """What, how and where of a method in METHODS. Footnote 5: on CIFAR-10 with 50 images per class D is d1 + 0.1 d2."""
+    chosen = METHODS[method]
+    if (dataset, ipc, chosen["how"]) == ("CIFAR10", 50, "d1 + d2"):
+        return {**chosen, "how": "d1 + 0.1*d2"}
+    return chosen
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
@@ -51,8 +61,10 @@ class Recipe:
 
     what: str = "multi"  # gradients to match: intra, inter, interleaved, multi (Section 3.1)
     how: str = "d1 + d2"  # distance: a positive sum over d1..d4 (Section 3.2)
-    where: str = "adaptive"  # steps of theta: fixed, adaptive, overfit, overfit-gap (Section 3.3)
+    where: str = "adaptive"  # steps of theta: fixed, adaptive, overfit, overfit-gap (Section 3.3), or "steps:50,40,30"
     lam: float | None = None  # weight of the inter-class term; None: the number of classes
+    inter_batches: str = "classes"  # the inter-class gradient: Eq. 5's from the "classes", or "sampled" mixed batches
+    class_weights: str = "equal"  # in Eq. 5: "equal", 1/C as in Algorithm 1, or each class's "share" of T
     gap: float = 0.5  # nats, threshold of "overfit-gap"; the paper names none
 
     network: str = "convnet"
@@ -62,6 +74,7 @@ class Recipe:
     outer_loops: int = 1000  # K, freshly drawn networks
     inner_loops: int | None = None  # T, updates of S per network; None: the paper's, by ipc
     zeta_theta: int | None = None  # steps of theta between updates where "fixed"; None: the paper's, by ipc
+    zeta_S: int = 1  # updates of S at each theta (Eq. 10)
     batch_real: int = 256  # real images per class and update, without replacement; at most the class
     batch_theta: int = 256  # condensed images per gradient step of theta
 
@@ -71,36 +84,32 @@ class Recipe:
     momentum_network: float = 0.5
 
     init: str = "noise"  # S at k = 0: N(0, 1) in normalised pixels ("noise") or random real images ("real")
-    augment: str = "none"  # augmentation of both sides while matching
+    augment: str = "none"  # of both sides while matching: "dsa", differentiable Siamese augmentation (the paper's [29])
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in {
-            "what": WHAT, "where": where_.WHERE, "network": NETWORKS, "init": INIT, "augment": AUGMENT,
+            "what": WHAT, "inter_batches": INTER_BATCHES, "class_weights": CLASS_WEIGHTS, "init": INIT, "augment": AUGMENT,
         }.items():  # fmt: skip
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose from {', '.join(known)}")
-        how_.parse(self.how)
-        for name in ("ipc", "width", "depth", "outer_loops", "batch_real", "batch_theta"):
-            self._require(name, int, lambda v: v >= 1, "a whole number of at least 1")
+            choose(dict.fromkeys(known), name, getattr(self, name))
+        object.__setattr__(self, "how", how_.spell(how_.parse(self.how)))  # one spelling for one distance
+        if self.where not in where_.WHERE:
+            where_.spelt(self.where)
+        networks.parse(self.network)
+        for name in ("ipc", "width", "depth", "outer_loops", "zeta_S", "batch_real", "batch_theta"):
+            check_number(name, getattr(self, name), least=1, whole=True)
         for name in ("inner_loops", "zeta_theta"):
             if getattr(self, name) is not None:
-                self._require(name, int, lambda v: v >= 1, "a whole number of at least 1, or None for the paper's")
-        self._require("seed", int, lambda v: v >= 0, "a whole number of at least 0")
+                check_number(name, getattr(self, name), least=1, whole=True, otherwise="None for the paper's")
+        check_number("seed", self.seed, least=0, whole=True)
         for name in ("lr_images", "lr_network"):
-            self._require(name, float, lambda v: 0 < v < math.inf, "a positive number")
+            check_number(name, getattr(self, name), above=0)
         for name in ("momentum_images", "momentum_network"):
-            self._require(name, float, lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
-        self._require("gap", float, lambda v: 0 <= v < math.inf, "a number of at least 0, in nats")
+            check_number(name, getattr(self, name), least=0, below=1)
+        check_number("gap", self.gap, least=0)
         if self.lam is not None:
-            self._require("lam", float, lambda v: 0 <= v < math.inf, "a number of at least 0, or None for the number of classes")
+            check_number("lam", self.lam, least=0, otherwise="None for the number of classes")
         self.schedule()  # T and zeta must follow from what is given
-
-    def _require(self, name: str, kind: type, holds: Any, wanted: str) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        if not (number and holds(value)):
-            raise ValueError(f"{name}={value!r} does not fit: give {wanted}")
 
     def schedule(self) -> tuple[int, int]:
         """(T, zeta_theta) of this run: what is given, else the baseline's by images per class (Section 4.4).
@@ -123,7 +132,7 @@ class Recipe:
     def method(self) -> str:
         """The name in METHODS of this (what, how, where), else one spelt from them: "multi,d1+100*d4,fixed"."""
         choice = {"what": self.what, "how": self.how, "where": self.where}
-        named = [name for name, preset in METHODS.items() if preset == choice]
+        named = [name for name in METHODS if preset(name, self.dataset, self.ipc) == choice]
         return named[0] if named else f"{self.what},{self.how},{self.where}".replace(" ", "")
 
     @classmethod
@@ -131,13 +140,14 @@ class Recipe:
         cls, method: str, dataset: str = "digits", ipc: int = 1, budget: str = "paper", seed: int = 0, **overrides: Any
     ) -> Recipe:
         """The recipe of a method in METHODS under a budget in BUDGETS; any field can be overridden by keyword."""
-        preset = choose(METHODS, "method", method)
-        known = {f.name for f in fields(cls)}
+        choose(METHODS, "method", method)
         for name in overrides:
-            if name not in known:
-                raise ValueError(f"unknown recipe field {name!r}: choose from {', '.join(sorted(known))}")
+            choose({f.name: None for f in fields(cls)}, "recipe field", name)
         diff = choose(BUDGETS, "budget", budget).diff(ipc)
-        return cls(**{"dataset": dataset, "ipc": ipc, "seed": seed, **preset, **diff, **overrides})
+        named = {"dataset": dataset, "ipc": ipc, "seed": seed, **preset(method, dataset, ipc)}
+        if overrides.get("network") == "mlp":
+            named["lr_images"] = 0.01  # the released scripts' rate for this source network
+        return cls(**{**diff, **named, **overrides})
 
     def as_dict(self) -> dict[str, Any]:
         """Every field in plain JSON types; `Recipe(**recipe.as_dict()) == recipe`."""
@@ -168,14 +178,54 @@ BUDGETS: dict[str, Budget] = {
         networks=4,
         epochs=100,
     ),
-    # A laptop over a coffee (1 image per class) or a night (10).
+    # For a machine without a GPU: fewer and smaller real batches than the paper's, fewer networks.
     "lite": Budget(recipe={"batch_real": 64, "outer_loops": 200}, sets=2, networks=10),
     "paper": Budget(),
 }
 
 
+# ---- what every module checks and says in the same way -----------------------------------------------------
+
+
 def choose(known: dict[str, Any], kind: str, name: str) -> Any:
     """known[name], or a ValueError that lists the known names."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
     return known[name]
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    whole: bool = False,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    otherwise: str = "",
+) -> None:
+    """ValueError, which says what to give, unless `value` is a finite (whole) number, >= least, > above and < below."""
+    kind = int if whole else (int, float)
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and value >= least and above < value < below:
+        return
+    wanted = "a whole number" if whole else "a positive number" if above == 0 else "a number"
+    wanted += f" of at least {least:g}" if least > -math.inf else ""
+    wanted += f" and less than {below:g}" if below < math.inf else ""
+    raise ValueError(f"{name}={value!r} does not fit: give {wanted}" + (f", or {otherwise}" if otherwise else ""))
+
+
+def device_of(device: torch.device | str | None) -> torch.device:
+    """The device to compute on; None takes CUDA where there is one, else the CPU. ValueError for one that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"the device {device!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+    return found
+
+
+class OutOfTime(Exception):
+    """The time given to a run is used up. What was done is stored, and the same call goes on from there."""

@@ -27,6 +27,8 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from scipy import stats
 
+from .store import COLUMNS
+
 # One colour per method, on every page. Paul Tol's "muted" scheme, made to stay apart under colour blindness.
 COLOURS = {
     "random": "#8C8C8C", "herding": "#999933", "DC": "#332288", "Inter": "#44AA99", "Interleaved": "#88CCEE",
@@ -41,7 +43,6 @@ STYLE = {
     "figure.facecolor": "white", "savefig.facecolor": "white",
 }  # fmt: skip
 
-COLUMNS = ("dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy")
 _CELL = ["dataset", "ipc", "method", "network", "budget"]
 
 
@@ -129,6 +130,49 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def components(results: pd.DataFrame, whole: Mapping[str, float] | None = None, *, network=None) -> pd.DataFrame:
+    """What condensation adds, in parts instead of one score: one row per (dataset, ipc, method, network, budget).
+
+    whole: mean test accuracy in percent after training on the whole data set, by data set.
+    Columns, in percentage points:
+      mean              as in `summarise`
+      ior, ior_low, ior_high   improvement over random: the gain over equally many random real images under the same
+                        protocol, with `verdict`'s 95% interval over sets; NaN where "random" was not run
+      hlr               hard-label recovery gap: whole-data accuracy minus mean; NaN where it is not given
+      relative          mean over whole-data accuracy, in percent
+    """
+    summary = summarise(_select(_checked(results), network=network))
+    rows = []
+    for _, s in summary[summary["method"] != "random"].iterrows():
+        at = {name: s[name] for name in ("dataset", "ipc", "network", "budget")}
+        cell = _select(results, **at)
+        gain = verdict(cell, s["method"], "random") if "random" in set(cell["method"]) else None
+        full = (whole or {}).get(s["dataset"], math.nan)
+        rows.append(
+            {
+                **{name: s[name] for name in _CELL},
+                "mean": s["mean"],
+                "ior": gain.difference if gain else math.nan,
+                "ior_low": gain.low if gain else math.nan,
+                "ior_high": gain.high if gain else math.nan,
+                "hlr": full - s["mean"],
+                "relative": 100 * s["mean"] / full,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def compression(n_real: int, n_synthetic: int, shape: Sequence[int], bytes_per_value: int = 4) -> dict[str, float]:
+    """How much smaller the synthetic set is, in images and in bytes.
+
+    shape: (channels, height, width). Real pixels take one byte, synthetic ones `bytes_per_value` (4 for float32).
+    Returns real_bytes, synthetic_bytes, and the ratios real / synthetic in "images" and in "bytes".
+    """
+    values = math.prod(shape)
+    real, synthetic = n_real * values, n_synthetic * values * bytes_per_value
+    return {"real_bytes": real, "synthetic_bytes": synthetic, "images": n_real / n_synthetic, "bytes": real / synthetic}
 
 
 @dataclass(frozen=True)

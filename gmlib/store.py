@@ -2,13 +2,13 @@
 
 One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/:
 
-    run.json                    recipe, versions, device, seconds, peak memory, history, fingerprint and origin of the data
     set.safetensors             the synthetic set (`SyntheticSet.load`)
-    accuracy-<network>.json     the accuracy of each network trained on it, with the protocol
+    run.json                    recipe, versions, device, seconds, peak memory, history, fingerprint and origin of the data
+    accuracy-<network>.json     the accuracy of each network trained on it, with the protocol; grows network by network
     trace.json, snapshots.safetensors     where asked for: S and its accuracies after some outer iterations
-    checkpoint.safetensors      only while the run is unfinished
+    checkpoint.safetensors      only while S is unfinished
 
-Every file is written whole or not at all, run.json last; what is finished is read back and never redone.
+Every file is written whole or not at all, and run.json only once S is finished; what is there is read back and never redone.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 
 from .condense import check, condense
-from .coreset import CORESETS, check_ipc, coreset
+from .coreset import CORESETS, coreset, recipe_of
 from .data import Data, SyntheticSet, write_atomically
-from .evaluate import Evaluation, evaluate
-from .recipe import BUDGETS, METHODS, Recipe, choose
+from .evaluate import Evaluation, Protocol, evaluate, settle
+from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
 HOME = Path(__file__).resolve().parent.parent  # the repository, where gmlib is used from a checkout
@@ -54,18 +54,43 @@ class Run:
     trace: dict[int, tuple[SyntheticSet, Evaluation]]  # number of outer iterations -> S after them, its accuracies
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run that was asked for, everything about it checked and nothing done."""
+
+    data: Data
+    recipe: Recipe  # for a coreset: only its sizes count
+    coreset: str | None
+    budget: str
+    n_networks: int
+    protocol: Protocol
+    folder: Path
+    snapshots: tuple[int, ...]
+
+    @property
+    def method(self) -> str:
+        return self.coreset or self.recipe.method
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """The recipe as run.json and the set hold it."""
+        if not self.coreset:
+            return self.recipe.as_dict()
+        r = self.recipe
+        return recipe_of(self.coreset, self.data, r.ipc, r.seed, network=r.network, width=r.width, depth=r.depth)
+
+
 def default_folder(budget: str) -> Path:
     """Where runs go that name no folder: runs/<budget> in the repository, or here where gmlib is installed elsewhere."""
     return (HOME if (HOME / "pyproject.toml").is_file() else Path()) / "runs" / budget
 
 
 def run_folder(results_dir: str | os.PathLike, dataset: str, ipc: int, method: str, seed: int) -> Path:
-    """The folder of one run; characters that file systems refuse become "_"."""
-    parts = (dataset, f"ipc{ipc}", method, f"set{seed}")
-    return Path(results_dir, *(re.sub(r"[^\w.,+=-]+", "_", part) for part in parts))
+    """The folder of one run."""
+    return Path(results_dir, *map(_slug, (dataset, f"ipc{ipc}", method, f"set{seed}")))
 
 
-def run(
+def plan(
     data: Data,
     method: str,
     ipc: int,
@@ -75,68 +100,91 @@ def run(
     networks: int | None = None,
     results_dir: str | os.PathLike | None = None,
     snapshots: Collection[int] = (),
+    **overrides: Any,
+) -> Job:
+    """The job that `run` does for these arguments. Raises its ValueErrors; nothing is computed or written."""
+    size = choose(BUDGETS, "budget", budget)
+    choose({**METHODS, **CORESETS}, "method", method)
+    own = sorted({"dataset", "ipc", "seed"} & set(overrides))
+    if own:
+        raise ValueError(f"{own[0]} is an argument of its own and no override: leave it out of the overrides")
+    preset = method if method in METHODS else "DC"  # a coreset takes only the sizes of a recipe
+    recipe = Recipe.for_method(preset, data.name, ipc, budget, seed, **overrides)
+    chosen = method if method in CORESETS else None
+    check(data, recipe, () if chosen else snapshots)
+    n_networks = size.networks if networks is None else networks
+    check_number("networks", n_networks, least=1, whole=True)
+    folder = run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed)
+    protocol = Protocol(recipe.width, recipe.depth, size.epochs)
+    job = Job(data, recipe, chosen, budget, n_networks, protocol, folder, () if chosen else tuple(snapshots))
+    _finished(job)
+    _known(job, recipe.network)
+    return job
+
+
+def run(
+    data: Data,
+    method: str,
+    ipc: int,
+    *,
     device: torch.device | str | None = None,
     progress: bool = True,
     deadline: float | None = None,
-    **overrides: Any,
+    **options: Any,
 ) -> Run:
     """Both phases for one set: condense (or select) and evaluate, or read back what is stored.
 
-    method: a name in METHODS or CORESETS. overrides: Recipe fields. networks: None takes the budget's number; fewer than are
-    stored takes the first of them. snapshots: numbers of outer iterations after which S is kept and
-    evaluated too.
-    results_dir: None takes `default_folder(budget)`. deadline: see `condense`.
+    method: a name in METHODS or CORESETS. device, progress, deadline (time.monotonic()): see `condense` and `evaluate`.
+    options: budget; seed; networks (None takes the budget's number; fewer than are stored takes the first of them);
+    results_dir (None takes `default_folder(budget)`); snapshots, numbers of outer iterations after which S is kept and evaluated
+    too (a stored run returns those it has); and Recipe fields. A run whose what, how or where are changed so is
+    stored under the name that `Recipe.method` gives it.
 
-    Raises ValueError for unknown names, a recipe that does not fit the data, or a folder that holds another recipe's run or
-    was made from other data, before any work; TimeoutError at the deadline, with a checkpoint in the folder to go on from.
+    Raises ValueError for unknown names, a recipe that does not fit the data, or a folder that holds a run of another recipe,
+    protocol or copy of the data, before any work; OutOfTime at the deadline, after which the same call goes on.
     """
-    size = choose(BUDGETS, "budget", budget)
-    choose({**METHODS, **CORESETS}, "method", method)
-    base = Recipe.for_method(method if method in METHODS else "DC", data.name, ipc, budget, seed, **overrides)
-    check_ipc(data, ipc)
-    if method in METHODS:
-        check(data, base, snapshots)
-        recipe = base.as_dict()
-    else:
-        recipe = coreset(method, data, ipc, seed).recipe
-    networks = size.networks if networks is None else networks
-    folder = run_folder(results_dir or default_folder(budget), data.name, ipc, method, seed)
-    record = _finished(folder, recipe, data)
-    folder.mkdir(parents=True, exist_ok=True)
+    return _do(plan(data, method, ipc, **options), device_of(device), progress, deadline)
 
-    traced: dict[int, SyntheticSet] = {}
-    if record is not None:
-        S = SyntheticSet.load(folder / "set.safetensors")
-        traced = _read_snapshots(folder, S)
-        if not set(snapshots) <= set(traced):
-            raise ValueError(f"{folder} was run without the snapshots asked for: delete it or choose another results_dir")
-    else:
-        begun, peak = time.monotonic(), _PeakMemory(device)
-        checkpoint = folder / "checkpoint.safetensors"
-        if method in METHODS:
-            S = condense(
-                data, base, device, checkpoint, progress, snapshots=snapshots, deadline=deadline
-            )
-        else:
-            S = coreset(method, data, ipc, seed)
-        S = replace(S, images=S.images.cpu(), labels=S.labels.cpu())
-        S.save(folder / "set.safetensors")
-        if S.snapshots:
-            tensors = {f"k{k}": images.cpu().contiguous() for k, images in S.snapshots.items()}
-            write_atomically(folder / "snapshots.safetensors", to_safetensors(tensors))
-            traced = {k: replace(S, images=images.cpu(), snapshots={}) for k, images in S.snapshots.items()}
-        record = {
-            "method": method, "budget": budget, "recipe": recipe,
-            "data": {"name": data.name, "fingerprint": data.fingerprint, "origin": data.origin},
-            **environment(device), "seconds": time.monotonic() - begun, "peak_memory_bytes": peak(), "history": S.history,
-        }  # fmt: skip
-        _write_json(folder / "run.json", record)
-        checkpoint.unlink(missing_ok=True)
 
-    options = {"width": base.width, "depth": base.depth, "epochs": size.epochs, "device": device, "progress": progress}
-    trace = _stored_trace(folder, traced, data, networks, seed, base.network, options)
-    evaluation = _stored_evaluation(folder, S, data, networks, seed, base.network, options)
-    return Run(folder, S, evaluation, record, trace)
+def _do(job: Job, device: torch.device, progress: bool, deadline: float | None) -> Run:
+    record = _finished(job)
+    if record is None:
+        if deadline is not None and time.monotonic() > deadline:
+            raise OutOfTime(f"out of time before {job.folder} was begun: run again to go on")
+        record = _make(job, device, progress, deadline)
+    S = SyntheticSet.load(job.folder / "set.safetensors")
+    evaluation = _evaluated(job, S, device, progress, deadline)
+    return Run(job.folder, S, evaluation, record, _traced(job, S, evaluation, device, progress, deadline))
+
+
+def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
+    """Phase 1: condense or select, store the set, its snapshots and its record."""
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot make {job.folder} ({error.strerror}): choose another results_dir") from error
+    begun, peak, checkpoint = time.monotonic(), _PeakMemory(device), job.folder / "checkpoint.safetensors"
+    r = job.recipe
+    if job.coreset:
+        size = {"network": r.network, "width": r.width, "depth": r.depth}
+        S = coreset(job.coreset, job.data, r.ipc, r.seed, device=device, **size)
+        seconds = time.monotonic() - begun
+    else:
+        S = condense(job.data, r, device, checkpoint, progress, snapshots=job.snapshots, deadline=deadline)
+        seconds = sum(entry["seconds"] for entry in S.history)  # those before a restart count too
+    S.save(job.folder / "set.safetensors")
+    if S.snapshots:
+        tensors = {f"k{k}": images.cpu().contiguous() for k, images in S.snapshots.items()}
+        write_atomically(job.folder / "snapshots.safetensors", to_safetensors(tensors))
+    record = {
+        "method": job.method, "budget": job.budget, "recipe": job.made_by,
+        "data": {"name": job.data.name, "fingerprint": job.data.fingerprint, "origin": job.data.origin},
+        **environment(device), "seconds": seconds, "peak_memory_bytes": peak(), "history": S.history,
+    }  # fmt: skip
+    _write_json(job.folder / "run.json", record)
+    for leftover in (checkpoint, checkpoint.with_name("checkpoint-last-good.safetensors")):
+        leftover.unlink(missing_ok=True)
+    return record
 
 
 def sweep(
@@ -149,6 +197,7 @@ def sweep(
     seed: int = 0,
     trace: Mapping[tuple[str, int], Collection[int]] | None = None,
     time_budget: float | None = None,
+    device: torch.device | str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> tuple[list[Run], dict[tuple[str, int, str], str]]:
@@ -156,43 +205,38 @@ def sweep(
 
     methods, ipc: lists, or what papermill passes on: "DC,M", 1. Every set of a method comes after the same set of the others,
     so that a sweep cut short can still compare. trace: snapshots to keep of the first set of a (method, ipc).
-    time_budget: seconds after which no more is done. options: see `run`.
+    time_budget: seconds after which nothing more is begun; what is stored is still read back. options: see `run`.
+    All jobs are checked before the first is begun.
 
     Returns the runs and, for each (dataset, ipc, method) that time left without any set, the reason.
     """
     methods, ipcs = listed(methods), listed(ipc)
     sets = choose(BUDGETS, "budget", budget).sets if sets is None else sets
-    if not isinstance(sets, int) or sets < 1:
-        raise ValueError(f"sets={sets!r} does not fit: give a whole number of at least 1")
-    for m in methods:
-        choose({**METHODS, **CORESETS}, "method", m)
+    check_number("sets", sets, least=1, whole=True)
+    check_number("seed", seed, least=0, whole=True)
+    jobs = []
     for n in ipcs:
-        check_ipc(data, n)
+        for s in range(seed, seed + sets):
+            for m in methods:
+                snapshots = (trace or {}).get((m, n), ()) if s == seed else ()
+                jobs.append(plan(data, m, n, budget=budget, seed=s, snapshots=snapshots, **options))
+    device = device_of(device)
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    jobs = [(n, s, m) for n in ipcs for s in range(seed, seed + sets) for m in methods]
     runs, why = [], {}
-    bar = tqdm(jobs, desc=f"{data.name}, {budget} budget", unit="set", disable=not progress, mininterval=1)
-    for n, s, m in bar:
-        snapshots = (trace or {}).get((m, n), ()) if s == seed else ()
+    for job in tqdm(jobs, f"{data.name}, {budget} budget", unit="set", disable=not progress, mininterval=1):
         try:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError
-            runs.append(
-                run(
-                    data, m, n, budget=budget, seed=s, snapshots=snapshots, deadline=deadline,
-                    progress=progress and budget != "smoke", **options,
-                )
-            )
-        except TimeoutError:
-            if not any((r.record["recipe"]["ipc"], r.record["method"]) == (n, m) for r in runs):
-                why[data.name, n, m] = f"the time budget of {time_budget:g} s was used up"
+            runs.append(_do(job, device, progress and budget != "smoke", deadline))
+        except OutOfTime:
+            if not any((r.S.ipc, r.record["method"]) == (job.recipe.ipc, job.method) for r in runs):
+                why[data.name, job.recipe.ipc, job.method] = f"the time budget of {time_budget:g} s was used up"
     return runs, why
 
 
 def listed(values: Any) -> list:
     """A list from a list, from one value, or from words with commas: "DC, M" as a command line gives it."""
     if isinstance(values, str):
-        return [word.strip() for word in values.split(",")]
+        words = [word.strip() for word in values.split(",")]
+        return [int(word) if word.isdecimal() else word for word in words]
     return list(values) if isinstance(values, Collection) else [values]
 
 
@@ -207,9 +251,9 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
         raise FileNotFoundError(f"there is no results folder {root}: run something first, or name another")
     rows = []
     for path in sorted(root.glob("*/ipc*/*/set*/run.json")):
-        record = _read_json(path)
+        record = _read_json(path, "recipe", "method", "budget")
         for file in sorted(path.parent.glob("accuracy-*.json")):
-            stored = _read_json(file)
+            stored = _read_json(file, "network", "accuracies")
             rows += rows_of(record, stored["network"], stored["accuracies"])
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -235,60 +279,90 @@ def rows_of(record: dict[str, Any], network: str, accuracies: Collection[float])
 # ---- the pieces ------------------------------------------------------------------------------------------
 
 
-def _finished(folder: Path, recipe: dict[str, Any], data: Data) -> dict[str, Any] | None:
+def _finished(job: Job) -> dict[str, Any] | None:
     """run.json of a finished run, or None; ValueError where it is another run's."""
-    if not (folder / "run.json").is_file():
+    path = job.folder / "run.json"
+    if not path.is_file():
         return None
-    record = _read_json(folder / "run.json")
-    stored = record.get("recipe", {})
-    differing = sorted(name for name in {*stored, *recipe} if stored.get(name) != recipe.get(name))
+    record = _read_json(path, "recipe", "data", "method", "budget")
+    stored, asked = record["recipe"], job.made_by
+    differing = sorted(name for name in {*stored, *asked} if stored.get(name) != asked.get(name))
     if differing:
         name = differing[0]
         raise ValueError(
-            f"{folder} holds a run with {name}={stored.get(name)!r} where {name}={recipe.get(name)!r} is asked for: "
+            f"{job.folder} holds a run with {name}={stored.get(name)!r} where {name}={asked.get(name)!r} is asked for: "
             "delete it or choose another results_dir"
         )
-    if record.get("data", {}).get("fingerprint") != data.fingerprint:
-        raise ValueError(f"{folder} was made from another copy of {data.name}: delete it or choose another results_dir")
+    if record["data"].get("fingerprint") != job.data.fingerprint:
+        raise ValueError(f"{job.folder} was made from another copy of {job.data.name}: delete it or choose another results_dir")
     return record
 
 
-def _read_snapshots(folder: Path, S: SyntheticSet) -> dict[int, SyntheticSet]:
-    path = folder / "snapshots.safetensors"
+def _known(job: Job, network: str) -> Evaluation | None:
+    """The stored accuracies, all or the first of them; ValueError where they came about by another protocol."""
+    path = job.folder / f"accuracy-{_slug(network)}.json"
+    asked = settle(job.data, job.data, network, job.protocol)
     if not path.is_file():
+        return None
+    stored = _from_json(_read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
+    differing = sorted(name for name in {*stored.protocol, *asked} if stored.protocol.get(name) != asked.get(name))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{path} holds networks trained with {name}={stored.protocol.get(name)!r} where {name}={asked.get(name)!r} is "
+            "asked for: delete it or choose another results_dir"
+        )
+    return stored
+
+
+def _evaluated(job: Job, S: SyntheticSet, device: torch.device, progress: bool, deadline: float | None) -> Evaluation:
+    """Phase 2, network by network, going on from what is stored."""
+    network = job.recipe.network
+    path = job.folder / f"accuracy-{_slug(network)}.json"
+    stored = _known(job, network)
+    if stored and stored.n >= job.n_networks:
+        return stored.first(job.n_networks)
+    before = stored.seconds if stored else 0.0
+
+    def write(found: Evaluation) -> None:
+        _write_json(path, _to_json(replace(found, seconds=before + found.seconds)) | environment(device))
+
+    evaluate(
+        S, job.data, network, job.n_networks, job.recipe.seed, protocol=job.protocol, device=device, progress=progress,
+        known=stored.accuracies if stored else (), each=write, deadline=deadline,
+    )  # fmt: skip
+    return _known(job, network)
+
+
+def _traced(
+    job: Job, S: SyntheticSet, final: Evaluation, device: torch.device, progress: bool, deadline: float | None
+) -> dict[int, tuple[SyntheticSet, Evaluation]]:
+    """The stored snapshots of S with their accuracies, those asked for."""
+    snapshots, path = job.folder / "snapshots.safetensors", job.folder / "trace.json"
+    if not snapshots.is_file():
         return {}
     try:
-        tensors = load_file(path)
+        tensors = load_file(snapshots)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete {folder} and run again") from error
-    return {int(name[1:]): replace(S, images=tensors[name]) for name in sorted(tensors, key=lambda name: int(name[1:]))}
-
-
-def _stored_evaluation(
-    folder: Path, S: SyntheticSet, data: Data, n: int, seed: int, network: str, options: dict[str, Any]
-) -> Evaluation:
-    path = folder / f"accuracy-{network}.json"
-    if path.is_file():
-        stored = _from_json(_read_json(path))
-        if stored.n >= n:
-            return replace(stored, accuracies=stored.accuracies[:n])
-    found = evaluate(S, data, network, n, seed, **options)
-    _write_json(path, {**_to_json(found), **environment(options["device"])})
-    return found
-
-
-def _stored_trace(
-    folder: Path, traced: dict[int, SyntheticSet], data: Data, n: int, seed: int, network: str, options: dict[str, Any]
-) -> dict[int, tuple[SyntheticSet, Evaluation]]:
-    if not traced:
-        return {}
-    path = folder / "trace.json"
+        raise ValueError(f"{snapshots} is damaged ({error}): delete {job.folder} and run again") from error
     stored = {int(k): _from_json(e) for k, e in _read_json(path).items()} if path.is_file() else {}
-    for k, S in traced.items():
-        if k not in stored or stored[k].n < n:
-            stored[k] = evaluate(S, data, network, n, seed, **options)
+    trace = {}
+    for k in sorted(int(name[1:]) for name in tensors):
+        at = replace(S, images=tensors[f"k{k}"])
+        if k not in stored or stored[k].n < job.n_networks:
+            same = torch.equal(at.images, S.images)
+            stored[k] = final if same else evaluate(
+                at, job.data, job.recipe.network, job.n_networks, job.recipe.seed, protocol=job.protocol,
+                device=device, progress=progress, deadline=deadline,
+            )  # fmt: skip
             _write_json(path, {str(at): _to_json(e) for at, e in stored.items()})
-    return {k: (S, replace(stored[k], accuracies=stored[k].accuracies[:n])) for k, S in traced.items()}
+        trace[k] = (at, stored[k].first(job.n_networks))
+    return trace
+
+
+def _slug(name: str) -> str:
+    """A name as part of a path: characters that file systems refuse become "_"."""
+    return re.sub(r"[^\w.,+=-]+", "_", name)
 
 
 def _to_json(e: Evaluation) -> dict[str, Any]:
@@ -307,18 +381,22 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a file, which must have these keys."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+        missing = [key for key in keys if key not in content]
+        if missing or not isinstance(content, dict):
+            raise ValueError(f"it lacks {', '.join(missing) or 'everything'}")
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from error
+    return content
 
 
-def environment(device: torch.device | str | None = None) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What a number may depend on beside the recipe: versions, commit, device, threads."""
     from . import __version__
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "gmlib": __version__, "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
@@ -350,9 +428,10 @@ def _commit() -> str | None:
 class _PeakMemory:
     """Peak memory in bytes: of the device since construction on CUDA, of the whole process on a CPU."""
 
-    def __init__(self, device: torch.device | str | None):
-        self.cuda = torch.cuda.is_available() and torch.device(device or "cuda").type == "cuda"
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
         if self.cuda:
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(device)
         self.device = device
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from .how import Gradient
 
 Distance = Callable[[Gradient, Gradient], Tensor]
-Loss = Callable[..., Tensor]  # (D, gS, gT, *, lam, weights, k) -> scalar
+Loss = Callable[..., Tensor]  # (D, gS, gT, *, lam, weights, k, mixed) -> scalar
+Mixed = tuple[Gradient, Gradient]
 
 
 def union(g: Gradient, weights: Tensor) -> list[Tensor]:
@@ -32,10 +33,17 @@ def intra(D: Distance, gS: Gradient, gT: Gradient, **_) -> Tensor:
     return D(gS, gT).sum()
 
 
-def inter(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, **_) -> Tensor:
-    """Match the gradients of the whole batch, lam times (Eq. 6, second term)."""
+def inter(
+    D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, mixed: Mixed | None = None, **_
+) -> Tensor:
+    """Match the gradients of the whole batch, lam times (Eq. 6, second term).
+
+    mixed: gradients of S and T on mixed mini-batches, one (rows, n) tensor per layer each, to take
+    instead of Eq. 5's union of the class gradients (the released scripts' inter-class batches).
+    """
+    uS, uT = mixed or (union(gS, weights), union(gT, weights))
     # lam * loss_inter = lam * D(mean_c gS_c, mean_c gT_c)
-    return lam * D(union(gS, weights), union(gT, weights))
+    return lam * D(uS, uT)
 
 
 def interleaved(D: Distance, gS: Gradient, gT: Gradient, *, k: int, **options) -> Tensor:
@@ -43,10 +51,10 @@ def interleaved(D: Distance, gS: Gradient, gT: Gradient, *, k: int, **options) -
     return (intra if k % 2 == 0 else inter)(D, gS, gT, **options)
 
 
-def multi(D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, **_) -> Tensor:
-    """Match both levels at once (Eq. 6; line 8 of Algorithm 1)."""
+def multi(D: Distance, gS: Gradient, gT: Gradient, **options) -> Tensor:
+    """Match both levels at once (Eq. 6; line 8 of Algorithm 1). options: those of `inter`."""
     # loss = sum_c D(gS_c, gT_c) + lam * D(mean_c gS_c, mean_c gT_c)
-    return intra(D, gS, gT) + inter(D, gS, gT, lam=lam, weights=weights)
+    return intra(D, gS, gT) + inter(D, gS, gT, **options)
 
 
 WHAT: dict[str, Loss] = {"intra": intra, "inter": inter, "interleaved": interleaved, "multi": multi}

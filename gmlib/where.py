@@ -6,7 +6,8 @@ Two kinds of answers: a number of steps known beforehand (`fixed`, `adaptive`), 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import NamedTuple
 
 MAX_STEPS = 50  # the released scripts' bound on updating until overfitting
@@ -41,6 +42,26 @@ WHERE: dict[str, Callable[[int, int], int]] = {
 }
 
 
+def steps(where: str, t: int, zeta: int) -> int:
+    """Steps of theta after the update of S at t, at most, for a name in WHERE or a schedule "steps:50,40,30,10,5".
+
+    Of such a schedule the last number holds for every later t.
+    """
+    if where in WHERE:
+        return WHERE[where](t, zeta)
+    schedule = spelt(where)
+    return schedule[min(t, len(schedule) - 1)]
+
+
+def spelt(where: str) -> list[int]:
+    """The numbers in "steps:50,40,30": a schedule of one's own. ValueError, listing what is known, for anything else."""
+    word, _, numbers = str(where).partition(":")
+    found = [int(n) if n.strip().isdecimal() else -1 for n in numbers.split(",")]
+    if word != "steps" or min(found) < 0:
+        raise ValueError(f"unknown where {where!r}: choose from {', '.join(WHERE)}, or spell a schedule as steps:50,40,30,10")
+    return found
+
+
 class Losses(NamedTuple):
     """L(S, theta) and L(T, theta) at one theta, in nats."""
 
@@ -67,4 +88,26 @@ def steps_per_outer_iteration(where: str, T: int, zeta: int) -> int:
     Nothing follows the last update of S (t = T - 1), so theta moves T - 1 times: 450 at T = 10 with zeta = 50, 190 with
     Eq. 12 (Section 4.4).
     """
-    return sum(WHERE[where](t, zeta) for t in range(T - 1))
+    return sum(steps(where, t, zeta) for t in range(T - 1))
+
+
+def fit_schedule(history: Sequence[dict], T: int) -> list[int]:
+    """zeta_theta(t) learned from where a run saw overfitting, as the authors read Eq. 12 off CIFAR-10 runs (Section 4.4).
+
+    history: of a set condensed with where="overfit" or "overfit-gap" (`SyntheticSet.history`), one dict for each outer
+    iteration with its detections [t, i, L(S, theta), L(T, theta)]. T: its inner iterations.
+    At each t the steps until overfitting, i + 1, or MAX_STEPS where none was seen, are summed up by their median over the
+    outer iterations; the schedule is the non-increasing sequence nearest to those medians, in whole steps of at least 1.
+
+    Returns T - 1 numbers, which "steps:..." takes in a recipe. Raises ValueError without history, or for T < 2.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    if not history or T < 2:
+        raise ValueError("a schedule is learned from at least one outer iteration with T of at least 2: condense with both first")
+    taken = []
+    for entry in history:
+        seen = {t: i + 1 for t, i, *_ in entry["detections"]}
+        taken.append([seen.get(t, MAX_STEPS) for t in range(T - 1)])
+    medians = [median(column) for column in zip(*taken, strict=True)]
+    return [max(1, round(value)) for value in isotonic_regression(medians, increasing=False).tolist()]

@@ -5,6 +5,9 @@ import torch
 
 from gmlib import Data, Recipe, load_data
 
+# The tensors here are tiny: a second thread gains nothing, and where tests run side by side it costs.
+torch.set_num_threads(1)
+
 
 def make_data(counts=(12, 12, 12), shape=(1, 8, 8), n_test=9, seed=0, dtype=torch.float64) -> Data:
     """Made-up images of classes that differ in brightness and structure; `counts` training images of each class."""

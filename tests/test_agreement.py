@@ -109,8 +109,9 @@ def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
         {"what": "intra", "how": "d1", "where": "fixed", "inner_loops": 3, "zeta_theta": 4},
         {"what": "inter", "how": "d3", "where": "fixed", "inner_loops": 2, "zeta_theta": 3},
         {"what": "interleaved", "how": "d1", "where": "fixed", "outer_loops": 3, "inner_loops": 2, "zeta_theta": 2},
-        {"what": "multi", "how": "d1 + d2", "where": "adaptive", "inner_loops": 3},
+        {"what": "multi", "how": "d1 + d2", "where": "adaptive", "inner_loops": 3, "class_weights": "equal"},
         {"what": "multi", "how": "d1 + 0.1*d2", "where": "overfit", "inner_loops": 3, "lr_network": 0.3},
+        {"what": "multi", "how": "d1 + d2", "where": "steps:3,1", "inner_loops": 4},
         {"what": "multi", "how": "d1 + d2", "where": "overfit-gap", "inner_loops": 3, "gap": 0.05, "lr_network": 0.1},
     ],
     ids=lambda choice: f"{choice['what']}-{choice['where']}",
@@ -119,7 +120,7 @@ def test_whole_runs_of_algorithm_1(choice, way, monkeypatch):
     """The same networks and batches, drawn here as `condense` draws them, give the same S step by step."""
     monkeypatch.setattr(gradients, "SMALL", WAYS[way])
     data = make_data((8, 6, 7), (1, 8, 8))
-    recipe = tiny_recipe(**{"ipc": 2, "seed": 5, "momentum_network": 0.5, **choice})
+    recipe = tiny_recipe(**{"ipc": 2, "seed": 5, "momentum_network": 0.5, "class_weights": "share", **choice})
     T, zeta = recipe.schedule()
     theta0, batches, validation = [], [], []
     for k in range(recipe.outer_loops):
@@ -130,9 +131,11 @@ def test_whole_runs_of_algorithm_1(choice, way, monkeypatch):
     S = gm.condense(data, recipe, device="cpu", progress=False)
     theirs, losses = reference.algorithm1(
         initial(data, recipe), S.labels, theta0, batches, recipe.what, EXPRESSIONS[recipe.how], 3, T,
-        {"fixed": lambda t: zeta, "adaptive": reference.zeta_adaptive}.get(recipe.where, lambda t: 50),
+        {"fixed": lambda t: zeta, "adaptive": reference.zeta_adaptive, "steps:3,1": lambda t: (3, 1, 1)[t]}.get(
+            recipe.where, lambda t: 50
+        ),
         recipe.lr_images, recipe.momentum_images, recipe.lr_network, recipe.momentum_network,
-        weights=[8 / 21, 6 / 21, 7 / 21],
+        weights=[8 / 21, 6 / 21, 7 / 21] if recipe.class_weights == "share" else None,
         val_batches=validation if recipe.where.startswith("overfit") else None,
         gap=recipe.gap if recipe.where == "overfit-gap" else None,
     )  # fmt: skip
@@ -153,3 +156,43 @@ def test_float32_stays_within_rounding_of_float64():
     single = gm.condense(data.to(dtype=torch.float32), recipe, device="cpu", progress=False).images
     assert single.dtype == torch.float32
     assert relative(single.double(), double) < 1e-4
+
+
+def test_several_updates_at_each_theta():
+    """zeta_S = 3 with one theta is Algorithm 1 with three inner iterations between which theta does not move (Eq. 10)."""
+    data = make_data((8, 6, 7))
+    recipe = tiny_recipe(ipc=2, what="multi", outer_loops=1, inner_loops=1, zeta_theta=1, zeta_S=3)
+    rng = generator(recipe.seed, "batches", 0)
+    batches = [[[data.sample(c, recipe.batch_real, rng) for c in range(3)] for _ in range(3)]]
+    theta0 = [[p.detach() for p in fresh_network(data, recipe, 0).parameters()]]
+    S = gm.condense(data, recipe, device="cpu", progress=False)
+    theirs, _ = reference.algorithm1(
+        initial(data, recipe), S.labels, theta0, batches, "multi", EXPRESSIONS["d1"], 3, 3, lambda t: 0,
+        recipe.lr_images, recipe.momentum_images, 0.01, 0.5,
+    )  # fmt: skip
+    assert relative(S.images, theirs) < 1e-8
+
+
+def test_sampled_inter_class_batches():
+    """One update with mixed batches (the released scripts' way): Eq. 6 by hand on the same draws."""
+    data = make_data((8, 6, 7))
+    once = {"outer_loops": 1, "inner_loops": 1, "zeta_theta": 1}
+    recipe = tiny_recipe(ipc=2, what="multi", inter_batches="sampled", momentum_images=0, **once)
+    network = fresh_network(data, recipe, 0)
+    theta = list(network.parameters())
+    rng, mixed = generator(recipe.seed, "batches", 0), generator(recipe.seed, "mixed", 0)
+    real = [data.sample(c, recipe.batch_real, rng) for c in range(3)]
+    chosen = torch.randperm(6, generator=mixed)
+    x, y = draw(data, 1024, mixed)
+    assert len(y) == 21 and sorted(y.tolist()) == data.train_labels.tolist(), "21 real images are all there are"
+    S0 = initial(data, recipe).requires_grad_()
+    labels = torch.arange(3).repeat_interleave(2)
+    gS = [reference.gradient(theta, S0[2 * c : 2 * c + 2], labels[2 * c : 2 * c + 2], True) for c in range(3)]
+    gT = [reference.gradient(theta, real[c], torch.full((len(real[c]),), c)) for c in range(3)]
+    loss = sum(reference.distance(EXPRESSIONS["d1"], a, b) for a, b in zip(gS, gT, strict=True))
+    mixed_S = reference.gradient(theta, S0[chosen], labels[chosen], True)
+    loss = loss + 3 * reference.distance(EXPRESSIONS["d1"], mixed_S, reference.gradient(theta, x, y))
+    (dS,) = torch.autograd.grad(loss, S0)
+    S = gm.condense(data, recipe, device="cpu", progress=False)
+    assert relative(S.images, (S0 - 0.1 * dS).detach()) < 1e-8
+    assert S.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-10)

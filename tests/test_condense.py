@@ -1,5 +1,6 @@
 """Phase 1 as a caller sees it: repeatable, resumable, safe, and worth it on real digits."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from conftest import make_data, tiny_recipe
 import gmlib as gm
 from gmlib import how
 from gmlib.condense import initial
+from gmlib.recipe import OutOfTime
 
 
 def condense(data, recipe, **options):
@@ -83,9 +85,9 @@ def test_going_on_from_a_checkpoint_is_bit_identical(tmp_path):
     data, recipe = make_data(dtype=torch.float32), tiny_recipe(outer_loops=6, inner_loops=2, zeta_theta=2)
     whole = condense(data, recipe, snapshots=(1, 4))
     path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(TimeoutError, match="out of time after 1 of 6 outer iterations: run again to go on from"):
+    with pytest.raises(OutOfTime, match="out of time after 1 of 6 outer iterations: run again to go on from"):
         condense(data, recipe, snapshots=(1, 4), checkpoint=path, deadline=time.monotonic())
-    with pytest.raises(TimeoutError, match="after 2 of 6"):
+    with pytest.raises(OutOfTime, match="after 2 of 6"):
         condense(data, recipe, snapshots=(1, 4), checkpoint=path, deadline=time.monotonic())
     parts = condense(data, recipe, snapshots=(1, 4), checkpoint=path)
     assert torch.equal(parts.images, whole.images)
@@ -136,7 +138,11 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_and_kept(tmp_pa
     data, path = make_data(dtype=torch.float32), tmp_path / "checkpoint.safetensors"
     condense(data, tiny_recipe(), checkpoint=path)
     before = path.read_bytes()
-    for other_data, other in ((data, tiny_recipe(seed=1)), (make_data(seed=9, dtype=torch.float32), tiny_recipe())):
+    for other_data, other in (
+        (data, tiny_recipe(seed=1)),
+        (make_data(seed=9, dtype=torch.float32), tiny_recipe()),
+        (make_data(dtype=torch.float64), tiny_recipe()),
+    ):
         with pytest.raises(ValueError, match="belongs to another recipe or other data: delete it or choose another file"):
             condense(other_data, other, checkpoint=path)
         assert path.read_bytes() == before
@@ -145,8 +151,34 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_and_kept(tmp_pa
         with pytest.raises(ValueError, match=r"is damaged \(.*\): delete it to start the run afresh"):
             condense(data, tiny_recipe(), checkpoint=path)
         assert path.read_bytes() == before[:length]
+    gm.coreset("random", data, 1).save(path)
+    with pytest.raises(ValueError, match="is not a checkpoint of gmlib: choose another file"):
+        condense(data, tiny_recipe(), checkpoint=path)
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        condense(data, tiny_recipe(), checkpoint=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"folder of the checkpoint .* does not exist: make it first"):
         condense(data, tiny_recipe(), checkpoint=tmp_path / "nowhere" / "checkpoint")
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    """The third write fails as on a full disk: one sentence, the second checkpoint untouched, and the run goes on from it."""
+    data, recipe = make_data(dtype=torch.float32), tiny_recipe(outer_loops=5)
+    whole = condense(data, recipe)
+    path, writes = tmp_path / "checkpoint.safetensors", []
+
+    def full(handle, fsync=os.fsync):
+        if len(writes) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        writes.append(path.read_bytes() if path.exists() else b"")
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"cannot write .*checkpoint\.safetensors \(No space left on device\): free some space"):
+            condense(data, recipe, checkpoint=path, checkpoint_seconds=0.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"], "no half-written file is left"
+    assert path.read_bytes() != writes[1], "the second checkpoint is there, not the first"
+    assert torch.equal(condense(data, recipe, checkpoint=path).images, whole.images)
 
 
 # ---- what it refuses, before any work

@@ -266,13 +266,13 @@ def test_arrays_that_do_not_fit_are_refused(case):
     "name", ["mnist", "CIFAR-10", "", "imagefolder", "imagefolder:", "digits:x", "MNIST:x"]
 )
 def test_unknown_names_list_the_known(name):
-    known = "digits, MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, imagefolder:PATH"
+    known = "digits, MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, TinyImageNet, imagefolder:PATH"
     with pytest.raises(ValueError, match=f"unknown data set {name!r}: choose one of {known}$"):
         load_data(name)
 
 
-def test_size_is_for_image_folders_only():
-    with pytest.raises(ValueError, match="size= is for imagefolder:PATH"):
+def test_size_is_for_image_files_only():
+    with pytest.raises(ValueError, match="size= is for imagefolder:PATH and TinyImageNet, and digits has a size of its own"):
         load_data("digits", size=16)
 
 
@@ -368,7 +368,7 @@ def unreachable(monkeypatch):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_files_that_are_there_are_read_without_a_network(name, tmp_path, monkeypatch, offline):
-    assert WRITERS.keys() == LOADERS.keys() - {"digits", "imagefolder"}
+    assert WRITERS.keys() == LOADERS.keys() - {"digits", "TinyImageNet", "imagefolder"}
     WRITERS[name](tmp_path, monkeypatch)
     monkeypatch.setenv("GMLIB_DATA", str(tmp_path))
     data = load_data(name)
@@ -763,6 +763,111 @@ def test_train_and_test_must_both_be_there_with_the_same_classes(tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(ValueError, match="holds no class folders"):
         load_data(f"imagefolder:{tmp_path}/bare")
+
+
+# ---- TinyImageNet ------------------------------------------------------------------------------------------
+
+WNIDS = ("n03", "n01", "n02")  # their order is the order of the classes
+
+
+def write_tiny(folder, grey=("train/n01/images/n01_1.JPEG", "val/images/val_4.JPEG")):
+    """A TinyImageNet of 3 classes, 4 training images of each, 7 images in val and one in test; returns its folder."""
+    root, random = folder / "tiny-imagenet-200", rng()
+    val = {f"val_{i}.JPEG": WNIDS[i % 3] for i in range(7)}
+    names = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(4)]
+    for name in [*names, *(f"val/images/{name}" for name in val), "test/images/test_0.JPEG"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shape = (8, 8) if name in grey or grey == "all" else (8, 8, 3)
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(root / name, "JPEG")
+    (root / "train" / "n01" / "n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t7\t7\n")
+    (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
+    (root / "val" / "val_annotations.txt").write_text("".join(f"{name}\t{wnid}\t0\t0\t7\t7\n" for name, wnid in val.items()))
+    return root
+
+
+def test_tinyimagenet_is_read_from_its_unpacked_folder(tmp_path, monkeypatch, offline):
+    root = write_tiny(tmp_path)
+    monkeypatch.setenv("GMLIB_DATA", str(tmp_path))
+    data = load_data("TinyImageNet", progress=False)
+    assert data.name == "TinyImageNet" and data.classes == WNIDS and data.shape == (3, 8, 8) and data.counts == (4, 4, 4)
+    assert (data.mean, data.std) == NORMALISATION["TinyImageNet"]
+    assert data.test_labels.tolist() == [0, 0, 0, 1, 1, 2, 2]  # val_0, 3, 6, then 1, 4, then 2, 5
+    train = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(4)]
+    for images, files in (
+        (data.train_images, train),
+        (data.test_images, [f"val/images/val_{i}.JPEG" for i in (0, 3, 6, 1, 4, 2, 5)]),
+    ):
+        expected = np.stack([np.asarray(Image.open(root / file).convert("RGB")) for file in files])
+        np.testing.assert_allclose(pixels_of(data, images) * 255, expected.transpose(0, 3, 1, 2), atol=1e-3)
+    grey = pixels_of(data, data.of_class(1))[1]
+    assert torch.allclose(grey[0], grey[2], atol=1e-6) and grey.std() > 0.1
+
+
+def test_tinyimagenet_can_be_shrunk_and_is_in_colour_whatever_its_files(tmp_path):
+    write_tiny(tmp_path, grey="all")
+    whole, small = (load_data("TinyImageNet", data_dir=tmp_path, size=size, progress=False) for size in (None, 4))
+    assert whole.shape == (3, 8, 8) and small.shape == (3, 4, 4)
+    assert "resized" in small.origin and "resized" not in whole.origin
+    kept = pixels_of(small, small.train_images).mean((1, 2, 3)) - pixels_of(whole, whole.train_images).mean((1, 2, 3))
+    assert kept.abs().max() < 0.05  # an image keeps its brightness
+
+
+@pytest.mark.parametrize("part", ["", "wnids.txt", "val/val_annotations.txt", "train", "val/images"])
+def test_a_missing_tinyimagenet_says_which_folder_goes_where(part, tmp_path, offline):
+    root = write_tiny(tmp_path)
+    (root / part).rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"^TinyImageNet is not there, .*never downloaded$") as error:
+        load_data("TinyImageNet", data_dir=tmp_path)
+    missing = root / (part or "wnids.txt")
+    assert f"{missing} is missing: put the unpacked folder tiny-imagenet-200 into {tmp_path}," in str(error.value)
+    assert_one_sentence(error)
+
+
+def rewritten(file, change):
+    """Damages a text file of the set."""
+
+    def spoil(root):
+        (root / file).write_bytes(change((root / file).read_bytes()))
+
+    return spoil
+
+
+TABLE = "val/val_annotations.txt"
+LINE = "a line of val_annotations.txt is not a new file and a class"
+DAMAGED_TINY = {
+    "half a table": (rewritten(TABLE, lambda b: b[: len(b) // 2]), LINE + "|val_annotations.txt and val/images differ"),
+    "a table cut between lines": (rewritten(TABLE, lambda b: b[: b.index(b"val_5")]), "and val/images differ"),
+    "empty table": (rewritten(TABLE, lambda b: b""), "and val/images differ"),
+    "binary table": (rewritten(TABLE, lambda b: bytes(range(256))), LINE),
+    "one column": (rewritten(TABLE, lambda b: b + b"val_7.JPEG\n"), LINE),
+    "unknown class": (rewritten(TABLE, lambda b: b.replace(b"n02", b"n04")), LINE),
+    "a file twice": (rewritten(TABLE, lambda b: b + b"val_0.JPEG\tn01\t0\n"), LINE),
+    "a file too many": (rewritten(TABLE, lambda b: b + b"val_7.JPEG\tn01\t0\n"), "and val/images differ"),
+    "a file too few": (lambda root: (root / "val/images/val_2.JPEG").unlink(), "and val/images differ"),
+    "class without images": (lambda root: (root / "train/n02").rename(root / "n02"), "train/n02/images holds no image"),
+    "unknown class folder": (rewritten("wnids.txt", lambda b: b + b"n09\n"), "train/n09/images holds no image"),
+    "class named twice": (rewritten("wnids.txt", lambda b: b + b"n01\n"), "wnids.txt does not name different classes"),
+    "no class": (rewritten("wnids.txt", lambda b: b""), "wnids.txt does not name different classes"),
+    "a class too few": (rewritten("wnids.txt", lambda b: b[4:]), LINE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED_TINY)
+def test_a_damaged_tinyimagenet_is_told(case, tmp_path):
+    spoil, what = DAMAGED_TINY[case]
+    root = write_tiny(tmp_path)
+    spoil(root)
+    with pytest.raises(ValueError, match=rf"^TinyImageNet is damaged \(.*({what})\): delete .* and unpack it again$") as error:
+        load_data("TinyImageNet", data_dir=tmp_path)
+    assert_one_sentence(error)
+    assert root.is_dir()  # deleting is for the user
+
+
+def test_a_damaged_jpeg_of_tinyimagenet_is_named(tmp_path):
+    rewritten("val/images/val_3.JPEG", lambda b: b[:100])(write_tiny(tmp_path))
+    with pytest.raises(ValueError, match=r"val_3.JPEG cannot be read .*: delete it or put a good copy there") as error:
+        load_data("TinyImageNet", data_dir=tmp_path, progress=False)
+    assert_one_sentence(error)
 
 
 # ---- synthetic sets ----------------------------------------------------------------------------------------

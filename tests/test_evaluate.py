@@ -1,6 +1,7 @@
 """Phase 2: the protocol step by step, statistics against numpy and scipy, augmentation pixel by pixel."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from conftest import make_data
 
 import gmlib as gm
 from gmlib import networks
-from gmlib.evaluate import OPERATIONS, Evaluation, accuracy, augmented
-from gmlib.recipe import generator
+from gmlib.evaluate import Evaluation, Protocol, accuracy, settle
+from gmlib.recipe import OutOfTime, generator
 
 QUICK = {"n_networks": 2, "epochs": 3, "width": 4, "depth": 2, "device": "cpu", "progress": False}
 
@@ -34,7 +35,8 @@ def test_the_protocol_step_by_step():
     right = sum(int(f(image[None]).argmax() == label) for image, label in zip(data.test_images, data.test_labels, strict=True))
     assert found.accuracies == (100 * right / 60,)
     assert found.protocol == {
-        "width": 4, "depth": 2, "epochs": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "batch": 256, "augment": "none"
+        "width": 4, "depth": 2, "epochs": 4, "optimiser": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4,
+        "batch": 256, "augment": "none",
     }  # fmt: skip
 
 
@@ -81,49 +83,6 @@ def test_accuracy_counts_every_image_once(monkeypatch):
     assert accuracy(torch.nn.Identity(), x, y) == pytest.approx(100 * 5 / 7)
 
 
-# ---- augmentation
-
-
-def image_with_dot(n, row, column, side=28):
-    x = torch.zeros(n, 1, side, side)
-    x[:, :, row, column] = 1.0
-    return x
-
-
-def test_crop_moves_by_whole_pixels_and_fills_with_the_mean():
-    x = image_with_dot(200, 14, 14)
-    y = augmented(x, ("crop",), generator(0, "crop"))
-    dots = [divmod(int(image.argmax()), 28) for image in y]
-    assert all(image.max() == pytest.approx(1, abs=1e-4) for image in y), "nothing is blurred"
-    rows, columns = zip(*dots, strict=True)
-    assert set(rows) == set(columns) == set(range(10, 19)), "every shift from -4 to 4 occurs, and no other"
-    corner = augmented(torch.ones(50, 1, 28, 28) + image_with_dot(50, 0, 0), ("crop",), generator(1, "crop"))
-    mean = 1 + 1 / 784
-    assert torch.isclose(corner.amin((1, 2, 3)), torch.ones(50)).all()
-    assert (torch.isclose(corner, torch.tensor(mean), atol=1e-5).sum((1, 2, 3)) > 0).any()
-
-
-def test_rotate_and_scale_stay_in_their_ranges():
-    far = image_with_dot(300, 13, 24)  # about 10 pixels right of the centre (13.5, 13.5)
-    turned = [divmod(int(i.argmax()), 28) for i in augmented(far, ("rotate",), generator(0, "r"))]
-    angles = [math.degrees(math.atan2(r - 13.5, c - 13.5)) for r, c in turned]
-    assert -49 < min(angles) < -38 and 38 < max(angles) < 49
-    radii = [math.hypot(r - 13.5, c - 13.5) for r, c in turned]
-    assert max(abs(r - 10.51) for r in radii) < 1.2, "turning keeps the distance from the centre"
-    scaled = [divmod(int(i.argmax()), 28) for i in augmented(far, ("scale",), generator(0, "s"))]
-    radii = [math.hypot(r - 13.5, c - 13.5) for r, c in scaled]
-    assert 8.0 < min(radii) < 9.2 and 11.8 < max(radii) < 13.2, "between 0.8 and 1.2 times as far"
-
-
-def test_each_image_gets_exactly_one_operation():
-    """Cropping only shifts, scaling keeps the centre: a dot off the centre tells which was drawn."""
-    assert set(OPERATIONS) == {"crop", "scale", "rotate"}
-    x = image_with_dot(300, 13, 13)
-    both = augmented(x, ("crop", "scale"), generator(0, "both"))
-    sharp = (both.amax((1, 2, 3)) > 0.999).float().mean().item()
-    assert 0.4 < sharp < 0.6
-
-
 def test_only_mnist_is_augmented_by_the_papers_protocol():
     data = make_data((5, 5), (1, 28, 28), dtype=torch.float32)
     mnist = gm.Data.from_arrays(
@@ -134,14 +93,26 @@ def test_only_mnist_is_augmented_by_the_papers_protocol():
     assert gm.evaluate(S, mnist, **quick).protocol["augment"] == "crop+scale+rotate"
     assert gm.evaluate(S, mnist, **quick, augment="none").protocol["augment"] == "none"
     assert gm.evaluate(gm.coreset("random", data, 1), data, **quick).protocol["augment"] == "none"
-    assert gm.evaluate(S, mnist, **{**quick, "epochs": None, "width": 1, "depth": 1}).protocol["epochs"] == 1000
+    assert gm.evaluate(S, mnist, **quick, augment="dsa").protocol["augment"] == "dsa+crop+cutout+scale+rotate+colour"
+    batchnorm = settle(gm.coreset("random", data, 1), data, "convnet:norm=batch", width=4, depth=1)
+    assert (batchnorm["augment"], batchnorm["epochs"]) == ("crop+noise", 1000)
+    assert [settle(S, mnist, "convnet", epochs=n)["epochs"] for n in (None, 7)] == [1000, 7]
+    assert settle(gm.coreset("random", data, 1), data, "convnet")["epochs"] == 300
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"network": "vit"}, "unknown network 'vit': choose from convnet"),
-        ({"augment": "cutout"}, "unknown augmentation 'cutout': choose from paper, none"),
+        ({"network": "vit"}, "unknown network 'vit': choose from .*convnet"),
+        ({"optimiser": "lbfgs"}, "unknown optimiser 'lbfgs': choose from sgd, adam"),
+        ({"colour": 1}, "unknown protocol field 'colour': choose from width, depth"),
+        ({"width": 0}, "width=0 does not fit: give a whole number of at least 1"),
+        ({"depth": -1}, "depth=-1 does not fit"),
+        ({"lr": "a"}, "lr='a' does not fit"),
+        ({"epochs": True}, "epochs=True does not fit"),
+        ({"seed": -1}, "seed=-1 does not fit"),
+        ({"device": "cudax"}, "the device 'cudax' cannot be used here .*: try cpu"),
+        ({"augment": "cutout"}, "unknown augmentation 'cutout': choose from paper, dsa, none"),
         ({"n_networks": 0}, "n_networks=0 does not fit"),
         ({"epochs": 0}, "epochs=0 does not fit"),
         ({"lr": -1}, "lr=-1 does not fit: give a positive number"),
@@ -153,6 +124,61 @@ def test_bad_values(change, sentence):
     data = make_data(dtype=torch.float32)
     with pytest.raises(ValueError, match=sentence):
         gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, **change})
+
+
+def test_a_set_of_another_normalisation_is_refused():
+    data = make_data((3, 3), dtype=torch.float32)
+    S = gm.coreset("random", data, 1)
+    other = gm.SyntheticSet(S.images, S.labels, S.classes, (0.9,), (0.1,), S.recipe)
+    with pytest.raises(ValueError, match=r"normalised by mean \(0\.9,\) .* bring one to the other's"):
+        gm.evaluate(other, data, **QUICK)
+
+
+def test_augmented_training_differs_and_repeats():
+    data = make_data(dtype=torch.float32, n_test=90)
+    S = gm.coreset("random", data, 2)
+    plain, varied, again = (gm.evaluate(S, data, **{**QUICK, "epochs": 20}, augment=a) for a in ("none", "dsa", "dsa"))
+    assert varied.accuracies == again.accuracies != plain.accuracies
+
+
+def test_whole_data_training_takes_every_training_image():
+    """The same as a set that happens to hold all of them."""
+    data = make_data((4, 4, 4), dtype=torch.float64, n_test=60)
+    whole = gm.evaluate(data, data, **QUICK)
+    everything = gm.SyntheticSet(data.train_images, data.train_labels, data.classes, data.mean, data.std)
+    assert whole.accuracies == gm.evaluate(everything, data, **QUICK).accuracies
+
+
+def test_adam_is_another_optimiser():
+    data = make_data(dtype=torch.float64, n_test=90)
+    S = gm.coreset("random", data, 2)
+    assert gm.evaluate(S, data, **QUICK, optimiser="adam").protocol["optimiser"] == "adam"
+    f = networks.build("convnet", (1, 8, 8), 3, generator=generator(0, "evaluate", 0), width=4, depth=2, dtype=torch.float64)
+    before = [p.detach().clone() for p in f.parameters()]
+    rng = generator(0, "x")
+    networks.fit(f, S.images, S.labels, epochs=1, rng=rng, optimiser="adam", lr=0.01, weight_decay=0.0)
+    # A single epoch is its own second half, at lr / 10; Adam's first step is that much wherever a gradient is well above eps.
+    moved = torch.cat([(p - q).abs().flatten() for p, q in zip(f.parameters(), before, strict=True)])
+    assert moved.max().item() == pytest.approx(0.001, rel=1e-3) and moved.median().item() == pytest.approx(0.001, rel=1e-2)
+
+
+def test_known_accuracies_are_not_trained_again_and_each_network_is_reported():
+    data = make_data(dtype=torch.float32, n_test=90)
+    S = gm.coreset("random", data, 3)
+    whole = gm.evaluate(S, data, **{**QUICK, "n_networks": 3})
+    seen = []
+    rest = gm.evaluate(S, data, **{**QUICK, "n_networks": 3}, known=whole.accuracies[:1], each=seen.append)
+    assert rest.accuracies == whole.accuracies
+    assert [e.accuracies for e in seen] == [whole.accuracies[:2], whole.accuracies]
+    with pytest.raises(OutOfTime, match="out of time after 0 of 2 networks: run again to go on"):
+        gm.evaluate(S, data, **QUICK, deadline=time.monotonic() - 1)
+
+
+def test_a_protocol_can_be_given_whole():
+    data = make_data(dtype=torch.float32)
+    S, protocol = gm.coreset("random", data, 1), Protocol(4, 2, epochs=1)
+    found = gm.evaluate(S, data, n_networks=1, protocol=protocol, device="cpu", progress=False, lr=0.2)
+    assert (found.protocol["width"], found.protocol["epochs"], found.protocol["lr"]) == (4, 1, 0.2)
 
 
 def test_a_set_of_other_data_is_refused():

@@ -1,14 +1,76 @@
-"""ConvNet's shapes and parameter counts, worked out by hand, and its seeding."""
+"""The networks' shapes and parameter counts, worked out by hand, their names, their seeding, and BatchNorm's statistics."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from gmlib import networks
+from gmlib import gradients, networks
 from gmlib.recipe import generator
 
+# Of each network: the smallest square colour images it takes, its parameters for 1x28x28 and for 3x32x32 and ten classes.
+# conv: k*k*in*out + out, linear: in*out + out, norm: 2*out
+CONVNET = 2 * (9 * 128 * 128 + 128 + 256) + 128 * 4 * 4 * 10 + 10  # all but the first block
+MLP = (128 * 128 + 128) + (128 * 10 + 10)  # all but the first layer
+# after the first convolution, whose output is 28x28 for both (1x28x28 is padded): 28 -> 14 -> 10 -> 5
+LENET = (25 * 6 * 16 + 16) + (16 * 5 * 5 * 120 + 120) + (120 * 84 + 84) + (84 * 10 + 10)
+ALEXNET = (
+    (25 * 128 * 192 + 192) + (9 * 192 * 256 + 256) + (9 * 256 * 192 + 192) + (9 * 192 * 192 + 192)
+    + 192 * 4 * 4 * 10 + 10
+)  # fmt: skip
+VGG = (
+    (9 * 64 * 128 + 3 * 128) + (9 * 128 * 256 + 3 * 256) + (9 * 256 * 256 + 3 * 256)
+    + (9 * 256 * 512 + 3 * 512) + 3 * (9 * 512 * 512 + 3 * 512) + 512 * 10 + 10
+)  # fmt: skip
+# Blocks without bias. A stage of `out` channels: four 3x3 convolutions, the first from out / 2 channels, a 1x1 shortcut from
+# out / 2, and five norms: 9*out*out/2 + 3*9*out*out + out*out/2 + 5*2*out = 32*out*out + 10*out. The first stage (64 to 64
+# channels) has no shortcut: 4*9*64*64 + 4*2*64; the stem's norm: 2*64.
+RESNET = 2 * 64 + (36 * 64 * 64 + 8 * 64) + sum(32 * out * out + 10 * out for out in (128, 256, 512))
+TABLE_4 = {
+    "convnet": (8, 9 * 128 + 128 + 256 + CONVNET, 27 * 128 + 128 + 256 + CONVNET),
+    "mlp": (8, 784 * 128 + 128 + MLP, 3072 * 128 + 128 + MLP),
+    "lenet": (16, 25 * 6 + 6 + LENET, 75 * 6 + 6 + LENET),
+    "alexnet": (8, 25 * 128 + 128 + ALEXNET, 75 * 128 + 128 + ALEXNET),
+    "vgg11": (32, 9 * 64 + 3 * 64 + VGG, 27 * 64 + 3 * 64 + VGG),
+    "vgg11bn": (32, 9 * 64 + 3 * 64 + VGG, 27 * 64 + 3 * 64 + VGG),
+    # 28 -> 14 -> 7 -> 4 and 32 -> 16 -> 8 -> 4, the average pool leaves 1x1
+    "resnet18": (25, 9 * 64 + RESNET + 512 * 10 + 10, 27 * 64 + RESNET + 512 * 10 + 10),
+    # pools round down: 28 -> 14 -> 7 -> 3
+    "resnet18bn": (8, 9 * 64 + RESNET + 512 * 9 * 10 + 10, 27 * 64 + RESNET + 512 * 16 * 10 + 10),
+}
+SMALLEST = [(name, smallest) for name, (smallest, _, _) in TABLE_4.items()]
+# Totals that others have published for the colour forms (and LeNet-5's for MNIST).
+KNOWN = {("lenet", 1): 61_706, ("lenet", 3): 62_006, ("vgg11bn", 3): 9_231_114, ("resnet18", 3): 11_173_962}
 
-def build(shape, n_classes=10, **size):
-    return networks.build("convnet", shape, n_classes, generator=generator(0, "test"), **size)
+VARIANTS = [
+    f"convnet:norm={norm},pooling={pooling},activation={activation}"
+    for norm, pooling, activation in itertools.product(
+        ("none", "batch", "layer", "instance", "group"), ("none", "max", "avg"), ("sigmoid", "relu", "leaky")
+    )
+]
+
+
+def build(shape, n_classes=10, name="convnet", seed=0, **size):
+    return networks.build(name, shape, n_classes, generator=generator(seed, "test"), **size)
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def noise(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=generator(seed, "noise"), dtype=dtype)
+
+
+@pytest.fixture
+def own_networks():
+    """Forgets what a test registers."""
+    known = dict(networks.NETWORKS)
+    yield
+    networks.NETWORKS.clear()
+    networks.NETWORKS.update(known)
 
 
 @pytest.mark.parametrize(
@@ -66,5 +128,399 @@ def test_images_that_do_not_fit(shape, size, sentence):
 
 
 def test_unknown_network():
-    with pytest.raises(ValueError, match="unknown network 'vit': choose from convnet"):
+    with pytest.raises(ValueError, match="unknown network 'vit': choose from convnet, mlp, lenet, alexnet, vgg11, resnet18"):
         networks.build("vit", (1, 8, 8), 10, generator=generator(0))
+
+
+# ---- the networks of Table 4 -----------------------------------------------------------------------------
+
+
+def test_every_network_is_in_the_table():
+    assert set(TABLE_4) == set(networks.NETWORKS)
+
+
+@pytest.mark.parametrize("name", TABLE_4)
+def test_parameter_counts_of_table_4_by_hand(name):
+    _, grey, colour = TABLE_4[name]
+    for shape, expected in (((1, 28, 28), grey), ((3, 32, 32), colour)):
+        network = build(shape, name=name)
+        assert count(network) == expected == KNOWN.get((name, shape[0]), expected)
+        with torch.no_grad():
+            assert network(noise(2, *shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "smallest"), SMALLEST)
+def test_sizes_from_the_smallest_to_64(name, smallest):
+    for channels, size in {(3, smallest), (1, smallest), (1, 28), (3, 28), (3, 33), (3, 64)}:
+        if size >= smallest or (channels, size) == (1, 28):
+            network = build((channels, size, size), n_classes=3, name=name)
+            with torch.no_grad():
+                assert network(noise(2, channels, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        ("lenet", (3, 15, 15), "images of 15x15 pixels are too small for LeNet: use 16x16 or more"),
+        ("alexnet", (1, 7, 7), "images of 7x7 pixels are too small for AlexNet: use 8x8 or more"),
+        ("vgg11", (3, 31, 31), "images of 31x31 pixels are too small for VGG-11: use 32x32 or more"),
+        ("vgg11bn", (3, 28, 28), "images of 28x28 pixels are too small for VGG-11: use 32x32 or more"),
+        (
+            "vgg11", (1, 8, 8),
+            "images of 8x8 pixels are too small for VGG-11: use 32x32 or more, or 28x28, which is padded to that",
+        ),
+        ("resnet18", (1, 24, 24), "images of 24x24 pixels are too small for ResNet-18: use 25x25 or more"),
+        ("resnet18bn", (1, 7, 7), "images of 7x7 pixels are too small for ResNet-18 with average pooling: use 8x8 or more"),
+        ("convnet:pooling=max", (1, 8, 8), "images of 8x8 pixels are too small for a ConvNet of depth 4: use depth 3 or less"),
+        ("convnet:norm=group", (1, 16, 16), "four groups do not divide a ConvNet's width of 6: use a multiple of 4"),
+    ],
+)  # fmt: skip
+def test_where_an_architecture_does_not_fit(name, shape, sentence):
+    with pytest.raises(ValueError) as told:
+        build(shape, name=name, width=6, depth=4)
+    assert str(told.value) == sentence
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "alexnet"])
+def test_width_and_depth_are_convnets_own(name):
+    a, b = (build((3, 16, 16), name=name, width=width, depth=depth) for width, depth in ((128, 3), (2, 9)))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_norms_of_table_4():
+    kinds = {name: {type(m) for m in build((1, 28, 28), name=name).modules()} for name in TABLE_4}
+    assert {name for name, found in kinds.items() if nn.BatchNorm2d in found} == {"vgg11bn", "resnet18bn"}
+    assert {name for name in TABLE_4 if networks.has_batchnorm(build((1, 28, 28), name=name))} == {"vgg11bn", "resnet18bn"}
+    assert {name for name, found in kinds.items() if nn.GroupNorm in found} == {"convnet", "vgg11", "resnet18"}
+    groups = [m for m in build((3, 32, 32), name="resnet18").modules() if isinstance(m, nn.GroupNorm)]
+    assert len(groups) == 1 + 4 * 4 + 3 and all(m.num_groups == m.num_channels and m.affine for m in groups)
+
+
+def test_resnet_halves_by_stride_or_by_average_pool():
+    strided, pooled = (build((3, 32, 32), name=name) for name in ("resnet18", "resnet18bn"))
+    strides = [[m.stride[0] for m in n.modules() if isinstance(m, nn.Conv2d)].count(2) for n in (strided, pooled)]
+    calls = []
+    for network in (strided, pooled):
+        for m in network.modules():
+            if isinstance(m, nn.AvgPool2d):
+                m.register_forward_hook(lambda m, x, out: calls.append((m.kernel_size, tuple(out.shape[1:]))))
+        with torch.no_grad():
+            network(noise(2, 3, 32, 32))
+    assert strides == [6, 0], "a convolution and a shortcut in each of three stages"
+    halves = [(2, (width, side, side)) for width, side in ((128, 16), (256, 8), (512, 4)) for _ in ("body", "shortcut")]
+    assert calls == [(4, (512, 1, 1)), *halves]
+
+
+@pytest.mark.parametrize(("name", "smallest"), SMALLEST)
+def test_every_network_learns(name, smallest):
+    """Three pictures, each twice. Networks without norm start with scores near zero and need a higher rate."""
+    x, y = noise(3, 1, smallest, smallest).repeat(2, 1, 1, 1), torch.arange(6) % 3
+    network = build((1, smallest, smallest), n_classes=3, name=name, width=16)
+
+    def loss():
+        with torch.no_grad():
+            return nn.functional.cross_entropy(network(x), y).item()
+
+    before = loss()
+    lr = 0.05 if name in ("lenet", "alexnet") else 0.01
+    networks.fit(network, x, y, epochs=8, rng=generator(0, "fit"), lr=lr)
+    assert loss() < before - 0.005
+
+
+# ---- ConvNet's variants ----------------------------------------------------------------------------------
+
+
+def test_the_plain_convnet_is_what_it_always_was():
+    """Layer by layer, in the order and from the seed that stored runs were made with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator(0, "test").initial_seed())
+        by_hand = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=3), nn.GroupNorm(4, 4), nn.ReLU(), nn.AvgPool2d(2),
+            nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.ReLU(), nn.AvgPool2d(2),
+            nn.Flatten(), nn.Linear(4 * 8 * 8, 10),
+        )  # fmt: skip
+    x = noise(3, 1, 28, 28)
+    for name in ("convnet", "convnet:activation=relu,norm=instance,pooling=avg"):
+        network = build((1, 28, 28), name=name, width=4, depth=2)
+        assert list(network.state_dict()) == list(by_hand.state_dict())
+        assert all(torch.equal(p, q) for p, q in zip(network.parameters(), by_hand.parameters(), strict=True))
+        assert torch.equal(network(x), by_hand(x))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_convnet_variants(name):
+    network = build((3, 8, 8), name=name, width=4, depth=2)
+    options = networks.parse(name)[1]
+    side = 8 if options["pooling"] == "none" else 2
+    norms = {"none": 0, "layer": 2 * 4 * (8 * 8 + (64 if options["pooling"] == "none" else 16))}  # weight and bias each
+    expected = (27 * 4 + 4) + (9 * 16 + 4) + norms.get(options["norm"], 2 * 2 * 4) + 4 * side * side * 10 + 10
+    assert count(network) == expected
+    assert network(noise(2, 3, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("convnet:norm=batch,pooling=max,activation=leaky", [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU, nn.MaxPool2d]),
+        ("convnet:activation=sigmoid,norm=layer", [nn.Conv2d, networks.LayerNorm, nn.Sigmoid, nn.AvgPool2d]),
+        ("convnet:pooling=none,norm=none", [nn.Conv2d, nn.ReLU]),
+    ],
+)
+def test_layers_of_a_variant(name, layers):
+    assert [type(m) for m in build((1, 28, 28), name=name, width=4, depth=1)] == [*layers, nn.Flatten, nn.Linear]
+
+
+def test_what_the_layers_of_variants_compute():
+    assert build((1, 8, 8), name="convnet:norm=group", width=8, depth=1)[1].num_groups == 4
+    leaky = build((1, 8, 8), name="convnet:activation=leaky", width=4, depth=1)[2]
+    assert torch.allclose(leaky(torch.tensor([-2.0, 3.0])), torch.tensor([-0.02, 3.0]))
+
+
+def test_layer_norm_is_matched_as_rows_of_a_channel():
+    network = build((1, 8, 8), n_classes=2, name="convnet:norm=layer", width=4, depth=1)
+    assert [name for name, _ in networks.matched(network)] == ["0.weight", "1.weight", "1.bias", "5.weight"]
+    g = gradients.class_gradients(network, [noise(2, 1, 8, 8), noise(2, 1, 8, 8, seed=1)])
+    assert [tuple(layer.shape) for layer in g] == [(2, 4, 9), (2, 4, 64), (2, 4, 64), (2, 2, 64)]
+
+
+def test_layer_norm_is_torchs():
+    ours = build((1, 8, 8), name="convnet:norm=layer", width=4, depth=1)[1]
+    theirs = nn.LayerNorm((4, 8, 8))
+    for norm in (ours, theirs):
+        norm.load_state_dict({"weight": noise(4, 8, 8, seed=1), "bias": noise(4, 8, 8, seed=2)})
+    assert torch.allclose(ours(noise(3, 4, 8, 8)), theirs(noise(3, 4, 8, 8)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mlp", ("mlp", {})),
+        ("convnet:norm=batch", ("convnet", {"norm": "batch"})),
+        ("convnet:activation=leaky, pooling=max", ("convnet", {"activation": "leaky", "pooling": "max"})),
+    ],
+)
+def test_names_are_read(name, expected):
+    assert networks.parse(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("vit:norm=batch", "unknown network 'vit': choose from convnet, mlp"),
+        (None, "unknown network None: choose from convnet, mlp"),
+        ([], r"unknown network \[\]: choose from convnet, mlp"),
+        ("convnet:bias=no", "unknown option of the convnet 'bias': choose from norm, pooling, activation"),
+        ("convnet:width=3", "unknown option of the convnet 'width': choose from norm, pooling, activation"),
+        ("convnet:", "unknown option of the convnet '': choose from norm, pooling, activation"),
+        ("convnet:norm", "unknown norm '': choose from instance, batch, layer, group, none"),
+        ("convnet:norm=weight", "unknown norm 'weight': choose from instance, batch, layer, group, none"),
+        ("convnet:pooling=min", "unknown pooling 'min': choose from avg, max, none"),
+        ("convnet:activation=tanh", "unknown activation 'tanh': choose from relu, sigmoid, leaky"),
+        ("convnet:norm=batch,norm=none", "the option 'norm' stands twice"),
+        ("mlp:norm=batch", "the network 'mlp' has no options: write 'mlp' alone"),
+    ],
+)
+def test_names_that_cannot_be_read(name, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        networks.parse(name)
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        build((1, 8, 8), name=name)
+
+
+# ---- a network of one's own ------------------------------------------------------------------------------
+
+
+def linear(channels, size, n_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, n_classes))
+
+
+def test_a_factory_of_ones_own(own_networks):
+    networks.register("linear-1", linear)
+    assert networks.parse("linear-1") == ("linear-1", {})
+    a, b, c = (build((3, 8, 8), 4, name="linear-1", seed=seed, width=7) for seed in (0, 0, 1))
+    assert count(a) == 3 * 64 * 4 + 4 and a.training
+    assert torch.equal(a[1].weight, b[1].weight) and not torch.equal(a[1].weight, c[1].weight)
+    networks.register("linear-1", lambda channels, size, C: nn.Sequential(nn.Flatten(), nn.LazyLinear(C, bias=False)))
+    assert count(build((3, 8, 8), 4, name="linear-1")) == 3 * 64 * 4, "registered again, sized by its first images"
+
+
+def test_trying_out_a_factory_leaves_its_batchnorm_as_it_was(own_networks):
+    networks.register("normed", lambda *shape: nn.Sequential(nn.BatchNorm2d(shape[0]), linear(*shape)))
+    norm = build((1, 8, 8), name="normed")[0]
+    assert norm.running_mean.item() == 0 and norm.running_var.item() == 1 and norm.training
+
+
+def test_width_and_depth_reach_a_factory_that_takes_them(own_networks):
+    seen = []
+
+    def wide(channels, size, n_classes, width):
+        seen.append({"width": width})
+        return linear(channels, size, n_classes)
+
+    def both(channels, size, n_classes, **sizes):
+        seen.append(sizes)
+        return linear(channels, size, n_classes)
+
+    for name, factory in (("wide", wide), ("both", both)):
+        networks.register(name, factory)
+        build((1, 8, 8), name=name, width=7, depth=2)
+    assert seen == [{"width": 7}, {"width": 7, "depth": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "factory", "sentence"),
+    [
+        ("mlp", linear, "the network 'mlp' is built in: register yours under another name"),
+        ("my:net", linear, "'my:net' cannot name a network"),
+        ("my/net", linear, "'my/net' cannot name a network"),
+        ("", linear, "'' cannot name a network"),
+        (7, linear, "7 cannot name a network"),
+        ("mine", nn.Linear(2, 2).weight, "the factory of 'mine' is no function"),
+    ],
+)
+def test_what_cannot_be_registered(own_networks, name, factory, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        networks.register(name, factory)
+    assert set(networks.NETWORKS) == set(TABLE_4)
+
+
+@pytest.mark.parametrize(
+    ("factory", "sentence"),
+    [
+        (lambda channels, size, n_classes: "net", "the factory of 'mine' returned a str: return a torch.nn.Module"),
+        (lambda channels, size, n_classes: linear(channels, size, 7), r"gives scores of shape \(2, 7\).*let it give \(2, 64\)"),
+        (lambda channels, size, n_classes: nn.Flatten(), "'mine' has no weights of two or more dimensions"),
+    ],
+)
+def test_factories_that_do_not_fit(own_networks, factory, sentence):
+    networks.register("mine", factory)
+    with pytest.raises(ValueError, match=sentence):
+        build((1, 8, 8), 64, name="mine")
+
+
+# ---- BatchNorm -------------------------------------------------------------------------------------------
+
+
+def frozen(name="convnet:norm=batch", n=12, size=8, dtype=torch.float64, **sizes):
+    """A network with BatchNorm whose statistics were first moved by training, then taken from n images."""
+    network = build((3, size, size), n_classes=3, name=name, dtype=dtype, **sizes)
+    networks.fit(network, noise(6, 3, size, size, seed=9, dtype=dtype), torch.arange(6) % 3, epochs=1, rng=generator(0))
+    x = 2 * noise(n, 3, size, size, dtype=dtype) + 1
+    assert networks.freeze_batchnorm(network, x) is True
+    return network, x
+
+
+def test_frozen_statistics_are_those_of_the_images():
+    network, x = frozen(width=4, depth=2)
+    conv, first, relu, pool, second_conv, second = network[:6]
+    z = conv(x).detach().numpy()
+    # In the same pass the first norm gave its successors images normalised by the batch's own, biased variance.
+    normal = (z - z.mean((0, 2, 3), keepdims=True)) / np.sqrt(z.var((0, 2, 3), keepdims=True) + 1e-5)
+    scale, shift = (p.detach().numpy()[:, None, None] for p in (first.weight, first.bias))
+    z2 = second_conv(pool(relu(torch.from_numpy(scale * normal + shift)))).detach().numpy()
+    for layer, values in ((first, z), (second, z2)):
+        np.testing.assert_allclose(layer.running_mean.numpy(), values.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(layer.running_var.numpy(), values.var((0, 2, 3), ddof=1), rtol=1e-10)
+        assert not layer.training and layer.momentum == 0.1
+    assert network.training and conv.training, "only BatchNorm is in eval mode"
+
+
+@pytest.mark.parametrize("name", ["convnet:norm=batch", "resnet18bn"])
+def test_frozen_scores_do_not_depend_on_the_batch(name):
+    network, x = frozen(name, width=4, depth=2)
+    with torch.no_grad():
+        together, alone = network(x), torch.cat([network(image[None]) for image in x])
+        network.train()
+        whole, part = network(x), network(x[:4])
+    assert torch.allclose(together, alone, atol=1e-10)
+    assert not torch.allclose(whole[:4], part, atol=1e-3), "while training they do"
+
+
+def test_freezing_again_takes_the_new_images():
+    """As where S is updated more than once between steps of theta (zeta_S)."""
+    network, x = frozen(width=4, depth=1)
+    networks.freeze_batchnorm(network, x[:5] + 3)
+    z = network[0](x[:5] + 3).detach().numpy()
+    np.testing.assert_allclose(network[1].running_mean.numpy(), z.mean((0, 2, 3)), rtol=1e-10)
+
+
+def test_training_lets_batchnorm_go_again():
+    network, x = frozen(width=4, depth=1)
+    mean = network[1].running_mean.clone()
+    networks.fit(network, x + 1, torch.arange(12) % 3, epochs=1, rng=generator(0))
+    assert network[1].training and not torch.equal(network[1].running_mean, mean)
+    network.eval()
+    networks.fit(network, x, torch.arange(12) % 3, epochs=1, rng=generator(0))
+    assert network.training
+
+
+def test_one_training_pass_normalises_by_the_batch():
+    """Against the same step written out with batch statistics."""
+    network, x = frozen(width=4, depth=1)
+    y = torch.arange(12) % 3
+    conv, norm, last = network[0], network[1], network[5]
+    z = conv(x)
+    z = nn.functional.batch_norm(z, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    loss = nn.functional.cross_entropy(last(nn.functional.avg_pool2d(z.relu(), 2).flatten(1)), y)
+    (g,) = torch.autograd.grad(loss, conv.weight)
+    expected = conv.weight.detach() - 0.1 * g
+    networks.train_one_pass(network, torch.optim.SGD(network.parameters(), lr=0.1), x, y, 12, generator(0))
+    assert torch.allclose(conv.weight, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet:norm=none", "mlp"])
+def test_nothing_to_freeze(name):
+    network = build((1, 8, 8), name=name, width=4, depth=1)
+    network.eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert networks.freeze_batchnorm(network, noise(4, 1, 8, 8)) is False
+    assert not network.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_batchnorm_without_statistics_cannot_be_frozen():
+    with pytest.raises(ValueError, match="without running statistics cannot be frozen: leave out track_running_stats=False"):
+        networks.freeze_batchnorm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), noise(4, 3, 8, 8))
+
+
+def small_resnet(channels, size, n_classes):
+    """One stage of "resnet18bn"."""
+    block = networks._Residual(channels, 4, halve=True, pooled=True, norm=nn.BatchNorm2d)
+    return nn.Sequential(block, nn.Flatten(), nn.Linear(4 * (size // 2) ** 2, n_classes))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnet:norm=batch",
+        "convnet:norm=batch,pooling=max,activation=leaky",
+        "convnet:norm=layer,pooling=none,activation=sigmoid",
+        "convnet:norm=group",
+        "convnet:norm=none,pooling=max",
+        "mlp",
+        "small-resnet",
+    ],
+)
+def test_both_ways_to_the_class_gradients_agree(own_networks, name, monkeypatch):
+    """All classes in one vmap against a loop; so do their derivatives in the images, one of them a difference."""
+    networks.register("small-resnet", small_resnet)
+    network = build((3, 8, 8), n_classes=3, name=name, dtype=torch.float64, width=4, depth=2)
+    networks.freeze_batchnorm(network, noise(9, 3, 8, 8, dtype=torch.float64))
+    x = noise(6, 3, 8, 8, dtype=torch.float64).requires_grad_()
+
+    def gradients_of(x):
+        return gradients.class_gradients(network, x.split(2), create_graph=True)
+
+    def total(x):
+        return sum((layer.sin() + layer).sum() for layer in gradients_of(x))
+
+    found = []
+    for small in (10**9, 0):
+        monkeypatch.setattr(gradients, "SMALL", small)
+        found.append([*gradients_of(x), *torch.autograd.grad(total(x), x)])
+    for vmapped, looped in zip(*found, strict=True):
+        assert torch.allclose(vmapped, looped, rtol=1e-8, atol=1e-12)
+    step = torch.zeros_like(x)
+    step[2, 1, 3, 3] = 1e-6
+    difference = (total(x + step) - total(x - step)) / 2e-6
+    assert difference.item() == pytest.approx(found[0][-1][2, 1, 3, 3].item(), rel=1e-5) and abs(difference) > 1e-6

@@ -39,6 +39,12 @@ def test_schedule_by_images_per_class(ipc, loops):
     assert Recipe(ipc=ipc, where="fixed", inner_loops=3, zeta_theta=7).schedule() == (3, 7)
 
 
+def test_the_mlp_as_source_network_has_its_own_rate():
+    assert Recipe.for_method("MD", network="mlp").lr_images == 0.01
+    assert Recipe.for_method("MD", network="mlp", lr_images=0.3).lr_images == 0.3
+    assert Recipe.for_method("MD", network="lenet").lr_images == 0.1
+
+
 def test_budget_is_a_diff_and_overrides_win():
     smoke = Recipe.for_method("M", ipc=10, budget="smoke")
     assert smoke.outer_loops == BUDGETS["smoke"].many["outer_loops"]
@@ -51,15 +57,29 @@ def test_a_recipe_survives_json_and_names_itself():
     assert Recipe(**json.loads(json.dumps(r.as_dict()))) == r
     assert r.method == "multi,d1+0.1*d2,fixed"
     assert Recipe.for_method("DC", what="inter").method == "Inter"
+    assert Recipe(how="d1+1.0*d2", ipc=10).method == "MDA", "one spelling for one distance"
+
+
+def test_footnote_5():
+    """CIFAR-10 with 50 images per class is the paper's exception: d1 + 0.1 d2."""
+    r = Recipe.for_method("MDA", "CIFAR10", 50)
+    assert (r.how, r.method) == ("d1 + 0.1*d2", "MDA")
+    assert Recipe.for_method("M", "CIFAR10", 50).how == "d1"
+    assert Recipe.for_method("MDA", "CIFAR10", 10).how == Recipe.for_method("MDA", "SVHN", 50).how == "d1 + d2"
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"what": "both"}, "unknown what 'both': choose from intra, inter, interleaved, multi"),
-        ({"where": "never"}, "unknown where 'never': choose from fixed, adaptive, overfit, overfit-gap"),
+        ({"where": "never"}, "unknown where 'never': choose from fixed, adaptive, overfit, overfit-gap, or spell"),
         ({"how": "d9"}, "unknown distance 'd9'.*choose from d1, d2, d3, d4"),
-        ({"network": "resnet9000"}, "unknown network 'resnet9000': choose from convnet"),
+        ({"network": "resnet9000"}, "unknown network 'resnet9000': choose from .*convnet"),
+        ({"what": ["intra"]}, "unknown what .*choose from intra"),
+        ({"class_weights": "some"}, "unknown class_weights 'some': choose from equal, share"),
+        ({"inter_batches": "all"}, "unknown inter_batches 'all': choose from classes, sampled"),
+        ({"zeta_S": 0}, "zeta_S=0 does not fit"),
+        ({"where": "steps:"}, "unknown where 'steps:'"),
         ({"init": "zeros"}, "unknown init 'zeros': choose from noise, real"),
         ({"augment": "mixup"}, "unknown augment 'mixup'"),
         ({"ipc": 0}, "ipc=0 does not fit: give a whole number of at least 1"),

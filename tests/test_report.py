@@ -480,3 +480,23 @@ def test_a_table_of_nothing_says_so_in_every_cell():
     found = report.table(empty, methods=["DC", "M"], columns=[("digits", 1)], why={("digits", 1, "M"): "no time"})
     assert found.cells == {("DC", "digits, IPC 1"): ["not run"], ("M", "digits, IPC 1"): ["not run: no time"]}
     assert "nothing was run" in found.caption
+
+
+def test_components_by_hand():
+    rows = []
+    for method, means in {"random": [60.0, 64.0], "M": [80.0, 82.0]}.items():
+        rows += [("d", 1, method, "paper", s, "convnet", 0, m) for s, m in enumerate(means)]
+    rows += [("e", 1, "M", "paper", 0, "convnet", 0, 70.0)]
+    results = pd.DataFrame(rows, columns=list(report.COLUMNS))
+    found = report.components(results, {"d": 90.0}).set_index("dataset")
+    d = found.loc["d"]
+    assert (d["mean"], d["ior"], d["hlr"], d["relative"]) == pytest.approx((81.0, 19.0, 9.0, 90.0))
+    interval = stats.ttest_rel([80, 82], [60, 64]).confidence_interval()
+    assert (d["ior_low"], d["ior_high"]) == pytest.approx((interval.low, interval.high))
+    assert found.loc["e", ["ior", "hlr", "relative"]].isna().all(), "nothing to compare with"
+
+
+def test_compression_by_hand():
+    found = report.compression(60000, 10, (1, 28, 28))
+    assert found == {"real_bytes": 47_040_000, "synthetic_bytes": 31_360, "images": 6000.0, "bytes": 1500.0}
+    assert report.compression(50000, 100, (3, 32, 32), bytes_per_value=2)["bytes"] == 250

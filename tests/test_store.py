@@ -1,7 +1,7 @@
 """What runs leave behind: complete, read back instead of redone, and refused where it is another run's."""
 
+import dataclasses
 import json
-import time
 
 import pandas as pd
 import pytest
@@ -9,12 +9,13 @@ import torch
 from conftest import make_data
 
 import gmlib as gm
+from gmlib import networks, store
 from gmlib import recipe as recipes
-from gmlib import store
+from gmlib.recipe import OutOfTime
 
 TINY = recipes.Budget(
     recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 4},
-    many={"inner_loops": 2, "zeta_theta": 2},
+    many={},
     sets=2,
     networks=2,
     epochs=2,
@@ -34,6 +35,16 @@ def tiny_budget(monkeypatch):
 def run(data, folder, method="DC", ipc=1, **options):
     options = {"budget": "tiny", "device": "cpu", "progress": False, "results_dir": folder, **options}
     return store.run(data, method, ipc, **options)
+
+
+class AfterOneLook(float):
+    """A deadline that has not come when it is first looked at, and has ever after."""
+
+    looks = 0
+
+    def __lt__(self, now):  # `now > deadline` asks here first, since this is a subclass of float
+        self.looks += 1
+        return self.looks > 1
 
 
 def contents(folder):
@@ -60,12 +71,62 @@ def test_what_is_finished_is_read_back_and_never_redone(data, tmp_path, monkeypa
     first = run(data, tmp_path, snapshots=(0, 2, 4))
     before = contents(tmp_path)
     monkeypatch.setattr(store, "condense", None)
+    monkeypatch.setattr(networks, "fit", None)
     monkeypatch.setattr(store, "evaluate", None)
     again = run(data, tmp_path, snapshots=(0, 2, 4))
     assert again.evaluation == first.evaluation and torch.equal(again.S.images, first.S.images)
     assert [e for _, e in again.trace.values()] == [e for _, e in first.trace.values()]
     assert run(data, tmp_path, networks=1).evaluation.accuracies == first.evaluation.accuracies[:1]
     assert contents(tmp_path) == before
+
+
+def test_accuracies_of_another_protocol_are_never_taken_for_those_asked_for(data, tmp_path, monkeypatch):
+    """A coreset's recipe knows nothing of networks, and a recipe nothing of epochs: the protocol itself is compared."""
+    run(data, tmp_path, "random")
+    run(data, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="holds networks trained with width=4 where width=5 is asked for: delete it"):
+        run(data, tmp_path, "random", width=5)
+    monkeypatch.setitem(recipes.BUDGETS, "tiny", dataclasses.replace(TINY, epochs=3))
+    with pytest.raises(ValueError, match="holds networks trained with epochs=2 where epochs=3 is asked for"):
+        run(data, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_changed_what_how_or_where_is_stored_under_its_own_name(data, tmp_path):
+    r = run(data, tmp_path, "DC", what="multi")
+    assert r.record["method"] == "M" and r.folder.parent.name == "M"
+    r = run(data, tmp_path, "DC", how="d2 + 0.5*d4")
+    assert r.record["method"] == "intra,d2+0.5*d4,fixed" and r.folder.parent.name == "intra,d2+0.5_d4,fixed"
+
+
+def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
+    """Killed after the first network: it is stored, and only the second one is trained afterwards."""
+    whole = run(data, tmp_path / "whole").evaluation
+    trained = []
+
+    def stop_after_one(network, *args, real=networks.fit, **options):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(network)
+        return real(network, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "fit", stop_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path)
+    assert store.load_results(tmp_path)["accuracy"].tolist() == list(whole.accuracies[:1])
+    count = []
+    monkeypatch.setattr(networks, "fit", lambda *a, real=networks.fit, **o: count.append(1) or real(*a, **o))
+    assert run(data, tmp_path).evaluation.accuracies == whole.accuracies
+    assert len(count) == 1
+
+
+def test_seconds_count_what_came_before_a_restart(data, tmp_path):
+    with pytest.raises(OutOfTime):
+        run(data, tmp_path, deadline=AfterOneLook())
+    record = run(data, tmp_path).record
+    assert record["seconds"] == pytest.approx(sum(h["seconds"] for h in record["history"]))
 
 
 def test_more_networks_are_trained_where_more_are_asked_for(data, tmp_path):
@@ -80,12 +141,11 @@ def test_the_trace_holds_sets_and_accuracies_along_the_way(data, tmp_path):
     assert torch.equal(r.trace[4][0].images, r.S.images)
     assert r.trace[4][1].accuracies == r.evaluation.accuracies
     assert not torch.equal(r.trace[0][0].images, r.trace[2][0].images)
-    with pytest.raises(ValueError, match="was run without the snapshots asked for: delete it"):
-        run(data, tmp_path, snapshots=(0, 1))
+    assert list(run(data, tmp_path, snapshots=(0, 1)).trace) == [0, 2, 4], "a finished run gives what it has"
 
 
 def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
-    r = run(data, tmp_path, "random", 2)
+    r = run(data, tmp_path, "random", 2, inner_loops=1, zeta_theta=1)
     assert torch.equal(r.S.images, gm.coreset("random", data, 2, 0).images)
     assert (r.evaluation.protocol["width"], r.evaluation.protocol["depth"]) == (4, 2)
 
@@ -103,6 +163,10 @@ def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
+        ({"networks": 0}, "networks=0 does not fit"),
+        ({"dataset": "digits"}, "dataset is an argument of its own"),
+        ({"method": "random", "depth": 9}, "too small for a ConvNet of depth 9"),
+        ({"device": "cudax"}, "the device 'cudax' cannot be used here"),
         ({"method": "XX"}, "unknown method 'XX': choose from DC, M, MD, MDO, MDA, Inter, Interleaved, random"),
         ({"budget": "huge"}, "unknown budget 'huge'"),
         ({"ipc": 9}, "ipc=9"),
@@ -118,8 +182,8 @@ def test_bad_input_writes_nothing(call, sentence, data, tmp_path):
 
 
 def test_a_deadline_leaves_a_checkpoint_that_the_next_run_goes_on_from(data, tmp_path):
-    with pytest.raises(TimeoutError):
-        run(data, tmp_path, deadline=time.monotonic())
+    with pytest.raises(OutOfTime, match="after 1 of 4 outer iterations"):
+        run(data, tmp_path, deadline=AfterOneLook())
     folder = tmp_path / "made-up" / "ipc1" / "DC" / "set0"
     assert sorted(contents(folder)) == ["checkpoint.safetensors"]
     stopped = run(data, tmp_path)
@@ -136,6 +200,24 @@ def test_damaged_files_are_named(data, tmp_path):
         run(data, tmp_path)
     with pytest.raises(ValueError, match="is damaged"):
         store.load_results(tmp_path)
+
+
+def test_json_of_another_shape_is_damaged_too(data, tmp_path):
+    folder = run(data, tmp_path).folder
+    whole = (folder / "run.json").read_text()
+    for name, text in (("accuracy-convnet.json", "{}"), ("run.json", "[]")):
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            run(data, tmp_path)
+        (folder / "run.json").write_text(whole)
+
+
+def test_a_sweep_out_of_time_still_reads_what_is_there(data, tmp_path):
+    options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu", "progress": False}
+    store.sweep(data, ["random"], 1, **options)
+    runs, why = store.sweep(data, ["random", "DC"], 1, time_budget=0.0, **options)
+    assert [r.record["method"] for r in runs] == ["random", "random"]
+    assert list(why) == [("made-up", 1, "DC")]
 
 
 def test_sweep_and_results(data, tmp_path):
@@ -171,6 +253,8 @@ def test_a_sweep_out_of_time_says_what_it_left(data, tmp_path):
     [
         ({"methods": ["DC", "XX"]}, "unknown method 'XX'"),
         ({"ipc": [1, 99]}, "ipc=99"),
+        ({"ipc": [1, 5]}, "no schedule for ipc=5"),
+        ({"networks": -1}, "networks=-1 does not fit"),
         ({"sets": 0}, "sets=0 does not fit"),
     ],
 )
@@ -194,4 +278,11 @@ def test_no_results_yet(tmp_path):
 def test_lists_as_a_command_line_gives_them():
     assert store.listed("DC, M") == ["DC", "M"]
     assert store.listed(["DC"]) == ["DC"] and store.listed((1, 10)) == [1, 10]
-    assert store.listed(1) == [1]
+    assert store.listed(1) == [1] and store.listed("1,10") == [1, 10]
+
+
+def test_a_results_folder_that_cannot_be_made(data, tmp_path):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(OSError, match=r"cannot make .*set0 \(.*\): choose another results_dir"):
+        run(data, tmp_path / "results")
+    assert (tmp_path / "results").read_text() == "a file"

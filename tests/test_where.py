@@ -35,3 +35,31 @@ def test_overfitting_criteria():
     assert where.STOP["overfit-gap"](before, better, 0.48)
     assert not where.STOP["overfit-gap"](before, better, 0.5)
     assert {name for name in where.WHERE if where.WHERE[name](3, 1) == where.MAX_STEPS} == {"overfit", "overfit-gap"}
+
+
+def test_a_schedule_of_ones_own():
+    assert [where.steps("steps:9,4,1", t, 50) for t in range(5)] == [9, 4, 1, 1, 1]
+    assert where.steps("fixed", 3, 7) == 7 and where.steps("adaptive", 3, 7) == 20
+    eq12 = "steps:50,40,30,20,10,10,10,10,10,10,5"
+    assert where.steps_per_outer_iteration(eq12, 10, 1) == 190 and where.steps_per_outer_iteration(eq12, 50, 1) == 395
+    for bad in ("steps:", "steps:5,,3", "steps:-1", "steps:2.5", "never", "fixed:3"):
+        with pytest.raises(ValueError, match=r"choose from fixed, adaptive, overfit, overfit-gap, or spell a schedule"):
+            where.spelt(bad)
+
+
+def test_a_schedule_is_learned_from_where_overfitting_was_seen():
+    """Logs made up from Eq. 12 with an outlier in every iteration: the medians bring the equation back."""
+    history = []
+    for k in range(7):
+        detections = [[t, where.adaptive(t) - 1 + (40 if t == k else 0), 0.1, 0.2] for t in range(11)]
+        history.append({"k": k, "detections": [d for d in detections if d[1] < where.MAX_STEPS]})
+    assert where.fit_schedule(history, 12) == [50, 40, 30, 20, 10, 10, 10, 10, 10, 10, 5]
+
+
+def test_a_learned_schedule_never_increases_and_counts_what_never_overfits_as_the_bound():
+    up_and_down = [{"detections": [[0, 9, 0, 0], [1, 19, 0, 0], [2, 2, 0, 0]]}]
+    assert where.fit_schedule(up_and_down, 4) == [15, 15, 3]  # 10, 20 -> their mean twice
+    assert where.fit_schedule([{"detections": []}], 3) == [where.MAX_STEPS, where.MAX_STEPS]
+    for history, T in (([], 5), (up_and_down, 1)):
+        with pytest.raises(ValueError, match="condense with both first"):
+            where.fit_schedule(history, T)

@@ -1,0 +1,391 @@
+"""Section 5's max-min hypothesis: how far from its start does training on S come to rest? (Eq. 13-15; Section 3.2)
+
+    max_S min_{theta, theta0} ||theta - theta0||    s.t.    ||grad_theta L(S, theta)|| < eps,    theta0 ~ P_theta0
+
+A point below eps is a trap: gradient descent cannot leave it. `reach` measures the inner minimum for a given S over random
+starts, `by_eps` sums the starts up, `rank_correlation` asks what the distance predicts over many sets, and `alignment`
+follows the gradients of S and of T, layer by layer, while training on S ("why magnitude matters", Section 3.2, Figure 2).
+
+Starts run one after another. Batching eight of them with torch.func.vmap was measured on 8x8 digits (ConvNet-2 of width 32,
+one CPU core): 2.9 ms per step and start against 3.0 at 1 image per class, 18 against 10 at 10. It does not pay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.stats import rankdata
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from tqdm import tqdm
+
+from . import networks
+from .condense import draw, initial
+from .data import Data, SyntheticSet
+from .evaluate import accuracy
+from .recipe import Recipe, generator
+
+BATCH = 1024  # images in one backward pass: bounds memory, changes results by rounding only
+
+Gradient = Sequence[Tensor]  # one tensor per parameter
+LossAndGradient = Callable[[Sequence[Tensor]], tuple[Tensor, Gradient]]
+
+
+# ---- gradient descent until the gradient is small ----------------------------------------------------------
+
+
+class Stop(NamedTuple):
+    """Where a descent first met ||grad L|| < eps; where it never did, its last loss and gradient, and NaN otherwise."""
+
+    eps: float
+    reached: bool
+    steps: float
+    distance: float  # ||theta - theta0||_2 over all parameters
+    loss: float
+    gradient_norm: float
+
+
+def descend(
+    loss_and_gradient: LossAndGradient, theta: Sequence[Tensor], eps: Sequence[float], lr: float, max_steps: int
+) -> Iterator[Stop]:
+    """Move theta in place by theta -= lr * grad L(theta), and yield one `Stop` for each threshold, the largest first.
+
+    One trajectory serves all thresholds: each `Stop` is yielded while theta lies at its point, so that the caller can measure
+    more there. Without momentum, since Eq. 14's point is one that plain gradient descent cannot leave. Ends early once the last
+    threshold is met or the gradient is no longer finite; thresholds not met by then come last, with reached=False.
+
+    loss_and_gradient: theta -> (L, grad L), a scalar and one tensor per tensor of theta.
+    """
+    theta0 = [p.detach().clone() for p in theta]
+    values = [p.detach() for p in theta]  # the same memory, out of autograd's sight
+    waiting = sorted({float(e) for e in eps}, reverse=True)
+    for steps in range(max_steps + 1):
+        loss, gradient = loss_and_gradient(theta)
+        norm = get_total_norm(gradient).item()
+        while waiting and norm < waiting[0]:  # ||grad_theta L(S, theta)|| < eps, Eq. 14
+            distance = get_total_norm(torch._foreach_sub(values, theta0)).item()
+            yield Stop(waiting.pop(0), True, steps, distance, float(loss), norm)
+        if not waiting or not math.isfinite(norm):
+            break
+        if steps < max_steps:
+            torch._foreach_add_(values, list(gradient), alpha=-lr)
+    for e in waiting:
+        yield Stop(e, False, math.nan, math.nan, float(loss), norm)
+
+
+def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Gradient]:
+    """Mean cross-entropy over all of x (n, channels, height, width) with labels y (n,), in nats, and its gradient.
+
+    Gathered over batches of `BATCH` images, so memory does not grow with n.
+    """
+    if len(y) <= BATCH:
+        loss = F.cross_entropy(network(x), y)
+        return loss.detach(), torch.autograd.grad(loss, theta)
+    total, gradient = x.new_zeros(()), [torch.zeros_like(p) for p in theta]
+    for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+        loss = F.cross_entropy(network(part), labels, reduction="sum") / len(y)
+        total += loss.detach()
+        torch._foreach_add_(gradient, torch.autograd.grad(loss, theta))
+    return total, gradient
+
+
+# ---- Eq. 13 for one set ------------------------------------------------------------------------------------
+
+
+def reach(
+    S: SyntheticSet | Data,
+    eps: Sequence[float],
+    n_starts: int = 64,
+    seed: int = 0,
+    *,
+    data: Data | None = None,
+    network: str = "convnet",
+    width: int | None = None,
+    depth: int | None = None,
+    lr: float = 0.01,
+    max_steps: int = 2000,
+    max_real: int = 4096,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train on S from `n_starts` random theta0 by full-batch gradient descent; say where ||grad L(S, theta)|| < eps first.
+
+    S: a synthetic set, or a Data for its own training images (every step then passes over all of them).
+    eps: thresholds of the gradient's norm over all parameters, in any order; one trajectory serves all.
+    data: the real data T, to measure test accuracy and T's own loss and gradient at each point.
+    width, depth: None takes those S was condensed with, else 128 and 3. Coresets and noise carry none: give both to compare.
+    max_steps: the default at lr 0.01 goes about as far (lr x steps, momentum counted) as the 300 epochs of phase 2.
+    max_real: at most so many training images, drawn by `seed`, stand for T in real_loss and real_gradient_norm.
+
+    Returns one row per start and threshold, the largest first: start, eps, reached, steps, distance (||theta - theta0||_2 over
+    all parameters), train_loss (nats), gradient_norm, test_accuracy (percent), real_loss, real_gradient_norm. Without data
+    the last three are NaN. Where eps was not reached: reached False, train_loss and gradient_norm as they were last, the
+    others NaN. The same seed gives the same starts for every S, and the same bits on one machine.
+    Raises ValueError, before any work, for an S that is not of `data`, no thresholds, or numbers out of range.
+    Source: Eq. 13-15, Section 5, for a given S.
+    """
+    eps = np.atleast_1d(np.asarray(eps, dtype=float)).ravel().tolist()
+    if not eps or not all(0 < e < math.inf for e in eps):
+        raise ValueError(f"eps={eps!r} does not fit: give one or more positive thresholds of the gradient's norm")
+    _check_numbers(lr, n_starts=n_starts, max_steps=max_steps, max_real=max_real)
+    _check_pair(S, data)
+    device, x, y, start = _setting(S, network, width, depth, seed, device)
+    if data is not None:
+        x_T, y_T = (v.to(device) for v in draw(data, max_real, generator(seed, "reach real")))
+        x_T, x_test, y_test = x_T.to(x.dtype), data.test_images.to(device, x.dtype), data.test_labels.to(device)
+
+    rows = []
+    for j in tqdm(range(n_starts), desc="reach", unit="start", disable=not progress, mininterval=1):
+        f = start(j)
+        theta, there, measured_at = list(f.parameters()), {}, None
+        for stop in descend(lambda theta, f=f: loss_and_gradient(f, theta, x, y), theta, eps, lr, max_steps):
+            if not stop.reached or data is None:
+                there = dict.fromkeys(("test_accuracy", "real_loss", "real_gradient_norm"), math.nan)
+            elif stop.steps != measured_at:  # thresholds met at the same step share its measurements
+                loss_T, gT = _real(f, theta, x_T, y_T)
+                there = {
+                    "test_accuracy": accuracy(f, x_test, y_test),
+                    "real_loss": loss_T.item(),
+                    "real_gradient_norm": get_total_norm(gT).item(),
+                }
+                measured_at = stop.steps
+            rows.append({
+                "start": j, "eps": stop.eps, "reached": stop.reached, "steps": stop.steps, "distance": stop.distance,
+                "train_loss": stop.loss, "gradient_norm": stop.gradient_norm, **there,
+            })  # fmt: skip
+    return pd.DataFrame(rows).astype({"steps": float})
+
+
+QUANTILES = (5, 25, 50, 75, 95)  # percent
+MEANS = ("test_accuracy", "train_loss", "real_loss", "real_gradient_norm")
+
+
+def by_eps(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """`reach`'s rows summed up over starts: one row per threshold, the largest first.
+
+    by: further columns that tell sets apart ("method", "set"), where tables of several sets were put together.
+
+    Returns starts (how many), reached (their share, 0 to 1), min_distance (Eq. 13's inner minimum over these starts),
+    distance_q05 .. distance_q95, median_steps, and the means test_accuracy, train_loss, real_loss, real_gradient_norm. All but
+    the first two are over the starts that reached eps, NaN where none did: read `reached` before comparing sets.
+    """
+    keys = [*by, "eps"]
+    measured = table[["distance", "steps", *MEANS]].where(table["reached"])  # elsewhere NaN, which the sums leave out
+    groups = measured.groupby([table[key] for key in keys])
+    asked = table.groupby(keys)["reached"]
+    parts = {"starts": asked.size(), "reached": asked.mean(), "min_distance": groups["distance"].min()}
+    parts |= {f"distance_q{q:02d}": groups["distance"].quantile(q / 100) for q in QUANTILES}
+    parts |= {"median_steps": groups["steps"].median()} | {name: groups[name].mean() for name in MEANS}
+    largest_last = [key != "eps" for key in keys]
+    return pd.DataFrame(parts).reset_index().sort_values(keys, ascending=largest_last, ignore_index=True)
+
+
+def noise_set(data: Data, ipc: int, seed: int = 0) -> SyntheticSet:
+    """A control: S as it is at k = 0, N(0, 1) in normalised pixels. The images a run of this `seed` starts from (line 1)."""
+    images = initial(data, Recipe(dataset=data.name, ipc=ipc, inner_loops=1, zeta_theta=1, init="noise", seed=seed))
+    return SyntheticSet(
+        images=images,
+        labels=torch.arange(data.n_classes, device=images.device).repeat_interleave(ipc),
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        recipe={"method": "noise", "dataset": data.name, "ipc": ipc, "seed": seed},
+    )
+
+
+# ---- what does the distance predict, over many sets? -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rho, or the partial one given a control, with a 95% bootstrap interval; NaN where it has no value."""
+
+    rho: float
+    low: float
+    high: float
+    n: int  # pairs used
+    p: float  # two-sided, t approximation: rough for few pairs
+    note: str = ""  # what to know before reading it; why rho is NaN
+
+    def __str__(self) -> str:
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.rho:.2f} [{self.low:.2f}, {self.high:.2f}] (n = {self.n}{note})"
+
+
+def rank_correlation(
+    x: Sequence[float], y: Sequence[float], control: Sequence[float] | None = None, n_boot: int = 2000, seed: int = 0
+) -> RankCorrelation:
+    """Do x and y order the sets alike? Spearman's rho, with a percentile 95% interval from resampling the sets.
+
+    x, y, control: (n,), one number per set. control: the partial correlation, of what is left of the ranks of x and y after
+    linear regression on the ranks of `control`: does the distance predict accuracy beyond what the training loss predicts?
+    Ties share their mean rank. Pairs with a NaN are left out. Ranks are taken anew in each resample; resamples in which rho has
+    no value are left out. rho is NaN, with a note, for fewer than 3 pairs (4 with a control), for a constant x or y, and where
+    the control's ranks leave nothing of either.
+    Raises ValueError for inputs of different lengths or n_boot < 1.
+    """
+    columns = [np.asarray(v, dtype=float) for v in (x, y, control) if v is not None]
+    if any(v.ndim != 1 or len(v) != len(columns[0]) for v in columns):
+        raise ValueError(f"x, y and control must be equally long lists, not of shapes {[v.shape for v in columns]}")
+    if not _whole(n_boot):
+        raise ValueError(f"n_boot={n_boot!r} does not fit: give a whole number of at least 1")
+    values = np.stack(columns)  # (2 or 3, n)
+    kept = values[:, ~np.isnan(values).any(0)]
+    n, fewest = kept.shape[1], len(kept) + 1
+    notes = [f"{values.shape[1] - n} of {values.shape[1]} left out, a value is missing"] if n < values.shape[1] else []
+    why = ""
+    if n < fewest:
+        why = f"rho needs {fewest} pairs or more"
+    else:
+        constant = [name for name, v in zip(("x", "y", "the control"), kept, strict=False) if (v == v[0]).all()]
+        rho = float(_spearman(kept))
+        if math.isnan(rho):
+            blamed = [name for name in constant if name != "the control"]
+            why = f"{' and '.join(blamed)} constant over the sets" if blamed else "nothing of x or y is left beyond the control"
+        elif constant:
+            notes.append("the control is constant and takes nothing away")
+    if why:
+        return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, "; ".join([*notes, why]))
+    drawn = torch.randint(n, (n_boot, n), generator=generator(seed, "rank correlation")).numpy()
+    resampled = _spearman(kept[:, drawn])
+    low, high = np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5]) if (~np.isnan(resampled)).any() else (math.nan,) * 2
+    df = n - len(kept)  # n - 2, one less with a control
+    p = 2 * student_t.sf(abs(rho) * math.sqrt(df / ((1 - rho) * (1 + rho))), df) if abs(rho) < 1 else 0.0
+    return RankCorrelation(rho, float(low), float(high), n, float(p), "; ".join(notes))
+
+
+def _spearman(values: np.ndarray) -> np.ndarray:
+    """(2 or 3, ..., n): x, y and perhaps a control -> (...) rho, NaN where x or y has no variation of its own."""
+    ranks = rankdata(values, axis=-1)
+    ranks -= ranks.mean(-1, keepdims=True)
+    x, y, *z = ranks
+    varied = (x**2).sum(-1), (y**2).sum(-1)
+    if z:
+        zz = (z[0] ** 2).sum(-1, keepdims=True)
+        z = z[0] / np.sqrt(np.where(zz > 0, zz, 1))  # unit length; zero where constant, which takes nothing away
+        x, y = (v - z * (v * z).sum(-1, keepdims=True) for v in (x, y))
+    xx, yy = (x**2).sum(-1), (y**2).sum(-1)
+    # Below this share of the ranks' variation, what the control leaves is rounding.
+    known = (xx > 1e-12 * varied[0]) & (yy > 1e-12 * varied[1])
+    rho = (x * y).sum(-1) / np.sqrt(np.where(known, xx * yy, 1))
+    return np.where(known, rho.clip(-1, 1), math.nan)
+
+
+# ---- why magnitude matters ---------------------------------------------------------------------------------
+
+
+def alignment(
+    S: SyntheticSet | Data,
+    data: Data,
+    *,
+    network: str = "convnet",
+    width: int | None = None,
+    depth: int | None = None,
+    steps: int = 1000,
+    every: int = 50,
+    lr: float = 0.01,
+    seed: int = 0,
+    n_starts: int = 1,
+    real_batch: int = 256,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Along training on S by full-batch gradient descent: the gradients of S and of T, compared layer by layer.
+
+    T is `real_batch` training images of any class (all where there are fewer), drawn once by `seed`. Starts are those of
+    `reach` for the same seed. width, depth: None takes those S was condensed with, else 128 and 3.
+
+    Returns one row per start, step (0, every, 2 * every, ... up to steps) and matched layer: start, step, layer (the weight's
+    name), cosine (of the layer's whole gradients), ratio (norm_S / norm_T), norm_S, norm_T, loss_S, loss_T (nats, of all
+    layers). cosine is NaN where a gradient is zero.
+    Raises ValueError, before any work, for an S that is not of `data` or numbers out of range.
+    Source: Section 3.2: no angle helps where ||grad L(S, theta)|| has become small.
+    """
+    _check_numbers(lr, steps=steps, every=every, n_starts=n_starts, real_batch=real_batch)
+    _check_pair(S, data)
+    device, x, y, start = _setting(S, network, width, depth, seed, device)
+    x_T, y_T = (v.to(device) for v in draw(data, real_batch, generator(seed, "alignment real")))
+    x_T = x_T.to(x.dtype)
+
+    rows = []
+    for j in tqdm(range(n_starts), desc="alignment", unit="start", disable=not progress, mininterval=1):
+        f = start(j)
+        names, theta = zip(*f.named_parameters(), strict=True)
+        values = [p.detach() for p in theta]
+        matched = {name for name, _ in networks.matched(f)}
+        for step in range(steps + 1):
+            loss_S, gS = loss_and_gradient(f, theta, x, y)
+            if step % every == 0:
+                loss_T, gT = _real(f, theta, x_T, y_T)
+                for layer, A, B in zip(names, gS, gT, strict=True):
+                    if layer not in matched:
+                        continue
+                    norm_S, norm_T = A.norm(), B.norm()
+                    rows.append({
+                        "start": j, "step": step, "layer": layer,
+                        "cosine": ((A / norm_S) * (B / norm_T)).sum().item(), "ratio": (norm_S / norm_T).item(),
+                        "norm_S": norm_S.item(), "norm_T": norm_T.item(), "loss_S": loss_S.item(), "loss_T": loss_T.item(),
+                    })  # fmt: skip
+            if step < steps:
+                torch._foreach_add_(values, list(gS), alpha=-lr)
+    return pd.DataFrame(rows)
+
+
+# ---- the pieces --------------------------------------------------------------------------------------------
+
+
+def _setting(
+    S: SyntheticSet | Data, network: str, width: int | None, depth: int | None, seed: int, device: torch.device | str | None
+) -> tuple[torch.device, Tensor, Tensor, Callable[[int], nn.Module]]:
+    """The device, S's images and labels there, and the function j -> the network of start j (theta0 ~ P_theta0, Eq. 15)."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    images, labels, recipe = (
+        (S.train_images, S.train_labels, {}) if isinstance(S, Data) else (S.images.detach(), S.labels, S.recipe)
+    )
+    width = recipe.get("width", 128) if width is None else width
+    depth = recipe.get("depth", 3) if depth is None else depth
+
+    def start(j: int) -> nn.Module:
+        return networks.build(
+            network, S.shape, S.n_classes, width=width, depth=depth,
+            generator=generator(seed, "reach", j), device=device, dtype=images.dtype,
+        )  # fmt: skip
+
+    start(0)  # a network that does not fit is told here, before any work
+    return device, images.to(device), labels.to(device), start
+
+
+def _real(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Gradient]:
+    """L(T, theta) and its gradient, leaving running statistics, where a network has them, as training on S left them."""
+    network.eval()
+    found = loss_and_gradient(network, theta, x, y)
+    network.train()
+    return found
+
+
+def _check_pair(S: SyntheticSet | Data, data: Data | None) -> None:
+    if data is not None and (S.shape != data.shape or tuple(S.classes) != tuple(data.classes)):
+        raise ValueError(
+            f"the set has {S.n_classes} classes of {S.shape} images but {data.name} has {data.n_classes} of {data.shape}: "
+            "give the data it was made from"
+        )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_numbers(lr: float, **whole: int) -> None:
+    for name, value in whole.items():
+        if not _whole(value):
+            raise ValueError(f"{name}={value!r} does not fit: give a whole number of at least 1")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr={lr!r} does not fit: give a positive number")

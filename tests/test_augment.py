@@ -1,0 +1,468 @@
+"""Augmentation: pixel by pixel against numpy and scipy, gradients against finite differences, draws against their odds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gmlib import augment
+from gmlib.augment import AUGMENT, OPERATIONS, SIAMESE, Transform, draw, independent, one_of, operations_for, parse, siamese
+from gmlib.recipe import generator
+
+ALMOST_1 = 1 - 2**-53  # the largest number that torch.rand draws in float64
+
+
+def images(n=3, channels=3, height=12, width=16, seed=0, dtype=torch.float64):
+    return torch.randn(n, channels, height, width, generator=generator(seed, "images"), dtype=torch.float64).to(dtype)
+
+
+def image_with_dot(n, row, column, side=28):
+    x = torch.zeros(n, 1, side, side)
+    x[:, :, row, column] = 1.0
+    return x
+
+
+def moved_by_hand(image, down, right, fill):
+    """Padding by numpy, then a window: image (channels, height, width), fill (channels,)."""
+    channels, height, width = image.shape
+    padded = np.empty((channels, height + 40, width + 40))
+    padded[:] = np.asarray(fill)[:, None, None]
+    padded[:, 20 : 20 + height, 20 : 20 + width] = image
+    return padded[:, 20 - down : 20 - down + height, 20 - right : 20 - right + width]
+
+
+def sampled_by_scipy(image, matrix, fill=0.0):
+    """Bilinear, `fill` outside: pixel (row, column) from the centre is read at matrix @ (row, column)."""
+    centre = (np.array(image.shape[1:]) - 1) / 2
+    offset = centre - matrix @ centre
+    return np.stack(
+        [ndimage.affine_transform(c, matrix, offset, order=1, mode="grid-constant", cval=fill) for c in image.numpy()]
+    )
+
+
+def within_4_sigma(count, n, p):
+    return abs(count - n * p) < 4 * math.sqrt(n * p * (1 - p))
+
+
+# ---- phase 2 of the paper
+
+
+def test_what_the_papers_protocol_varies():
+    assert operations_for("MNIST") == ("crop", "scale", "rotate")
+    assert all(operations_for(name) == () for name in ("digits", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100"))
+    assert operations_for("CIFAR10", has_batchnorm=True) == operations_for("MNIST", True) == ("crop", "noise")
+    assert {name for names in (*augment.AUGMENTED.values(), augment.WITH_BATCHNORM) for name in names} == set(OPERATIONS)
+
+
+def test_crop_moves_by_whole_pixels_and_fills_with_the_mean():
+    x = image_with_dot(1000, 14, 14)
+    dots = [divmod(int(image.argmax()), 28) for image in one_of(x, ("crop",), generator(0, "crop"))]
+    assert set(dots) == {(r, c) for r in range(10, 19) for c in range(10, 19)}, "every shift from -4 to 4, and no other"
+    x = images(30) + torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    mean = x.mean((0, 2, 3)).numpy()
+    for image, found in zip(x.numpy(), one_of(x, ("crop",), generator(1, "crop")).numpy(), strict=True):
+        every = [moved_by_hand(image, down, right, mean) for down in range(-4, 5) for right in range(-4, 5)]
+        assert sum(np.allclose(found, expected, rtol=0, atol=1e-15) for expected in every) == 1
+
+
+def test_rotate_and_scale_stay_in_their_ranges():
+    far = image_with_dot(300, 13, 24)  # about 10 pixels right of the centre (13.5, 13.5)
+    turned = [divmod(int(i.argmax()), 28) for i in one_of(far, ("rotate",), generator(0, "r"))]
+    angles = [math.degrees(math.atan2(r - 13.5, c - 13.5)) for r, c in turned]
+    assert -49 < min(angles) < -38 and 38 < max(angles) < 49
+    radii = [math.hypot(r - 13.5, c - 13.5) for r, c in turned]
+    assert max(abs(r - 10.51) for r in radii) < 1.2, "turning keeps the distance from the centre"
+    scaled = [divmod(int(i.argmax()), 28) for i in one_of(far, ("scale",), generator(0, "s"))]
+    radii = [math.hypot(r - 13.5, c - 13.5) for r, c in scaled]
+    assert 8.0 < min(radii) < 9.2 and 11.8 < max(radii) < 13.2, "between 0.8 and 1.2 times as far"
+
+
+def ramps(n, side=33):
+    """Channels (row, column) of each pixel from the centre: the middle of a varied copy tells where it was read."""
+    place = torch.arange(side, dtype=torch.float64) - side // 2
+    return torch.stack([place[:, None].expand(side, side), place[None].expand(side, side)]).expand(n, -1, -1, -1).clone()
+
+
+def read_at(varied):
+    """(n, 2, 2): rows d(row read), d(column read), by step down and by step right, around the middle of `ramps`."""
+    m = varied.shape[-1] // 2
+    down = (varied[:, :, m + 4, m] - varied[:, :, m - 4, m]) / 8
+    right = (varied[:, :, m, m + 4] - varied[:, :, m, m - 4]) / 8
+    return torch.stack([down, right], 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "low", "high"),
+    [
+        ("scale", lambda m: 1 / m[:, 0, 0], 0.8, 1.2),
+        ("rotate", lambda m: torch.atan2(m[:, 0, 1], m[:, 0, 0]).rad2deg(), -45, 45),
+    ],
+)
+def test_strengths_of_phase_2_are_even_over_their_range(name, of, low, high):
+    matrix = read_at(one_of(ramps(1000), (name,), generator(0, name)))
+    strength = of(matrix)
+    assert low - 1e-9 < strength.min() < low + 0.01 * (high - low)
+    assert high - 0.01 * (high - low) < strength.max() < high + 1e-9
+    width = (high - low) / math.sqrt(12 * 1000)
+    assert abs(strength.mean() - (low + high) / 2) < 4 * width
+    determinant = {"scale": strength**-2, "rotate": torch.ones(1000)}[name]
+    assert torch.allclose(torch.linalg.det(matrix), determinant.double()), "the same down and across, nothing sheared"
+
+
+def test_noise_has_the_papers_standard_deviation():
+    x = images(100)
+    noise = (one_of(x, ("noise",), generator(0, "n")) - x).numpy()
+    n = noise.size
+    assert abs(noise.mean()) < 4 * 0.001 / math.sqrt(n)
+    assert noise.std() == pytest.approx(0.001, rel=4 / math.sqrt(2 * n))
+    assert len(np.unique(noise)) > 0.99 * n, "every pixel has its own"
+
+
+def test_each_image_gets_exactly_one_operation_evenly():
+    """A mirror-symmetric image stays so when scaled, hardly changes by noise, and moves by whole pixels when cropped."""
+    half = images(1, 1, 16, 8)
+    x = torch.cat([half, half.flip(-1)], -1).expand(1200, -1, -1, -1)
+    counts = dict.fromkeys(OPERATIONS, 0)
+    mean = [float(x.mean())]
+    every = np.stack([moved_by_hand(x[0].numpy(), d, r, mean) for d in range(-4, 5) for r in range(-4, 5)])
+    for image in one_of(x, tuple(OPERATIONS), generator(0, "all")):
+        if (abs(every - image.numpy()).max((1, 2, 3)) < 1e-12).any():
+            counts["crop"] += 1
+        elif torch.allclose(image, x[0], rtol=0, atol=0.01):
+            counts["noise"] += 1
+        else:
+            counts["scale" if torch.allclose(image, image.flip(-1)) else "rotate"] += 1
+    assert all(within_4_sigma(count, 1200, 1 / 4) for count in counts.values()), counts
+
+
+def test_what_comes_in_from_outside_is_the_mean():
+    x = torch.stack([torch.full((2, 16, 16), 3.0), torch.full((2, 16, 16), 5.0)]).repeat(20, 1, 1, 1)
+    x[:, 1] *= -1
+    for name in ("crop", "scale", "rotate"):
+        varied = one_of(x, (name,), generator(0, name))
+        assert torch.allclose(varied[:, 0], -varied[:, 1])
+        values = varied[:, 0].reshape(20, 2, -1)
+        assert values[:, 0].min() == 3 and values[:, 1].max() == 5, "the middle is left as it was"
+        assert values[:, 0].max() == values[:, 1].min() == 4, "and outside lies the mean of the channel"
+
+
+def test_no_operation_leaves_images_and_generator_as_they_are():
+    rng, x = generator(0), images()
+    before = rng.get_state()
+    assert torch.equal(one_of(x, (), rng), x)
+    assert torch.equal(rng.get_state(), before)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_phase_2_seeds_and_dtypes(name):
+    x = images(8)
+    first = one_of(x, (name,), generator(0, "a"))
+    assert torch.equal(first, one_of(x, (name,), generator(0, "a")))
+    assert not torch.equal(first, one_of(x, (name,), generator(1, "a")))
+    single = one_of(x.float(), (name,), generator(0, "a"))
+    assert single.dtype == torch.float32 and first.dtype == torch.float64
+    assert torch.allclose(single.double(), first, atol=1e-5), "the same draws in every dtype"
+
+
+# ---- Siamese augmentation, one operation after the other
+
+
+def test_flip_is_an_exact_mirror():
+    x = images()
+    assert torch.equal(Transform("flip", (0.49, 0, 0))(x), x.flip(3))
+    assert torch.equal(Transform("flip", (0.5, 0, 0))(x), x)
+
+
+@pytest.mark.parametrize(
+    ("u", "down", "right"),
+    [
+        ((0, 0, 0), -2, -2),
+        ((ALMOST_1, ALMOST_1, 0), 2, 2),
+        ((0.5, 0.5, 0), 0, 0),
+        ((0.2, 0.79, 0), -1, 1),
+        ((0.19, 0.81, 0), -2, 2),
+    ],
+)
+def test_crop_moves_by_an_eighth_and_fills_with_0(u, down, right):
+    x = images()  # 12 * 0.125 rounds to 2, as does 16 * 0.125
+    expected = np.stack([moved_by_hand(image, down, right, [0, 0, 0]) for image in x.numpy()])
+    assert np.array_equal(Transform("crop", u)(x).numpy(), expected)
+
+
+@pytest.mark.parametrize(("side", "most"), [(8, 1), (28, 4), (32, 4), (64, 8)])
+def test_crop_on_each_size_of_image(side, most):
+    x = image_with_dot(1, side // 2, side // 2, side)
+    rng = generator(0, side)
+    dots = {divmod(int(draw("crop", rng)(x).argmax()), side) for _ in range(1500 if side == 64 else 800)}
+    reach = range(side // 2 - most, side // 2 + most + 1)
+    assert {r for r, _ in dots} == {c for _, c in dots} == set(reach)
+    assert len(dots) > 0.9 * len(reach) ** 2, "down and right are drawn apart"
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 16), (9, 13)])
+def test_cutout_hides_half_of_each_side(height, width):
+    """Every place of the middle occurs, none other; the rest of the image is untouched."""
+    x = images(1, 2, height, width).abs() + 1
+    size = [int(side * 0.5 + 0.5) for side in (height, width)]
+    places = [side + (1 if length % 2 == 0 else 0) for side, length in zip((height, width), size, strict=True)]
+    expected = set()
+    for middle_row in range(places[0]):
+        for middle_column in range(places[1]):
+            image = x[0].numpy().copy()
+            for r in range(middle_row - size[0] // 2, middle_row - size[0] // 2 + size[0]):
+                for c in range(middle_column - size[1] // 2, middle_column - size[1] // 2 + size[1]):
+                    if 0 <= r < height and 0 <= c < width:
+                        image[:, r, c] = 0
+            expected.add(image.tobytes())
+    rng = generator(0, "cutout")
+    found = {draw("cutout", rng)(x)[0].numpy().tobytes() for _ in range(2500)}
+    assert found == expected
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("u", [(0.0, 0.0), (0.3, 0.9), (0.5, 0.5), (ALMOST_1, 0.1)])
+def test_scale_and_rotate_against_scipy(u, channels):
+    x = images(2, channels)
+    down, across = (1 / 1.2 + (1.2 - 1 / 1.2) * v for v in u)
+    angle = math.radians(15) * (2 * u[0] - 1)
+    cos, sin = math.cos(angle), math.sin(angle)
+    for name, matrix in {"scale": np.diag([down, across]), "rotate": np.array([[cos, sin], [-sin, cos]])}.items():
+        expected = np.stack([sampled_by_scipy(image, matrix) for image in x])
+        assert np.allclose(Transform(name, (*u, 0))(x).numpy(), expected, atol=1e-12), name
+
+
+def test_a_positive_turn_is_anticlockwise():
+    x = torch.zeros(1, 1, 29, 29)
+    x[0, 0, 14, 26] = 1  # 12 pixels right of the centre; 15 degrees up from there: (14 - 3.1, 14 + 11.6)
+    row, column = divmod(int(Transform("rotate", (ALMOST_1, 0, 0))(x).argmax()), 29)
+    assert (row, column) == (11, 26)
+
+
+@pytest.mark.parametrize(
+    ("name", "u"),
+    [("rotate", (0.5, 0.1, 0.1)), ("scale", (1 / (1 + 1.2),) * 2 + (0,)), ("crop", (0.5, 0.5, 0)), ("colour", (0.5, 0.5, 0.5))],
+)
+def test_the_middle_of_each_range_changes_nothing(name, u):
+    """scale: 1/1.2 + u (1.2 - 1/1.2) = 1 at u = 1/2.2."""
+    x = images()
+    assert torch.allclose(Transform(name, u)(x), x, atol=1e-12)
+
+
+def test_colour_by_hand():
+    x = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]], dtype=torch.float64).view(1, 3, 1, 2)
+    # Brightness adds 0.25: (3.25, 0.25, 0.25), of mean 1.25, in both pixels, one way round or the other. Saturation 0.5 halves
+    # what differs from that mean; contrast 1.25 widens what differs from the mean over the image, which is again 1.25.
+    expected = torch.tensor([[2.5, 0.625], [0.625, 2.5], [0.625, 0.625]], dtype=torch.float64).view(1, 3, 1, 2)
+    assert torch.allclose(Transform("colour", (0.75, 0.25, 0.75))(x), expected, rtol=1e-15)
+
+
+def test_saturation_does_nothing_to_grey_images():
+    x = images(4, 1)
+    colourless, vivid = (Transform("colour", (0.7, u, 0.3))(x) for u in (0, ALMOST_1))
+    assert torch.equal(colourless, vivid)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    assert torch.allclose(vivid, mean + 0.2 + 0.8 * (x - mean))
+
+
+def test_ranges_of_the_colours():
+    """Four pixels of light +-1 and colour (+-1, 0, -+1): light tells the contrast, colour the contrast times saturation."""
+    light = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    colour = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    x = torch.stack([light + colour, light, light - colour]).view(1, 3, 2, 2).expand(3000, -1, -1, -1)
+    y = independent(x, "colour", generator(0, "ranges")).flatten(2)
+    brightness = y.mean((1, 2))
+    contrast = (y.mean(1) * light).mean(1)
+    saturation = ((y[:, 0] - y[:, 2]) * colour).mean(1) / 2 / contrast
+    for strength, low, high in ((brightness, -0.5, 0.5), (saturation, 0, 2), (contrast, 0.5, 1.5)):
+        edge = 0.01 * (high - low)
+        assert low - 1e-9 <= strength.min() < low + edge and high - edge < strength.max() <= high + 1e-9
+    three = torch.stack([brightness, saturation, contrast])
+    assert torch.corrcoef(three).fill_diagonal_(0).abs().max() < 4 / math.sqrt(3000), "drawn apart from each other"
+
+
+def test_ranges_of_scale_and_rotate():
+    scaled = read_at(independent(ramps(2000), "scale", generator(0, "s")))
+    down, across = scaled[:, 0, 0], scaled[:, 1, 1]
+    for zoom in (down, across):
+        assert 1 / 1.2 - 1e-9 < zoom.min() < 0.84 and 1.195 < zoom.max() < 1.2 + 1e-9
+    assert abs(torch.corrcoef(torch.stack([down, across]))[0, 1]) < 4 / math.sqrt(2000)
+    turned = read_at(independent(ramps(2000), "rotate", generator(0, "r")))
+    angle = torch.atan2(turned[:, 0, 1], turned[:, 0, 0]).rad2deg()
+    assert -15 - 1e-9 < angle.min() < -14.8 and 14.8 < angle.max() < 15 + 1e-9
+
+
+# ---- Siamese augmentation, all operations
+
+
+def test_strategies():
+    every = ("flip", "crop", "cutout", "scale", "rotate", "colour")
+    assert tuple(SIAMESE) == every
+    for name in ("digits", "MNIST", "SVHN"):
+        assert augment.strategy_for(name) == every[1:]
+    for name in ("FashionMNIST", "CIFAR10", "CIFAR100", "TinyImageNet", "imagefolder:cats"):
+        assert augment.strategy_for(name) == every
+    assert parse("flip+crop") == parse("flip + crop") == parse(["flip", "crop"]) == ("flip", "crop")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SIAMESE)
+def test_both_sides_meet_the_same_transformation(name, channels):
+    x = images(5, channels)
+    both = siamese(name, generator(0, "both", name))
+    varied = both(x)
+    assert varied.shape == x.shape
+    assert torch.equal(both(x), varied), "a drawn transformation does not draw again"
+    assert torch.equal(both(x[2:4]), varied[2:4]), "whatever else is in the batch"
+    other = {siamese(name, generator(i, "both", name)) for i in range(20)}
+    assert len({tuple(t(x).flatten().tolist()) for t in other}) > 1
+    small = both(x[:, :, :8, :8])
+    assert small.shape == (5, channels, 8, 8), "and whatever the size"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SIAMESE)
+def test_seeds_and_dtypes(name, dtype):
+    x = images(6, dtype=dtype)
+    varied = independent(x, (name,), generator(3, "x"))
+    assert varied.dtype == dtype
+    assert torch.equal(varied, independent(x, name, generator(3, "x")))
+    assert torch.allclose(varied.double(), independent(images(6), name, generator(3, "x")), atol=1e-5)
+    assert draw(name, generator(3, "x")) == draw(name, generator(3, "x")) != draw(name, generator(4, "x"))
+
+
+def test_drawing_leaves_the_callers_random_state_and_images_alone():
+    state, x = torch.get_rng_state(), images()
+    before = x.clone()
+    one_of(x, tuple(OPERATIONS), generator(0))
+    independent(x, tuple(SIAMESE), generator(0))
+    for name in SIAMESE:
+        draw(name, generator(0))(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(x, before)
+
+
+def test_operations_are_drawn_evenly():
+    rng, n = generator(0, "even"), 6000
+    drawn = [draw(tuple(SIAMESE), rng) for _ in range(n)]
+    for name in SIAMESE:
+        assert within_4_sigma(sum(t.operation == name for t in drawn), n, 1 / 6), name
+    u = torch.tensor([t.u for t in drawn], dtype=torch.float64)
+    assert u.min() >= 0 and u.max() < 1
+    assert ((u.mean(0) - 0.5).abs() < 4 / math.sqrt(12 * n)).all()
+    assert {draw("crop+flip", rng).operation for _ in range(50)} == {"crop", "flip"}
+
+
+def test_each_image_has_a_draw_of_its_own():
+    n = 2000
+    x = images(1, 1, 4, 4).expand(n, -1, -1, -1)
+    varied = independent(x, "flip+colour", generator(0, "own"))
+    same, mirrored = ((varied == y).flatten(1).all(1) for y in (x, x.flip(3)))
+    assert within_4_sigma(int(same.sum()), n, 1 / 4), "flip drawn, but not to be flipped"
+    assert within_4_sigma(int(mirrored.sum()), n, 1 / 4)
+    rest = varied[~(same | mirrored)]
+    assert len(rest.unique(dim=0)) == len(rest), "no two by the same strength"
+    slope = (rest - rest.mean((1, 2, 3), keepdim=True)) / (x[0] - x[0].mean())
+    assert torch.allclose(slope, slope[:, :1, :1, :1].expand_as(slope)), "and all others by colour alone"
+
+
+def test_images_keep_their_places():
+    """The images are told apart by their sizes, far beyond what any operation changes."""
+    size = 100.0 ** torch.arange(5, dtype=torch.float64)
+    x = (size.view(-1, 1, 1, 1) * (1 + 0.1 * torch.rand(5, 1, 8, 8, generator=generator(0)))).repeat(8, 1, 1, 1)
+    for seed in range(3):
+        for varied in (one_of(x, tuple(OPERATIONS)[2:], generator(seed)), independent(x, "flip+rotate", generator(seed))):
+            middle = varied[:, 0, 3:5, 3:5].mean((1, 2))
+            assert torch.equal((middle / size.repeat(8)).round(), torch.ones(40))
+
+
+# ---- gradients
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("name", SIAMESE)
+def test_gradients_against_finite_differences(name, channels):
+    x = images(2, channels, 4, 5).requires_grad_()
+    assert torch.autograd.gradcheck(Transform(name, (0.31, 0.83, 0.64)), x)
+    assert torch.autograd.gradcheck(lambda x: independent(x, (name, "flip"), generator(0, "g")), x)
+
+
+@pytest.mark.parametrize("name", SIAMESE)
+def test_the_matching_loss_has_a_gradient_through_the_transformation(name):
+    """As in Algorithm 1: the distance of two gradients with respect to theta, differentiated with respect to S."""
+    real, S = images(4, 1, 5, 5, seed=1), images(2, 1, 5, 5).requires_grad_()
+    theta = torch.randn(3, 25, generator=generator(0, "theta"), dtype=torch.float64).requires_grad_()
+    both = Transform(name, (0.31, 0.83, 0.64))
+
+    def gradient(x):
+        scores = torch.tanh(both(x).flatten(1) @ theta.T)
+        loss = F.cross_entropy(scores, torch.ones(len(x), dtype=torch.long))
+        return torch.autograd.grad(loss, theta, create_graph=True)[0]
+
+    def matching_loss(S):
+        return (gradient(real).detach() - gradient(S)).square().sum()
+
+    assert torch.autograd.gradcheck(matching_loss, S)
+    assert torch.autograd.grad(matching_loss(S), S)[0].abs().max() > 0
+
+
+# ---- the switch of the recipe, devices, refusals
+
+
+def test_the_switch_of_the_recipe():
+    assert tuple(AUGMENT) == ("none", "dsa")
+    x = images()
+    assert AUGMENT["none"]("CIFAR10", generator(0))(x) is x
+    rng = generator(0)
+    drawn = {name: {AUGMENT["dsa"](name, rng).operation for _ in range(200)} for name in ("CIFAR10", "MNIST")}
+    assert drawn == {"CIFAR10": set(SIAMESE), "MNIST": set(SIAMESE) - {"flip"}}
+    assert AUGMENT["dsa"]("MNIST", generator(5)) == draw("crop+cutout+scale+rotate+colour", generator(5))
+
+
+def test_operations_run_where_the_images_lie():
+    """Tensors without memory that stand for ones on a GPU: mixing them with the CPU's is an error, as it is there."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(4, 3, 8, 8, device="cuda")
+        with pytest.raises(RuntimeError, match="device"):
+            x + torch.empty(4, 3, 8, 8)
+        for vary in SIAMESE.values():
+            for n in (1, 4):
+                assert vary(x, torch.empty(n, 3, dtype=torch.float64)).device.type == "cuda"
+        for vary in OPERATIONS.values():
+            assert vary(x, torch.empty(1, 3, 1, 1, device="cuda"), torch.Generator()).device.type == "cuda"
+
+
+@pytest.mark.parametrize("strategy", ["", (), [], " "])
+def test_empty_strategies(strategy):
+    sentence = r"the strategy is empty: join one or more of flip, crop, cutout, scale, rotate, colour by \+"
+    for refused in (lambda: draw(strategy, generator(0)), lambda: independent(images(), strategy, generator(0))):
+        with pytest.raises(ValueError, match=sentence):
+            refused()
+
+
+@pytest.mark.parametrize("strategy", ["flip+color", ("flip", "color"), "color"])
+def test_unknown_operations(strategy):
+    with pytest.raises(ValueError, match="unknown Siamese operation 'color': choose from flip, crop, cutout"):
+        siamese(strategy, generator(0))
+
+
+@pytest.mark.parametrize("strategy", ["flip+", "+", "flip++crop"])
+def test_a_plus_too_many(strategy):
+    with pytest.raises(ValueError, match="unknown Siamese operation ''"):
+        parse(strategy)
+
+
+def test_unknown_operation_of_phase_2():
+    with pytest.raises(ValueError, match="unknown operation 'cutout': choose from crop, scale, rotate, noise"):
+        one_of(images(), ("crop", "cutout"), generator(0))
+
+
+@pytest.mark.parametrize("x", [torch.zeros(8, 8), torch.zeros(0, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)])
+def test_what_is_no_image(x):
+    phase_2, siamese_2 = (lambda x: one_of(x, ("crop",), generator(0))), (lambda x: independent(x, "flip", generator(0)))
+    for refused in (Transform("flip", (0, 0, 0)), phase_2, siamese_2):
+        with pytest.raises(ValueError, match=r"cannot vary torch\..*: give floats \(n, channels, height, width\), n above 0"):
+            refused(x)
