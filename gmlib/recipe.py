@@ -184,6 +184,11 @@ BUDGETS: dict[str, Budget] = {
 }
 
 
+def milestones(K: int) -> list[int]:
+    """The numbers of outer iterations, 0 to K, after which the pages look at S: closer at first, when it changes most."""
+    return sorted({0, K} | {round(K / n) for n in (60, 30, 12, 6, 3, 1.5)})
+
+
 # ---- what every module checks and says in the same way -----------------------------------------------------
 
 

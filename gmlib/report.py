@@ -487,6 +487,78 @@ def _strip(ax, x: float, rows: pd.DataFrame, shade: str) -> None:
     )  # fmt: skip
 
 
+def reach_figure(sums: pd.DataFrame, along: pd.DataFrame) -> Figure:
+    """Section 5 in two panels: accuracy against the distance to the nearest trap, and that distance while S is condensed.
+
+    sums: one row per set: method, min_distance, accuracy (percent). along: one row per snapshot of one run: method, k,
+    min_distance.
+    """
+    with sns.axes_style("whitegrid", rc=STYLE):
+        fig = Figure(figsize=(7.4, 3.2), layout="constrained")
+        left, right = fig.subplots(1, 2)
+    for method in method_order(sums["method"]):
+        rows = sums[sums["method"] == method]
+        left.plot(rows["min_distance"], rows["accuracy"], "o", color=colour(method), label=method, markersize=5)
+    left.set(xlabel="distance to the nearest trap", ylabel="test accuracy (%)")
+    left.legend(fontsize=8)
+    for method, rows in along.groupby("method"):
+        right.plot(rows["k"], rows["min_distance"], "o-", color=colour(method), label=method, markersize=4)
+    right.set(xlabel="outer iteration k", ylabel="distance to the nearest trap")
+    if len(along):
+        right.legend(fontsize=8)
+    return fig
+
+
+def alignment_figure(table: pd.DataFrame) -> Figure:
+    """Cosine and norm ratio of S's and T's gradients, layer by layer, along training on S (mean over starts).
+
+    table: as `reach.alignment` returns it: start, step, layer, cosine, ratio.
+    """
+    with sns.axes_style("whitegrid", rc=STYLE):
+        fig = Figure(figsize=(7.4, 3.0), layout="constrained")
+        axes = fig.subplots(1, 2)
+    shades = sns.color_palette("viridis", table["layer"].nunique())
+    for ax, column, label in zip(axes, ("cosine", "ratio"), ("cosine of the two gradients", "|gS| / |gT|"), strict=True):
+        for shade, (layer, rows) in zip(shades, table.groupby("layer", sort=False), strict=True):
+            line = rows.groupby("step")[column].mean()
+            ax.plot(line.index, line.to_numpy(), color=shade, label=layer)
+        ax.set(xlabel="steps of theta on S", ylabel=label)
+    axes[1].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    return fig
+
+
+def reach_table(sums: pd.DataFrame, budget: str) -> Table:
+    """Distances to the nearest trap, methods in rows, thresholds in columns; one row of `sums` per set and threshold.
+
+    sums: `reach.by_eps(..., by=["method", "set"])`.
+    """
+    methods, eps = method_order(sums["method"]), sorted(sums["eps"].unique(), reverse=True)
+    cells = {}
+    for method in methods:
+        for e in eps:
+            rows = sums[(sums["method"] == method) & (sums["eps"] == e)]
+            distances = rows["min_distance"].dropna()
+            spread = f"±{distances.std():.2f}" if len(distances) > 1 else ""
+            first = f"{distances.mean():.2f}{spread} ({len(distances)} sets)" if len(distances) else "not reached"
+            reached = f"reached by {100 * rows['reached'].mean():.0f} % of {int(rows['starts'].sum())} starts"
+            cells[method, f"eps = {e:g}"] = [first, reached]
+    caption = f"Distance from the start to the nearest trap, mean±std over sets (budget: {budget})."
+    return Table(methods, [f"eps = {e:g}" for e in eps], cells, caption)
+
+
+def correlation(question: str, found) -> Markdown:
+    """A question and its answer by a rank correlation (`reach.RankCorrelation`) over sets.
+
+    Rule: "yes" if the 95% interval lies above 0, "no, the other way round" if below, "not decided" otherwise.
+    """
+    if math.isnan(found.rho):
+        answer = f"not decided ({found.note})"
+    else:
+        answer = "yes" if found.low > 0 else "no, the other way round" if found.high < 0 else "not decided"
+    return Markdown(f"- {question} Spearman's rho {found}: **{answer}**.")
+
+
 def image_grid(images, n_classes: int, *, titles: Sequence[str] | None = None, inch: float = 0.8) -> Figure:
     """Condensed images as a grid: one column per class, one row per image of the class.
 

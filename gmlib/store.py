@@ -21,7 +21,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,23 @@ def sweep(
             if not any((r.S.ipc, r.record["method"]) == (job.recipe.ipc, job.method) for r in runs):
                 why[data.name, job.recipe.ipc, job.method] = f"the time budget of {time_budget:g} s was used up"
     return runs, why
+
+
+def kept(path: str | os.PathLike, settings: dict[str, Any], compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The table in a file, or compute()'s, which is then stored there with its settings (plain JSON types).
+
+    Numbers come back bit for bit. Raises ValueError where the file was made with other settings or is damaged.
+    """
+    path = Path(path)
+    if path.is_file():
+        content = _read_json(path, "settings", "columns", "dtypes")
+        if content["settings"] != json.loads(json.dumps(settings)):
+            raise ValueError(f"{path} was made with other settings: delete it or choose another results_dir")
+        return pd.DataFrame(content["columns"]).astype(content["dtypes"])
+    table = compute()
+    columns = {name: [None if pd.isna(v) else v for v in column.tolist()] for name, column in table.items()}
+    _write_json(path, {"settings": settings, "columns": columns, "dtypes": table.dtypes.astype(str).to_dict()})
+    return table
 
 
 def listed(values: Any) -> list:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gmlib import BUDGETS, METHODS, Recipe
-from gmlib.recipe import generator
+from gmlib.recipe import generator, milestones
 
 
 def test_the_defaults_are_the_papers():
@@ -125,3 +125,8 @@ def test_streams_are_repeatable_and_apart():
     others = [first(0, "network", 2), first(1, "network", 1), first(0, "batches", 1), first(0, "network1")]
     assert first(0, "network", 1) not in others
     assert len({tuple(o) for o in others}) == 4
+
+
+def test_milestones():
+    assert milestones(60) == [0, 1, 2, 5, 10, 20, 40, 60]
+    assert milestones(1) == [0, 1]

@@ -500,3 +500,43 @@ def test_compression_by_hand():
     found = report.compression(60000, 10, (1, 28, 28))
     assert found == {"real_bytes": 47_040_000, "synthetic_bytes": 31_360, "images": 6000.0, "bytes": 1500.0}
     assert report.compression(50000, 100, (3, 32, 32), bytes_per_value=2)["bytes"] == 250
+
+
+def test_reach_table_counts_sets_and_starts():
+    sums = pd.DataFrame(
+        {
+            "method": ["M", "M", "random"], "set": [0, 1, 0], "eps": 0.1, "starts": [4, 4, 4],
+            "reached": [1.0, 0.5, 0.0], "min_distance": [2.0, 3.0, math.nan],
+        }
+    )  # fmt: skip
+    cells = report.reach_table(sums, "smoke").cells
+    assert cells["M", "eps = 0.1"] == ["2.50±0.71 (2 sets)", "reached by 75 % of 8 starts"]
+    assert cells["random", "eps = 0.1"] == ["not reached", "reached by 0 % of 4 starts"]
+
+
+@pytest.mark.parametrize(
+    ("rho", "low", "high", "answer"),
+    [
+        (0.8, 0.1, 0.9, "yes"),
+        (-0.8, -0.9, -0.1, "no, the other way round"),
+        (0.3, -0.2, 0.6, "not decided"),
+        (math.nan, math.nan, math.nan, "not decided (why)"),
+    ],
+)
+def test_correlation_answers_by_its_rule(rho, low, high, answer):
+    found = SimpleNamespace(rho=rho, low=low, high=high, note="why")
+    assert report.correlation("So?", found).data.endswith(f"**{answer}**.")
+
+
+def test_figures_of_section_5_show_every_method_and_layer():
+    sums = pd.DataFrame({"method": ["M", "DC"], "min_distance": [2.0, 3.0], "accuracy": [80.0, 70.0]})
+    along = pd.DataFrame({"method": "M", "k": [0, 5], "min_distance": [1.0, 2.0]})
+    left, right = report.reach_figure(sums, along).axes
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["DC", "M"]
+    assert right.lines[0].get_xydata().tolist() == [[0, 1], [5, 2]]
+    table = pd.DataFrame(
+        {"start": [0, 1, 0, 1], "step": 0, "layer": ["a", "a", "b", "b"], "cosine": [0.2, 0.4, 1, 1], "ratio": 1.0}
+    )
+    cosine, _ = report.alignment_figure(table).axes
+    assert cosine.lines[0].get_ydata().tolist() == pytest.approx([0.3])
+    assert len(report.reach_figure(sums, along.iloc[:0]).axes) == 2, "a run without snapshots"

@@ -286,3 +286,19 @@ def test_a_results_folder_that_cannot_be_made(data, tmp_path):
     with pytest.raises(OSError, match=r"cannot make .*set0 \(.*\): choose another results_dir"):
         run(data, tmp_path / "results")
     assert (tmp_path / "results").read_text() == "a file"
+
+
+def test_a_kept_table_comes_back_bit_for_bit_and_only_for_its_settings(tmp_path):
+    table = pd.DataFrame({"a": [1 / 3, float("nan"), 1e-17], "b": [1, 2, 3], "c": [True, False, True], "d": ["x", "y", "z"]})
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return table
+
+    for _ in range(2):
+        found = store.kept(tmp_path / "folder" / "t.json", {"eps": (0.5, 0.1)}, compute)
+        pd.testing.assert_frame_equal(found, table, check_exact=True)
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match=r"t\.json was made with other settings: delete it or choose another results_dir"):
+        store.kept(tmp_path / "folder" / "t.json", {"eps": (0.5,)}, compute)
