@@ -540,10 +540,13 @@ def reach_table(sums: pd.DataFrame, budget: str) -> Table:
             rows = sums[(sums["method"] == method) & (sums["eps"] == e)]
             distances = rows["min_distance"].dropna()
             spread = f"±{distances.std():.2f}" if len(distances) > 1 else ""
-            first = f"{distances.mean():.2f}{spread} ({len(distances)} sets)" if len(distances) else "not reached"
-            reached = f"reached by {100 * rows['reached'].mean():.0f} % of {int(rows['starts'].sum())} starts"
-            cells[method, f"eps = {e:g}"] = [first, reached]
-    caption = f"Distance from the start to the nearest trap, mean±std over sets (budget: {budget})."
+            first = f"{distances.mean():.2f}{spread}" if len(distances) else "not reached"
+            starts, arrived = rows["starts"].sum(), (rows["starts"] * rows["reached"]).sum()
+            sets = f"{len(rows)} set{'s' if len(rows) > 1 else ''}"
+            cells[method, f"eps = {e:g}"] = [first, f"{sets}, {arrived:.0f} of {starts} starts"]
+    caption = (
+        f"Distance from the start to the nearest trap, mean±std over sets; sets, and starts that reached it (budget: {budget})."
+    )
     return Table(methods, [f"eps = {e:g}" for e in eps], cells, caption)
 
 

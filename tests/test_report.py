@@ -510,8 +510,8 @@ def test_reach_table_counts_sets_and_starts():
         }
     )  # fmt: skip
     cells = report.reach_table(sums, "smoke").cells
-    assert cells["M", "eps = 0.1"] == ["2.50±0.71 (2 sets)", "reached by 75 % of 8 starts"]
-    assert cells["random", "eps = 0.1"] == ["not reached", "reached by 0 % of 4 starts"]
+    assert cells["M", "eps = 0.1"] == ["2.50±0.71", "2 sets, 6 of 8 starts"]
+    assert cells["random", "eps = 0.1"] == ["not reached", "1 set, 0 of 4 starts"]
 
 
 @pytest.mark.parametrize(
