@@ -189,8 +189,10 @@ def move(
 
 def check(data: Data, recipe: Recipe, snapshots: Collection[int] = ()) -> None:
     """ValueError where `recipe` cannot be run on `data`; nothing is computed or written."""
+    if not (isinstance(data, Data) and isinstance(recipe, Recipe)):
+        raise ValueError(f"condense takes data and a recipe, not {type(data).__name__} and {type(recipe).__name__}")
     if recipe.dataset != data.name:
-        raise ValueError(f"the recipe is for {recipe.dataset!r} but the data are {data.name!r}: make them the same")
+        raise ValueError(f"the recipe is for {recipe.dataset!r} but the data are {data.name!r}: make it with dataset=data.name")
     check_ipc(data, recipe.ipc)
     fresh_network(data, recipe, 0)  # the architecture must fit the images
     outside = [k for k in snapshots if not 0 <= k <= recipe.outer_loops]

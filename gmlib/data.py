@@ -80,6 +80,10 @@ class Data:
     test_labels: Tensor
     origin: str = ""
 
+    def __repr__(self) -> str:
+        n = f"{len(self.train_labels)} + {len(self.test_labels)}"
+        return f"Data({self.name}: {n} images of {self.shape}, {self.n_classes} classes)"
+
     @property
     def n_classes(self) -> int:
         return len(self.classes)
@@ -585,6 +589,9 @@ class SyntheticSet:
             raise ValueError(f"labels must be int64, and sorted, and the same number for each of {C} classes")
         if not x.isfinite().all():
             raise ValueError("synthetic images hold NaN or infinite values")
+
+    def __repr__(self) -> str:
+        return f"SyntheticSet({len(self.images)} images of {self.shape}, {self.ipc} for each of {self.n_classes} classes)"
 
     @property
     def n_classes(self) -> int:

@@ -132,6 +132,8 @@ def reach(
     Raises ValueError, before any work, for an S that is not of `data`, no thresholds, or numbers out of range.
     Source: Eq. 13-15, Section 5, for a given S.
     """
+    if not isinstance(eps, (int, float, Sequence, np.ndarray)):
+        raise ValueError(f"eps is a {type(eps).__name__}: give thresholds of the gradient's norm, and the data as data=")
     eps = np.atleast_1d(np.asarray(eps, dtype=float)).ravel().tolist()
     if not eps or not all(0 < e < math.inf for e in eps):
         raise ValueError(f"eps={eps!r} does not fit: give one or more positive thresholds of the gradient's norm")

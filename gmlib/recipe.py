@@ -124,7 +124,8 @@ class Recipe:
         if missing:
             known = ", ".join(map(str, where_.FIXED))
             raise ValueError(
-                f"the paper has no schedule for ipc={self.ipc} (only for {known}): give {' and '.join(missing)}"
+                f"the paper has no schedule for ipc={self.ipc} (only for {known}): "
+                f"take one of these, or give {' and '.join(missing)}"
             )
         return T, zeta
 
@@ -195,7 +196,8 @@ def milestones(K: int) -> list[int]:
 def choose(known: dict[str, Any], kind: str, name: str) -> Any:
     """known[name], or a ValueError that lists the known names."""
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+        shown = repr(name) if isinstance(name, (str, int, float, list, tuple)) else f"of type {type(name).__name__}"
+        raise ValueError(f"unknown {kind} {shown}: choose from {', '.join(known)}")
     return known[name]
 
 

@@ -198,6 +198,21 @@ def test_a_recipe_that_does_not_fit_writes_nothing(change, sentence, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_arguments_in_the_wrong_order():
+    with pytest.raises(ValueError, match="condense takes data and a recipe, not Recipe and Data"):
+        condense(tiny_recipe(), make_data())
+    with pytest.raises(ValueError, match="unknown coreset of type Data: choose from random"):
+        gm.coreset(make_data(), "random", 1)
+    with pytest.raises(ValueError, match="eps is a Data: give thresholds"):
+        gm.reach(gm.coreset("random", make_data(), 1), make_data())
+
+
+def test_data_and_sets_print_on_a_line():
+    data = make_data((6, 5, 7))
+    assert repr(data) == "Data(made-up: 18 + 9 images of (1, 8, 8), 3 classes)"
+    assert repr(gm.coreset("random", data, 2)) == "SyntheticSet(6 images of (1, 8, 8), 2 for each of 3 classes)"
+
+
 def test_snapshots_outside_the_run():
     with pytest.raises(ValueError, match=r"snapshot 3 is outside 0\.\.2"):
         condense(make_data(), tiny_recipe(), snapshots=[3])

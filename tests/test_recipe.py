@@ -85,7 +85,7 @@ def test_footnote_5():
         ({"ipc": 0}, "ipc=0 does not fit: give a whole number of at least 1"),
         ({"ipc": 1.0}, "ipc=1.0 does not fit"),
         ({"ipc": True}, "ipc=True does not fit"),
-        ({"ipc": 7}, "no schedule for ipc=7 .only for 1, 10, 20, 30, 40, 50.: give inner_loops"),
+        ({"ipc": 7}, "no schedule for ipc=7 .only for 1, 10, 20, 30, 40, 50.: take one of these, or give inner_loops"),
         ({"ipc": 7, "where": "fixed"}, "give inner_loops and zeta_theta"),
         ({"ipc": 7, "where": "fixed", "inner_loops": 7}, "give zeta_theta"),
         ({"inner_loops": 0}, "inner_loops=0 does not fit"),
