@@ -31,7 +31,7 @@ from . import networks
 from .condense import draw, initial
 from .data import Data, SyntheticSet
 from .evaluate import accuracy
-from .recipe import Recipe, generator
+from .recipe import Recipe, check_number, device_of, generator
 
 BATCH = 1024  # images in one backward pass: bounds memory, changes results by rounding only
 
@@ -237,8 +237,7 @@ def rank_correlation(
     columns = [np.asarray(v, dtype=float) for v in (x, y, control) if v is not None]
     if any(v.ndim != 1 or len(v) != len(columns[0]) for v in columns):
         raise ValueError(f"x, y and control must be equally long lists, not of shapes {[v.shape for v in columns]}")
-    if not _whole(n_boot):
-        raise ValueError(f"n_boot={n_boot!r} does not fit: give a whole number of at least 1")
+    check_number("n_boot", n_boot, least=1, whole=True)
     values = np.stack(columns)  # (2 or 3, n)
     kept = values[:, ~np.isnan(values).any(0)]
     n, fewest = kept.shape[1], len(kept) + 1
@@ -348,7 +347,7 @@ def _setting(
     S: SyntheticSet | Data, network: str, width: int | None, depth: int | None, seed: int, device: torch.device | str | None
 ) -> tuple[torch.device, Tensor, Tensor, Callable[[int], nn.Module]]:
     """The device, S's images and labels there, and the function j -> the network of start j (theta0 ~ P_theta0, Eq. 15)."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(device)
     images, labels, recipe = (
         (S.train_images, S.train_labels, {}) if isinstance(S, Data) else (S.images.detach(), S.labels, S.recipe)
     )
@@ -381,13 +380,7 @@ def _check_pair(S: SyntheticSet | Data, data: Data | None) -> None:
         )
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _check_numbers(lr: float, **whole: int) -> None:
     for name, value in whole.items():
-        if not _whole(value):
-            raise ValueError(f"{name}={value!r} does not fit: give a whole number of at least 1")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr={lr!r} does not fit: give a positive number")
+        check_number(name, value, least=1, whole=True)
+    check_number("lr", lr, above=0)

@@ -303,9 +303,8 @@ def _finished(job: Job) -> dict[str, Any] | None:
         return None
     record = _read_json(path, "recipe", "data", "method", "budget")
     stored, asked = record["recipe"], job.made_by
-    differing = sorted(name for name in {*stored, *asked} if stored.get(name) != asked.get(name))
-    if differing:
-        name = differing[0]
+    name = _differing(stored, asked)
+    if name is not None:
         raise ValueError(
             f"{job.folder} holds a run with {name}={stored.get(name)!r} where {name}={asked.get(name)!r} is asked for: "
             "delete it or choose another results_dir"
@@ -315,6 +314,11 @@ def _finished(job: Job) -> dict[str, Any] | None:
     return record
 
 
+def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    """The first name, in alphabetical order, under which the two hold different values; None where they agree."""
+    return min((name for name in {*stored, *asked} if stored.get(name) != asked.get(name)), default=None)
+
+
 def _known(job: Job, network: str) -> Evaluation | None:
     """The stored accuracies, all or the first of them; ValueError where they came about by another protocol."""
     path = job.folder / f"accuracy-{_slug(network)}.json"
@@ -322,9 +326,8 @@ def _known(job: Job, network: str) -> Evaluation | None:
     if not path.is_file():
         return None
     stored = _from_json(_read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
-    differing = sorted(name for name in {*stored.protocol, *asked} if stored.protocol.get(name) != asked.get(name))
-    if differing:
-        name = differing[0]
+    name = _differing(stored.protocol, asked)
+    if name is not None:
         raise ValueError(
             f"{path} holds networks trained with {name}={stored.protocol.get(name)!r} where {name}={asked.get(name)!r} is "
             "asked for: delete it or choose another results_dir"
@@ -340,9 +343,10 @@ def _evaluated(job: Job, S: SyntheticSet, device: torch.device, progress: bool, 
     if stored and stored.n >= job.n_networks:
         return stored.first(job.n_networks)
     before = stored.seconds if stored else 0.0
+    made_with = environment(device)  # it asks git: once, not for every network
 
     def write(found: Evaluation) -> None:
-        _write_json(path, _to_json(replace(found, seconds=before + found.seconds)) | environment(device))
+        _write_json(path, _to_json(replace(found, seconds=before + found.seconds)) | made_with)
 
     evaluate(
         S, job.data, network, job.n_networks, job.recipe.seed, protocol=job.protocol, device=device, progress=progress,
