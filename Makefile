@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.md)
-SOURCES := $(wildcard gmlib/*.py gmlib/*.csv) requirements.lock
+SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py gmlib/*.csv) requirements.lock
 REPORT := book/_build/html/index.html
 
 .PHONY: help setup book test lint unit notebooks strict clean

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gmlib import report
+from gmlib import report, store
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -30,7 +30,7 @@ def long_form(accuracies, dataset="digits", ipc=1, budget="paper", network="conv
         for seed, values in sets.items()
         for net, accuracy in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=list(report.COLUMNS))
+    return pd.DataFrame(rows, columns=store.COLUMNS)
 
 
 @pytest.fixture
@@ -286,12 +286,12 @@ def test_accuracy_figure_draws_every_network_in_the_methods_colour(noisy):
             np.testing.assert_allclose(np.sort(np.concatenate(drawn)), np.sort(wanted))
     three = pd.concat([noisy, noisy[noisy["ipc"] == 1].assign(ipc=50)])
     assert len(report.accuracy_figure(three).axes) == 3
-    assert report._png(report.accuracy_figure(noisy)) == report._png(fig)  # no random jitter
+    assert report.style.png(report.accuracy_figure(noisy)) == report.style.png(fig)  # no random jitter
 
 
 def test_accuracy_figure_of_one_set_and_a_method_of_ones_own():
     fig = report.accuracy_figure(long_form({"mine": {0: [80.0, 81.0]}, "M": {0: [82.0]}}))
-    assert {line.get_color() for line in fig.axes[0].lines} >= {report.OTHER_COLOUR, report.COLOURS["M"]}
+    assert {line.get_color() for line in fig.axes[0].lines} >= {report.style.OTHER_COLOUR, report.COLOURS["M"]}
 
 
 def test_colours_are_apart():
@@ -301,7 +301,7 @@ def test_colours_are_apart():
 
 def test_show_displays_an_image_with_alt_and_closes_it(monkeypatch):
     shown = []
-    monkeypatch.setattr(report, "display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr(report.style, "display", lambda data, raw: shown.append(data))
     fig, ax = plt.subplots()
     ax.plot([0, 1])
     report.show(fig, 'a "line" <up>')
@@ -455,7 +455,7 @@ def test_claim_counts_cells_by_hand():
                 # at 50 images the difference moves with the seed: 4, 1, -2
                 wobble = {50: {"M": 3 - 3 * seed}}.get(ipc, {}).get(method, 0.1 * seed * (method == "M"))
                 rows.append(("d", ipc, method, "paper", seed, "convnet", 0, mean + wobble))
-    results = pd.DataFrame(rows, columns=list(report.COLUMNS))
+    results = pd.DataFrame(rows, columns=store.COLUMNS)
     text = report.claim(results, "M", ["DC"]).data
     assert "highest mean, against DC, in 2 of 3 cells" in text
     assert "above all of them beyond noise in 1, and below one of them beyond noise in 1" in text
@@ -476,7 +476,7 @@ def test_source_is_the_code_itself():
 
 
 def test_a_table_of_nothing_says_so_in_every_cell():
-    empty = pd.DataFrame(columns=list(report.COLUMNS))
+    empty = pd.DataFrame(columns=store.COLUMNS)
     found = report.table(empty, methods=["DC", "M"], columns=[("digits", 1)], why={("digits", 1, "M"): "no time"})
     assert found.cells == {("DC", "digits, IPC 1"): ["not run"], ("M", "digits, IPC 1"): ["not run: no time"]}
     assert "nothing was run" in found.caption
@@ -487,7 +487,7 @@ def test_components_by_hand():
     for method, means in {"random": [60.0, 64.0], "M": [80.0, 82.0]}.items():
         rows += [("d", 1, method, "paper", s, "convnet", 0, m) for s, m in enumerate(means)]
     rows += [("e", 1, "M", "paper", 0, "convnet", 0, 70.0)]
-    results = pd.DataFrame(rows, columns=list(report.COLUMNS))
+    results = pd.DataFrame(rows, columns=store.COLUMNS)
     found = report.components(results, {"d": 90.0}).set_index("dataset")
     d = found.loc["d"]
     assert (d["mean"], d["ior"], d["hlr"], d["relative"]) == pytest.approx((81.0, 19.0, 9.0, 90.0))

@@ -87,14 +87,27 @@ def test_notebooks_hold_no_algorithm_and_stay_short():
         assert not re.search(r"\bimport torch|\.backward\(|\bdef \w|autograd|optim\.", code), notebook.name
 
 
+def imported(text, dots):
+    """Names of the modules that a module imports from `dots` packages up."""
+    found = set(re.findall(rf"^ *from {re.escape(dots)}(\w+)[\w.]* import", text, flags=re.MULTILINE))
+    for names in re.findall(rf"^ *from {re.escape(dots)} import (.*)", text, flags=re.MULTILINE):
+        found |= {name.split(" as ")[0].strip() for name in names.split(",")}
+    return found
+
+
 def test_data_flows_one_way():
     """A module imports only from those left of it."""
     order = ["how", "what", "where", "networks", "recipe", "data", "augment", "coreset", "gradients", "condense", "evaluate"]
     order += ["reach", "store", "paper", "report"]
-    assert set(order) == {path.stem for path in (ROOT / "gmlib").glob("*.py")} - {"__init__"}
+    gmlib_, report = ROOT / "gmlib", ["style", "numbers", "tables", "figures", "sliders"]
+    assert set(order) == {path.stem for path in gmlib_.glob("*.py")} - {"__init__"} | {"report"}
+    assert set(report) == {path.stem for path in (gmlib_ / "report").glob("*.py")} - {"__init__"}
     for place, module in enumerate(order):
-        text = (ROOT / "gmlib" / f"{module}.py").read_text()
-        used = set(re.findall(r"^from \.(\w+) import", text, flags=re.MULTILINE))
-        for names in re.findall(r"^from \. import (.*)", text, flags=re.MULTILINE):
-            used |= {name.split(" as ")[0].strip() for name in names.split(",")}
+        if module == "report":
+            continue
+        used = imported((gmlib_ / f"{module}.py").read_text(), ".") - {"__version__"}
         assert used <= set(order[:place]), f"{module} imports {sorted(used - set(order[:place]))}"
+    for place, module in enumerate(report):
+        text = (gmlib_ / "report" / f"{module}.py").read_text()
+        assert imported(text, ".") <= set(report[:place]), module
+        assert imported(text, "..") <= set(order[: order.index("report")]), module
