@@ -7,28 +7,34 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import how, networks, where
 from .augment import AUGMENT
 from .coreset import check_ipc, random
 from .data import Data, SyntheticSet, write_atomically
-from .gradients import Memory, batch_gradient, class_gradients
-from .recipe import OutOfTime, Recipe, device_of, generator
+from .gradients import batch_gradient, class_gradients
+from .memory import Memory
+from .recipe import OutOfTime, Recipe, device_of, generator, progress_bar
 from .what import WHAT
 
 # The released scripts' mixed mini-batches for the inter-class gradient, and the real images of each class from which
 # BatchNorm's running statistics are taken before each update.
 MIXED_REAL, MIXED_IMAGES, BATCHNORM_IMAGES = 1024, 256, 16
-CHECKPOINT_FORMAT = "gmlib-checkpoint-1"
+STREAMS = ("batches", "mixed", "augment", "validation", "shuffle")
+CHECKPOINT_FORMAT = "gmlib-checkpoint-2"
+
+Watch = Callable[[int, int, int, where.Losses], None]
 
 
 def condense(
@@ -41,16 +47,19 @@ def condense(
     snapshots: Collection[int] = (),
     checkpoint_seconds: float = 60.0,
     deadline: float | None = None,
+    watch: Watch | None = None,
 ) -> SyntheticSet:
     """Learn `recipe.ipc` images per class of `data` (Algorithm 1, Section 2 and 3).
 
     data: its images' dtype (float32, or float64 to check) is the dtype of the run.
     device: None takes CUDA where there is one, else the CPU.
-    checkpoint: a file that holds S after some outer iteration, written every `checkpoint_seconds`, at `deadline` and at the
-        end. Where it exists the run goes on from it and ends bit-identical, on one machine, to a run never interrupted.
+    checkpoint: a file that holds the state after some update of S, written every `checkpoint_seconds`, at `deadline` and at
+        the end. Where it exists the run goes on from it and ends bit-identical, on one machine, to a run never interrupted.
     snapshots: numbers of outer iterations, 0 to K, after which S is kept in the result's `snapshots`; a run that goes on from
         a checkpoint has those before it only if they were asked for then.
-    deadline: time.monotonic() after which the run stops at the end of an outer iteration with OutOfTime.
+    deadline: time.monotonic() after which the run stops with OutOfTime, at the end of an inner iteration.
+    watch: called with k, t, i, (L(S, theta), L(T, theta)) before (i = 0) and after every step of theta; it costs as much as
+        the overfitting test, whose batch of real images it sees, and changes nothing.
 
     Returns S with `history`, one dict for each outer iteration: k, loss (mean matching loss over t), theta_steps, seconds and
     detections ([t, i, L(S, theta), L(T, theta)] wherever overfitting was seen). One seed, one machine's CPU: the same bits.
@@ -72,46 +81,62 @@ def condense(
     weights = data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / C)
     k0, kept, history = saved.restore(S, optimise_S)
 
-    bar = tqdm(total=K, initial=k0, desc=f"{recipe.method} ipc {recipe.ipc}", unit="network", disable=not progress, mininterval=1)
+    bar = progress_bar(f"{recipe.method} ipc {recipe.ipc}", K * T, "update", progress, initial=k0 * T + saved.log.t)
     for k in range(k0, K):  # line 2: outer loop, one network each
-        begun = time.monotonic()
-        if k in snapshots:
-            kept[k] = S.detach().clone()
-        # One stream for each purpose: runs that differ only in `where` still meet the same networks and real batches.
-        streams = {use: generator(recipe.seed, use, k) for use in ("batches", "mixed", "augment", "validation", "shuffle")}
         network = fresh_network(data, recipe, k)  # line 3: theta_0 ~ P_theta0
         optimise_theta = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
-        losses, steps, detections = [], 0, []
+        log = saved.resume(network, optimise_theta)
+        if k in snapshots and log.t == 0:
+            kept[k] = S.detach().clone()
 
-        for t in range(T):  # line 4: inner loop
+        for t in range(log.t, T):  # line 4: inner loop
+            begun = time.monotonic()
+            # One stream for each purpose: runs that differ only in `where` still meet the same networks and real batches.
+            streams = {use: generator(recipe.seed, use, k, t) for use in STREAMS}
             for _ in range(recipe.zeta_S):  # Eq. 10; the paper finds one update at each theta best
                 B = sample(data, recipe, streams)  # lines 5-6
                 loss, S.grad, gS, gT = match(network, S, labels, B, weights, recipe, k, memory)  # lines 7-8
-                losses.append(loss)
+                log.losses.append(loss)
                 last_good = S.detach().clone()
                 optimise_S.step()  # line 9
                 if not (math.isfinite(loss) and S.isfinite().all()):
                     raise saved.diverged(_as_set(last_good, labels, data, recipe, history), network, gS, gT, k, t)
             if t < T - 1:  # after the last update of S theta would move for nothing: it is drawn anew
-                most = where.steps(recipe.where, t, zeta)
-                taken, seen = move(network, optimise_theta, S.detach(), labels, data, recipe, most, streams)  # lines 10-13
-                steps += taken
-                detections += [[t, *seen]] if seen else []
+                most, see = where.steps(recipe.where, t, zeta), watch and partial(watch, k, t)
+                taken, seen = move(network, optimise_theta, S.detach(), labels, data, recipe, most, streams, see)  # lines 10-13
+                log.theta_steps += taken
+                log.detections += [[t, *seen]] if seen else []
+            log.t, log.seconds = t + 1, log.seconds + time.monotonic() - begun
 
-        seconds, mean_loss = time.monotonic() - begun, sum(losses) / len(losses)
-        history.append({"k": k, "loss": mean_loss, "theta_steps": steps, "seconds": seconds, "detections": detections})
-        bar.set_postfix(loss=f"{mean_loss:.4g}", refresh=False)
-        bar.update()
-        late = deadline is not None and time.monotonic() > deadline and k + 1 < K
-        if late or k + 1 == K or saved.age() > checkpoint_seconds:
-            saved.write(S, optimise_S, k + 1, kept, history)
-        if late:
-            bar.close()
-            raise OutOfTime(f"out of time after {k + 1} of {K} outer iterations: run again to go on" + saved.whereabouts())
+            done = k + (t == T - 1)
+            if t == T - 1:
+                history.append(log.entry(k))
+                bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
+            bar.update()
+            late = deadline is not None and time.monotonic() > deadline and done < K
+            if late or done == K or saved.age() > checkpoint_seconds:
+                inside = (log, network, optimise_theta) if done == k else None
+                saved.write(S, optimise_S, done, kept, history, inside)
+            if late:
+                bar.close()
+                raise OutOfTime(f"out of time after {done} of {K} outer iterations: run again to go on" + saved.whereabouts())
     bar.close()
     if K in snapshots:
         kept[K] = S.detach().clone()
     return _as_set(S, labels, data, recipe, history, kept)  # output
+
+
+def losses_on_the_way(
+    data: Data, recipe: Recipe, device: torch.device | str | None = None, progress: bool = True
+) -> pd.DataFrame:
+    """Condense, and note the losses at every theta (Figure 3): columns k, t, i, loss_S, loss_T (nats).
+
+    i = 0 is theta right after S was updated at t, i the theta after i steps; S is updated at the last one next.
+    loss_T is measured on one batch of real images for each t, as the overfitting test does. Raises as `condense` does.
+    """
+    rows: list[tuple[float, ...]] = []
+    condense(data, recipe, device, progress=progress, watch=lambda k, t, i, losses: rows.append((k, t, i, *losses)))
+    return pd.DataFrame(rows, columns=["k", "t", "i", "loss_S", "loss_T"])
 
 
 class Batches(NamedTuple):
@@ -167,20 +192,26 @@ def move(
     recipe: Recipe,
     most: int,
     streams: dict[str, torch.Generator],
+    see: Callable[[int, where.Losses], None] | None = None,
 ) -> tuple[int, tuple[int, float, float] | None]:
-    """Lines 10-13: `most` steps of theta on S, or fewer where overfitting ends them.
+    """Lines 10-13: `most` steps of theta on S, or fewer where overfitting ends them; `see` is told of the losses at each.
 
     Returns the number of steps taken and, where overfitting was seen, (i, L(S, theta), L(T, theta)) at that step.
     """
     stop = where.STOP.get(recipe.where)
-    validation = draw(data, where.VALIDATION_BATCH, streams["validation"]) if stop else None
-    now = measure(network, S, labels, validation) if stop else None
+    look = bool(stop or see)
+    validation = draw(data, where.VALIDATION_BATCH, streams["validation"]) if look else None
+    now = measure(network, S, labels, validation) if look else None
+    if see:
+        see(0, now)
     for i in range(most):  # line 11
         networks.train_one_pass(network, optimiser, S, labels, recipe.batch_theta, streams["shuffle"])  # line 12
-        if stop:
+        if look:
             before, now = now, measure(network, S, labels, validation)
-            if stop(before, now, recipe.gap):
-                return i + 1, (i, now.S, now.T)
+        if see:
+            see(i + 1, now)
+        if stop and stop(before, now, recipe.gap):
+            return i + 1, (i, now.S, now.T)
     return most, None
 
 
@@ -252,10 +283,29 @@ class Diverged(FloatingPointError):
         self.k, self.t, self.layer, self.S = k, t, layer, S
 
 
+@dataclass
+class _Log:
+    """What an outer iteration has come to after t inner ones."""
+
+    t: int = 0
+    losses: list[float] = field(default_factory=list)
+    theta_steps: int = 0
+    detections: list[list] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def entry(self, k: int) -> dict:
+        """Its line in the history."""
+        mean = sum(self.losses) / len(self.losses)
+        return {
+            "k": k, "loss": mean, "theta_steps": self.theta_steps, "seconds": self.seconds, "detections": self.detections
+        }  # fmt: skip
+
+
 class _Checkpoint:
     """S, its momentum, the snapshots and the history after k outer iterations, in one safetensors file.
 
-    No random state: every outer iteration draws from streams of its own (`recipe.generator`).
+    Written inside an outer iteration it holds theta and its momentum too. No random state: every inner iteration draws from
+    streams of its own (`recipe.generator`).
     """
 
     def __init__(self, path: str | os.PathLike | None, data: Data, recipe: Recipe):
@@ -263,7 +313,7 @@ class _Checkpoint:
         self.written = time.monotonic()
         self.run = {"recipe": recipe.as_dict(), "data": data.fingerprint, "dtype": str(data.train_images.dtype)}
         self.tensors: dict[str, Tensor] = {}
-        self.state = {"k": 0, "history": []}
+        self.state = {"k": 0, "history": [], "inside": {}}
         if self.path is None:
             return
         if not self.path.parent.is_dir():
@@ -300,8 +350,25 @@ class _Checkpoint:
             for name, tensor in self.tensors.items()
             if name.startswith("snapshot-")
         }
-        self.tensors = {}
         return self.state["k"], kept, self.state["history"]
+
+    @property
+    def log(self) -> _Log:
+        """Of the outer iteration that the checkpoint broke off; empty where there is none."""
+        return _Log(**self.state["inside"])
+
+    def resume(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> _Log:
+        """Put the saved theta and momentum in place, once; returns the log of the iteration so far."""
+        log = self.log
+        if log.t:
+            with torch.no_grad():
+                for name, value in _state(network).items():
+                    value.copy_(self.tensors[f"theta.{name}"])
+            for name, parameter in network.named_parameters():
+                if f"momentum.{name}" in self.tensors:
+                    optimiser.state[parameter]["momentum_buffer"] = self.tensors[f"momentum.{name}"].to(parameter)
+        self.tensors, self.state["inside"] = {}, {}
+        return log
 
     def age(self) -> float:
         """Seconds since the last write."""
@@ -311,20 +378,31 @@ class _Checkpoint:
         return f" from {self.path}" if self.path else ", with a checkpoint next time"
 
     def write(
-        self, S: Tensor, optimiser: torch.optim.Optimizer, k: int, kept: dict[int, Tensor], history: list[dict]
+        self,
+        S: Tensor,
+        optimiser: torch.optim.Optimizer,
+        k: int,
+        kept: dict[int, Tensor],
+        history: list[dict],
+        inside: tuple[_Log, nn.Module, torch.optim.Optimizer] | None,
     ) -> None:
-        """Replace the file by the state after k outer iterations, whole or not at all."""
+        """Replace the file by the state after k outer iterations, and `inside` the next, whole or not at all."""
         if self.path is None:
             return
         tensors = {"S": S.detach()} | {f"snapshot-{at}": images for at, images in kept.items()}
         momentum = optimiser.state[S].get("momentum_buffer")
         if momentum is not None:
             tensors["momentum"] = momentum
-        metadata = {
-            "format": CHECKPOINT_FORMAT,
-            "run": json.dumps(self.run),
-            "state": json.dumps({"k": k, "history": history}),
-        }
+        state = {"k": k, "history": history, "inside": {}}
+        if inside:
+            log, network, optimise_theta = inside
+            state["inside"] = asdict(log)
+            tensors |= {f"theta.{name}": value.detach() for name, value in _state(network).items()}
+            for name, parameter in network.named_parameters():
+                momentum = optimise_theta.state[parameter].get("momentum_buffer")
+                if momentum is not None:
+                    tensors[f"momentum.{name}"] = momentum
+        metadata = {"format": CHECKPOINT_FORMAT, "run": json.dumps(self.run), "state": json.dumps(state)}
         write_atomically(self.path, to_safetensors({name: x.cpu().contiguous() for name, x in tensors.items()}, metadata))
         self.written = time.monotonic()
 
@@ -347,3 +425,8 @@ class _Checkpoint:
             f"lower lr_images or lr_network{saved}",
             k, t, layer, S,
         )  # fmt: skip
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import networks
 from .data import Data, SyntheticSet
-from .recipe import check_number, choose, device_of, generator
+from .recipe import check_number, choose, device_of, generator, progress_bar
 
 FIT_BATCH = 64  # images per step of the feature network: small data sets need the many steps to be learnt in few epochs
 FEATURE_BATCH = 512  # images in one forward pass for features
@@ -118,7 +117,7 @@ def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, pr
     if key not in _trained:
         network = _fresh(data, recipe, device, dtype)
         x, y = data.train_images.to(device), data.train_labels.to(device)
-        with tqdm(total=epochs, desc="feature network", unit="epoch", disable=not progress, mininterval=1) as bar:
+        with progress_bar("feature network", epochs, "epoch", progress) as bar:
 
             def count(x: Tensor) -> Tensor:
                 bar.update()
@@ -239,10 +238,13 @@ def coreset(
     device = device_of(device)
     as_features = SPACES[space](data, recipe, device, progress) if space else lambda images: images
     chosen = []
-    for c in tqdm(range(data.n_classes), desc=method, unit="class", disable=not progress, mininterval=1):
+    bar = progress_bar(method, data.n_classes, "class", progress)
+    for c in range(data.n_classes):
         images = data.of_class(c)
         picked = select(as_features(images), ipc, generator(seed, "coreset", method, c))
         chosen.append(images[picked.to(images.device)])
+        bar.update()
+    bar.close()
     return SyntheticSet(
         images=torch.cat(chosen),
         labels=torch.arange(data.n_classes, device=chosen[0].device).repeat_interleave(ipc),

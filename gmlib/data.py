@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from tqdm import tqdm
+
+from .recipe import progress_bar
 
 # torchvision and scikit-learn are imported where they are needed: each costs a second.
 
@@ -506,8 +507,10 @@ def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = F
     size = (size, size) if isinstance(size, int) else size
     if size is not None and min(size) < 1:
         raise ValueError(f"size {size} must be at least 1 pixel in height and width")
-    for i, path in enumerate(tqdm(paths, "reading images", disable=not progress, leave=False)):
+    bar = progress_bar("reading images", len(paths), "image", progress, leave=False)
+    for i, path in enumerate(paths):
         image = _read_image(path, size)
+        bar.update()
         if i == 0:
             h, w = image.shape[:2]
             x = np.empty((len(paths), h, w, 3) if colour else (len(paths), *image.shape), np.uint8)
@@ -520,6 +523,7 @@ def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = F
         if image.ndim == x.ndim:  # the first in colour among grey ones
             x = np.stack([x] * 3, axis=-1)
         x[i] = image if image.ndim == x.ndim - 1 else image[..., None]
+    bar.close()
     return x
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from scipy import stats
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import networks
 from .augment import independent, one_of, operations_for, strategy_for
 from .data import Data, SyntheticSet
-from .recipe import OutOfTime, check_number, choose, device_of, generator
+from .memory import Memory
+from .recipe import OutOfTime, check_number, choose, device_of, generator, progress_bar
 
 TEST_BATCH = 2048  # images in one forward pass of the test
 AUGMENT = ("paper", "dsa", "none")
@@ -135,10 +135,8 @@ def evaluate(
     x_test, y_test = data.test_images.to(device, x.dtype), data.test_labels.to(device)
     begun = time.monotonic()
     found = Evaluation(tuple(known)[:n_networks], network, seed, settled)
-    bar = tqdm(
-        range(found.n, n_networks), "evaluate", n_networks, initial=found.n, unit="network", disable=not progress, mininterval=1
-    )
-    for j in bar:
+    bar = progress_bar(f"{network} on {_named(S)}", n_networks, "network", progress, initial=found.n)
+    for j in range(found.n, n_networks):
         if deadline is not None and time.monotonic() > deadline:
             bar.close()
             raise OutOfTime(f"out of time after {j} of {n_networks} networks: run again to go on")
@@ -148,9 +146,15 @@ def evaluate(
         networks.fit(f, x, y, rng=rng, vary=_varying(settled["augment"], rng), **training)
         accuracies = (*found.accuracies, accuracy(f, x_test, y_test))
         found = replace(found, accuracies=accuracies, seconds=time.monotonic() - begun)
+        bar.update()
         if each:
             each(found)
+    bar.close()
     return found
+
+
+def _named(S: SyntheticSet | Data) -> str:
+    return f"all of {S.name}" if isinstance(S, Data) else f"{len(S.labels)} images"
 
 
 def settle(
@@ -195,9 +199,13 @@ def _varying(augment: str, rng: torch.Generator) -> Callable[[Tensor], Tensor] |
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     """Percent of images (N, channels, height, width) that `network` puts into their class y (N,)."""
     network.eval()
-    right = sum(
-        (network(part).argmax(1) == labels).sum().item()
-        for part, labels in zip(x.split(TEST_BATCH), y.split(TEST_BATCH), strict=True)
-    )
+    memory = Memory(largest=TEST_BATCH)
+    for attempt in memory:
+        with attempt:
+            size = memory.chunk or TEST_BATCH
+            right = sum(
+                (network(part).argmax(1) == labels).sum().item()
+                for part, labels in zip(x.split(size), y.split(size), strict=True)
+            )
     network.train()
     return 100.0 * right / len(y)

@@ -13,8 +13,7 @@ class: 760 and 5078 ms. So vmap up to `SMALL` pixels per class.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +24,6 @@ from .how import as_rows
 from .networks import matched
 
 SMALL = 640  # pixels per class: 10 images of 8x8
-
-log = logging.getLogger(__name__)
 
 
 def class_gradients(
@@ -121,40 +118,3 @@ def _vmap(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
         return F.cross_entropy(functional_call(network, {**theta, **weights}, (x,)), y)
 
     return list(vmap(grad(loss), in_dims=(None, 0, 0))(weights, images, labels).values())
-
-
-class Memory:
-    """The chunk size of a run, halved whenever the device runs out of memory.
-
-        for attempt in memory:  # again where memory ran out
-            with attempt:
-                g = class_gradients(network, batches, chunk=memory.chunk)
-    """
-
-    def __init__(self, largest: int):
-        """largest: images in the largest batch, from which halving starts."""
-        self.chunk: int | None = None
-        self.largest = largest
-
-    def __iter__(self) -> Iterator[Memory]:
-        self.done = False
-        while not self.done:
-            yield self
-
-    def __enter__(self) -> Memory:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
-        self.done = error is None
-        chunk = (self.chunk or self.largest) // 2
-        if error is None or not _out_of_memory(error) or chunk < 1:
-            return False
-        self.chunk = chunk
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        log.warning("out of memory: going on with at most %d images in one pass", chunk)
-        return True
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .memory import Memory
+
 Make = Callable[..., nn.Module]
 
 
@@ -365,20 +367,36 @@ def freeze_batchnorm(network: nn.Module, images: Tensor) -> bool:
 
 
 def train_one_pass(
-    network: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, batch: int, rng: torch.Generator
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    batch: int,
+    rng: torch.Generator,
+    memory: Memory | None = None,
 ) -> None:
     """An epoch over x (n, channels, height, width) and its labels y (n,) in shuffled mini-batches, cross-entropy loss.
 
     This is one "step" of theta in Algorithm 1 (line 12): a single gradient step while S fits in one batch. BatchNorm layers
-    normalise by their batch and update their running statistics, frozen or not before.
+    normalise by their batch and update their running statistics, frozen or not before. Where memory runs out the gradient of
+    a mini-batch is summed up over parts of it, the same to rounding; not with BatchNorm, which needs it whole.
     """
     network.train()
+    memory = memory or memory_for(network, batch)
     for chosen in torch.randperm(len(y), generator=rng).split(batch):
         chosen = chosen.to(y.device)
-        loss = F.cross_entropy(network(x[chosen]), y[chosen])
-        optimiser.zero_grad()
-        loss.backward()
+        for attempt in memory:
+            with attempt:
+                optimiser.zero_grad()
+                for part in chosen.split(memory.chunk or batch):
+                    loss = F.cross_entropy(network(x[part]), y[part]) * (len(part) / len(chosen))
+                    loss.backward()
         optimiser.step()
+
+
+def memory_for(network: nn.Module, batch: int) -> Memory:
+    """How far the mini-batches of `train_one_pass` may be split."""
+    return Memory(largest=1 if has_batchnorm(network) else batch)
 
 
 def has_batchnorm(network: nn.Module) -> bool:
@@ -413,9 +431,10 @@ def fit(
     optimiser: a name in OPTIMISERS; of "adam", momentum is the first beta. vary: maps x to a varied copy of it, anew for
     each epoch. Returns the network.
     """
+    memory = memory_for(network, batch)
     steps = OPTIMISERS[optimiser](network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     for epoch in range(epochs):
         if epoch == epochs // 2:
             steps.param_groups[0]["lr"] = lr / 10
-        train_one_pass(network, steps, x if vary is None else vary(x), y, batch, rng)
+        train_one_pass(network, steps, x if vary is None else vary(x), y, batch, rng, memory)
     return network

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from . import how as how_
 from . import networks
@@ -35,8 +37,13 @@ METHODS: dict[str, dict[str, str]] = {
 
 
 def preset(method: str, dataset: str, ipc: int) -> dict[str, str]:
-    """What, how and where of a method in METHODS. Footnote 5: on CIFAR-10 with 50 images per class D is d1 + 0.1 d2."""
-    chosen = METHODS[method]
+    """What, how and where of a method in METHODS, or of one spelt "what,how,where" as in "multi,d1+100*d4,fixed".
+
+    Footnote 5: on CIFAR-10 with 50 images per class D is d1 + 0.1 d2 for the methods in METHODS that take d1 + d2.
+    """
+    if isinstance(method, str) and method.count(",") >= 2 and method not in METHODS:
+        return dict(zip(("what", "how", "where"), (part.strip() for part in method.split(",", 2)), strict=True))
+    chosen = choose(METHODS, "method", method, 'a spelling "what,how,where" such as multi,d1+100*d4,fixed')
     if (dataset, ipc, chosen["how"]) == ("CIFAR10", 50, "d1 + d2"):
         return {**chosen, "how": "d1 + 0.1*d2"}
     return chosen
@@ -131,17 +138,21 @@ class Recipe:
 
     @property
     def method(self) -> str:
-        """The name in METHODS of this (what, how, where), else one spelt from them: "multi,d1+100*d4,fixed"."""
+        """The name in METHODS of this (what, how, where), else one spelt from them: "multi,d1+100*d4,fixed".
+
+        A source network other than the ConvNet stands behind it: "MD@lenet" (Table 4).
+        """
         choice = {"what": self.what, "how": self.how, "where": self.where}
         named = [name for name in METHODS if preset(name, self.dataset, self.ipc) == choice]
-        return named[0] if named else f"{self.what},{self.how},{self.where}".replace(" ", "")
+        spelt = named[0] if named else f"{self.what},{self.how},{self.where}".replace(" ", "")
+        return spelt if self.network == "convnet" else f"{spelt}@{self.network}"
 
     @classmethod
     def for_method(
         cls, method: str, dataset: str = "digits", ipc: int = 1, budget: str = "paper", seed: int = 0, **overrides: Any
     ) -> Recipe:
-        """The recipe of a method in METHODS under a budget in BUDGETS; any field can be overridden by keyword."""
-        choose(METHODS, "method", method)
+        """The recipe of a method (see `preset`) under a budget in BUDGETS; any field can be overridden by keyword."""
+        preset(method, dataset, ipc)  # an unknown method is said before anything else
         for name in overrides:
             choose({f.name: None for f in fields(cls)}, "recipe field", name)
         diff = choose(BUDGETS, "budget", budget).diff(ipc)
@@ -193,11 +204,11 @@ def milestones(K: int) -> list[int]:
 # ---- what every module checks and says in the same way -----------------------------------------------------
 
 
-def choose(known: dict[str, Any], kind: str, name: str) -> Any:
+def choose(known: dict[str, Any], kind: str, name: str, otherwise: str = "") -> Any:
     """known[name], or a ValueError that lists the known names."""
     if not isinstance(name, str) or name not in known:
         shown = repr(name) if isinstance(name, (str, int, float, list, tuple)) else f"of type {type(name).__name__}"
-        raise ValueError(f"unknown {kind} {shown}: choose from {', '.join(known)}")
+        raise ValueError(f"unknown {kind} {shown}: choose from {', '.join(known)}" + (f", or {otherwise}" if otherwise else ""))
     return known[name]
 
 
@@ -232,6 +243,12 @@ def device_of(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"the device {device!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
     return found
+
+
+def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -> tqdm:
+    """A bar on stderr with the time left; a line every ten seconds where that is a file or a notebook and no terminal."""
+    mininterval = 0.5 if sys.stderr is not None and sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=what, unit=unit, disable=not show, mininterval=mininterval, dynamic_ncols=True, **options)
 
 
 class OutOfTime(Exception):

@@ -8,6 +8,7 @@ One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/:
     trace.json, snapshots.safetensors     where asked for: S and its accuracies after some outer iterations
     checkpoint.safetensors      only while S is unfinished
 
+results/<dataset>/whole/accuracy-<network>.json holds networks trained on all training images.
 Every file is written whole or not at all, and run.json only once S is finished; what is there is read back and never redone.
 """
 
@@ -21,7 +22,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from .condense import check, condense
 from .coreset import CORESETS, coreset, recipe_of
 from .data import Data, SyntheticSet, write_atomically
 from .evaluate import Evaluation, Protocol, evaluate, settle
-from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of
+from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of, progress_bar
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
 HOME = Path(__file__).resolve().parent.parent  # the repository, where gmlib is used from a checkout
@@ -49,9 +50,14 @@ class Run:
 
     folder: Path
     S: SyntheticSet
-    evaluation: Evaluation
+    evaluations: dict[str, Evaluation]  # target network -> its accuracies
     record: dict[str, Any]  # run.json
     trace: dict[int, tuple[SyntheticSet, Evaluation]]  # number of outer iterations -> S after them, its accuracies
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Of the first target network, the one S was condensed with unless others were asked for."""
+        return next(iter(self.evaluations.values()))
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Job:
     budget: str
     n_networks: int
     protocol: Protocol
+    targets: tuple[str, ...]  # networks of phase 2
     folder: Path
     snapshots: tuple[int, ...]
 
@@ -98,27 +105,31 @@ def plan(
     budget: str = "paper",
     seed: int = 0,
     networks: int | None = None,
+    targets: Collection[str] | str | None = None,
     results_dir: str | os.PathLike | None = None,
     snapshots: Collection[int] = (),
     **overrides: Any,
 ) -> Job:
     """The job that `run` does for these arguments. Raises its ValueErrors; nothing is computed or written."""
     size = choose(BUDGETS, "budget", budget)
-    choose({**METHODS, **CORESETS}, "method", method)
+    chosen = method if isinstance(method, str) and method in CORESETS else None
+    if not (chosen or (isinstance(method, str) and "," in method)):
+        choose({**METHODS, **CORESETS}, "method", method)
     own = sorted({"dataset", "ipc", "seed"} & set(overrides))
     if own:
         raise ValueError(f"{own[0]} is an argument of its own and no override: leave it out of the overrides")
-    preset = method if method in METHODS else "DC"  # a coreset takes only the sizes of a recipe
+    preset = "DC" if chosen else method  # a coreset takes only the sizes of a recipe
     recipe = Recipe.for_method(preset, data.name, ipc, budget, seed, **overrides)
-    chosen = method if method in CORESETS else None
     check(data, recipe, () if chosen else snapshots)
     n_networks = size.networks if networks is None else networks
     check_number("networks", n_networks, least=1, whole=True)
     folder = run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed)
     protocol = Protocol(recipe.width, recipe.depth, size.epochs)
-    job = Job(data, recipe, chosen, budget, n_networks, protocol, folder, () if chosen else tuple(snapshots))
+    targets = tuple(dict.fromkeys(listed(targets or recipe.network)))
+    job = Job(data, recipe, chosen, budget, n_networks, protocol, targets, folder, () if chosen else tuple(snapshots))
     _finished(job)
-    _known(job, recipe.network)
+    for network in targets:
+        _known(job.folder, network, seed, settle(data, data, network, protocol))
     return job
 
 
@@ -134,10 +145,12 @@ def run(
 ) -> Run:
     """Both phases for one set: condense (or select) and evaluate, or read back what is stored.
 
-    method: a name in METHODS or CORESETS. device, progress, deadline (time.monotonic()): see `condense` and `evaluate`.
-    options: budget; seed; networks (None takes the budget's number; fewer than are stored takes the first of them);
+    method: a name in METHODS or CORESETS, or one spelt "what,how,where" (`recipe.preset`).
+    device, progress, deadline (time.monotonic()): see `condense` and `evaluate`.
+    options: budget; seed; networks (None takes the budget's number; fewer than are stored takes the first of them); targets,
+    names of the networks to train on S (None takes the recipe's own);
     results_dir (None takes `default_folder(budget)`); snapshots, numbers of outer iterations after which S is kept and evaluated
-    too (a stored run returns those it has); and Recipe fields. A run whose what, how or where are changed so is
+    too (a stored run returns those it has); and Recipe fields. A run whose what, how, where or network are changed so is
     stored under the name that `Recipe.method` gives it.
 
     Raises ValueError for unknown names, a recipe that does not fit the data, or a folder that holds a run of another recipe,
@@ -153,16 +166,18 @@ def _do(job: Job, device: torch.device, progress: bool, deadline: float | None) 
             raise OutOfTime(f"out of time before {job.folder} was begun: run again to go on")
         record = _make(job, device, progress, deadline)
     S = SyntheticSet.load(job.folder / "set.safetensors")
-    evaluation = _evaluated(job, S, device, progress, deadline)
-    return Run(job.folder, S, evaluation, record, _traced(job, S, evaluation, device, progress, deadline))
+    n, seed = job.n_networks, job.recipe.seed
+    evaluations = {
+        network: _evaluated(job.folder, S, job.data, network, n, seed, job.protocol, device, progress, deadline)
+        for network in job.targets
+    }
+    first = evaluations[job.targets[0]]
+    return Run(job.folder, S, evaluations, record, _traced(job, S, first, device, progress, deadline))
 
 
 def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
     """Phase 1: condense or select, store the set, its snapshots and its record."""
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot make {job.folder} ({error.strerror}): choose another results_dir") from error
+    _make_folder(job.folder)
     begun, peak, checkpoint = time.monotonic(), _PeakMemory(device), job.folder / "checkpoint.safetensors"
     r = job.recipe
     if job.coreset:
@@ -187,6 +202,14 @@ def _make(job: Job, device: torch.device, progress: bool, deadline: float | None
     return record
 
 
+def deadline(time_budget: float | None) -> float | None:
+    """The time.monotonic() at which so many seconds from now are used up; None for no limit."""
+    if time_budget is None:
+        return None
+    check_number("time_budget", time_budget, least=0, otherwise="None for no limit")
+    return time.monotonic() + time_budget
+
+
 def sweep(
     data: Data,
     methods: Collection[str] | str,
@@ -196,7 +219,7 @@ def sweep(
     sets: int | None = None,
     seed: int = 0,
     trace: Mapping[tuple[str, int], Collection[int]] | None = None,
-    time_budget: float | None = None,
+    deadline: float | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
     **options: Any,
@@ -205,7 +228,7 @@ def sweep(
 
     methods, ipc: lists, or what papermill passes on: "DC,M", 1. Every set of a method comes after the same set of the others,
     so that a sweep cut short can still compare. trace: snapshots to keep of the first set of a (method, ipc).
-    time_budget: seconds after which nothing more is begun; what is stored is still read back. options: see `run`.
+    deadline: time.monotonic() after which nothing more is begun; what is stored is still read back. options: see `run`.
     All jobs are checked before the first is begun.
 
     Returns the runs and, for each (dataset, ipc, method) that time left without any set, the reason.
@@ -221,21 +244,81 @@ def sweep(
                 snapshots = (trace or {}).get((m, n), ()) if s == seed else ()
                 jobs.append(plan(data, m, n, budget=budget, seed=s, snapshots=snapshots, **options))
     device = device_of(device)
-    deadline = None if time_budget is None else time.monotonic() + time_budget
     runs, why = [], {}
-    for job in tqdm(jobs, f"{data.name}, {budget} budget", unit="set", disable=not progress, mininterval=1):
+    bar = _Bar(f"{data.name}, {budget} budget", jobs, progress)
+    for job in jobs:
+        begun = time.monotonic()
         try:
             runs.append(_do(job, device, progress and budget != "smoke", deadline))
         except OutOfTime:
             if not any((r.S.ipc, r.record["method"]) == (job.recipe.ipc, job.method) for r in runs):
-                why[data.name, job.recipe.ipc, job.method] = f"the time budget of {time_budget:g} s was used up"
+                why[data.name, job.recipe.ipc, job.method] = "the time budget was used up"
+        bar.done(job, time.monotonic() - begun)
+    bar.close()
     return runs, why
 
 
-def kept(path: str | os.PathLike, settings: dict[str, Any], compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+class _Bar:
+    """Progress over jobs of unlike cost: the time left counts each job as those of its method and ipc took, once one was run."""
+
+    def __init__(self, title: str, jobs: Sequence[Job], progress: bool):
+        self.left = [self._kind(job) for job in jobs]
+        self.seconds: dict[tuple[str, int], float] = {}
+        self.bar = progress_bar(
+            title, len(jobs), "set", progress, bar_format="{desc}: {n_fmt} of {total_fmt} sets, {elapsed} gone{postfix}"
+        )
+
+    @staticmethod
+    def _kind(job: Job) -> tuple[str, int]:
+        return job.method, job.recipe.ipc
+
+    def done(self, job: Job, seconds: float) -> None:
+        kind = self._kind(job)
+        self.left.remove(kind)
+        self.seconds[kind] = max(seconds, self.seconds.get(kind, 0.0))  # a stored set takes no time: no measure of the next
+        typical = sum(self.seconds.values()) / len(self.seconds)
+        left = sum(self.seconds.get(kind, typical) for kind in self.left)
+        self.bar.set_postfix_str(f"about {tqdm.format_interval(left)} left" if self.left else "", refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def whole(
+    data: Data,
+    network: str = "convnet",
+    *,
+    budget: str = "paper",
+    networks: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    results_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    deadline: float | None = None,
+    **protocol: Any,
+) -> Evaluation:
+    """Networks trained on all training images, kept in results/<dataset>/whole/ (Table 3's last column).
+
+    networks: None takes the budget's number; protocol: fields of `Protocol` to change. Raises as `run` does.
+    """
+    size = choose(BUDGETS, "budget", budget)
+    n = size.networks if networks is None else networks
+    check_number("networks", n, least=1, whole=True)
+    check_number("seed", seed, least=0, whole=True)
+    sizes = {name: value for name, value in size.recipe.items() if name in ("width", "depth")}
+    how_trained = Protocol(**{**sizes, "epochs": size.epochs, **protocol})
+    folder = Path(results_dir or default_folder(budget), _slug(data.name), "whole")
+    return _evaluated(folder, data, data, network, n, seed, how_trained, device_of(device), progress, deadline)
+
+
+def kept(
+    path: str | os.PathLike, settings: dict[str, Any], compute: Callable[[], pd.DataFrame], *, deadline: float | None = None
+) -> pd.DataFrame:
     """The table in a file, or compute()'s, which is then stored there with its settings (plain JSON types).
 
-    Numbers come back bit for bit. Raises ValueError where the file was made with other settings or is damaged.
+    Numbers come back bit for bit. Raises ValueError where the file was made with other settings or is damaged, and OutOfTime
+    where nothing is stored and `deadline` (time.monotonic()) is past.
     """
     path = Path(path)
     if path.is_file():
@@ -243,7 +326,10 @@ def kept(path: str | os.PathLike, settings: dict[str, Any], compute: Callable[[]
         if content["settings"] != json.loads(json.dumps(settings)):
             raise ValueError(f"{path} was made with other settings: delete it or choose another results_dir")
         return pd.DataFrame(content["columns"]).astype(content["dtypes"])
+    if deadline is not None and time.monotonic() > deadline:
+        raise OutOfTime(f"out of time before {path} was made: run again to go on")
     table = compute()
+    _make_folder(path.parent)
     columns = {name: [None if pd.isna(v) else v for v in column.tolist()] for name, column in table.items()}
     _write_json(path, {"settings": settings, "columns": columns, "dtypes": table.dtypes.astype(str).to_dict()})
     return table
@@ -275,9 +361,15 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def shipped() -> pd.DataFrame:
+    """`load_results` of the runs committed under results/; no rows where gmlib is used without them."""
+    folder = HOME / "results"
+    return load_results(folder) if folder.is_dir() else pd.DataFrame(columns=COLUMNS)
+
+
 def as_table(runs: Collection[Run]) -> pd.DataFrame:
     """The accuracies of these runs in the long form of `load_results`."""
-    rows = [row for r in runs for row in rows_of(r.record, r.evaluation.network, r.evaluation.accuracies)]
+    rows = [row for r in runs for e in r.evaluations.values() for row in rows_of(r.record, e.network, e.accuracies)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -319,29 +411,40 @@ def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str | None:
     return min((name for name in {*stored, *asked} if stored.get(name) != asked.get(name)), default=None)
 
 
-def _known(job: Job, network: str) -> Evaluation | None:
-    """The stored accuracies, all or the first of them; ValueError where they came about by another protocol."""
-    path = job.folder / f"accuracy-{_slug(network)}.json"
-    asked = settle(job.data, job.data, network, job.protocol)
+def _known(folder: Path, network: str, seed: int, protocol: dict[str, Any]) -> Evaluation | None:
+    """The stored accuracies; ValueError where they came about with another seed or by another protocol."""
+    path = folder / f"accuracy-{_slug(network)}.json"
     if not path.is_file():
         return None
     stored = _from_json(_read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
-    name = _differing(stored.protocol, asked)
+    found, asked = {"seed": stored.seed, **stored.protocol}, {"seed": seed, **protocol}
+    name = _differing(found, asked)
     if name is not None:
         raise ValueError(
-            f"{path} holds networks trained with {name}={stored.protocol.get(name)!r} where {name}={asked.get(name)!r} is "
+            f"{path} holds networks trained with {name}={found.get(name)!r} where {name}={asked.get(name)!r} is "
             "asked for: delete it or choose another results_dir"
         )
     return stored
 
 
-def _evaluated(job: Job, S: SyntheticSet, device: torch.device, progress: bool, deadline: float | None) -> Evaluation:
+def _evaluated(
+    folder: Path,
+    S: SyntheticSet | Data,
+    data: Data,
+    network: str,
+    n: int,
+    seed: int,
+    protocol: Protocol,
+    device: torch.device,
+    progress: bool,
+    deadline: float | None,
+) -> Evaluation:
     """Phase 2, network by network, going on from what is stored."""
-    network = job.recipe.network
-    path = job.folder / f"accuracy-{_slug(network)}.json"
-    stored = _known(job, network)
-    if stored and stored.n >= job.n_networks:
-        return stored.first(job.n_networks)
+    path, settled = folder / f"accuracy-{_slug(network)}.json", settle(S, data, network, protocol)
+    stored = _known(folder, network, seed, settled)
+    if stored and stored.n >= n:
+        return stored.first(n)
+    _make_folder(folder)
     before = stored.seconds if stored else 0.0
     made_with = environment(device)  # it asks git: once, not for every network
 
@@ -349,10 +452,10 @@ def _evaluated(job: Job, S: SyntheticSet, device: torch.device, progress: bool, 
         _write_json(path, _to_json(replace(found, seconds=before + found.seconds)) | made_with)
 
     evaluate(
-        S, job.data, network, job.n_networks, job.recipe.seed, protocol=job.protocol, device=device, progress=progress,
+        S, data, network, n, seed, protocol=protocol, device=device, progress=progress,
         known=stored.accuracies if stored else (), each=write, deadline=deadline,
     )  # fmt: skip
-    return _known(job, network)
+    return _known(folder, network, seed, settled)
 
 
 def _traced(
@@ -373,7 +476,7 @@ def _traced(
         if k not in stored or stored[k].n < job.n_networks:
             same = torch.equal(at.images, S.images)
             stored[k] = final if same else evaluate(
-                at, job.data, job.recipe.network, job.n_networks, job.recipe.seed, protocol=job.protocol,
+                at, job.data, job.targets[0], job.n_networks, job.recipe.seed, protocol=job.protocol,
                 device=device, progress=progress, deadline=deadline,
             )  # fmt: skip
             _write_json(path, {str(at): _to_json(e) for at, e in stored.items()})
@@ -381,9 +484,16 @@ def _traced(
     return trace
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot make {folder} ({error.strerror}): choose another results_dir") from error
+
+
 def _slug(name: str) -> str:
     """A name as part of a path: characters that file systems refuse become "_"."""
-    return re.sub(r"[^\w.,+=-]+", "_", name)
+    return re.sub(r"[^\w.,+=@-]+", "_", name)
 
 
 def _to_json(e: Evaluation) -> dict[str, Any]:

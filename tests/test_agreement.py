@@ -125,9 +125,10 @@ def test_whole_runs_of_algorithm_1(choice, way, monkeypatch):
     theta0, batches, validation = [], [], []
     for k in range(recipe.outer_loops):
         theta0.append([p.detach() for p in fresh_network(data, recipe, k).parameters()])
-        rng, held_out = generator(recipe.seed, "batches", k), generator(recipe.seed, "validation", k)
-        batches.append([[data.sample(c, recipe.batch_real, rng) for c in range(3)] for _ in range(T)])
-        validation.append([draw(data, where.VALIDATION_BATCH, held_out) for _ in range(T)])
+        drawing = [generator(recipe.seed, "batches", k, t) for t in range(T)]
+        batches.append([[data.sample(c, recipe.batch_real, rng) for c in range(3)] for rng in drawing])
+        held_out = [generator(recipe.seed, "validation", k, t) for t in range(T)]
+        validation.append([draw(data, where.VALIDATION_BATCH, rng) for rng in held_out])
     S = gm.condense(data, recipe, device="cpu", progress=False)
     theirs, losses = reference.algorithm1(
         initial(data, recipe), S.labels, theta0, batches, recipe.what, EXPRESSIONS[recipe.how], 3, T,
@@ -162,7 +163,7 @@ def test_several_updates_at_each_theta():
     """zeta_S = 3 with one theta is Algorithm 1 with three inner iterations between which theta does not move (Eq. 10)."""
     data = make_data((8, 6, 7))
     recipe = tiny_recipe(ipc=2, what="multi", outer_loops=1, inner_loops=1, zeta_theta=1, zeta_S=3)
-    rng = generator(recipe.seed, "batches", 0)
+    rng = generator(recipe.seed, "batches", 0, 0)
     batches = [[[data.sample(c, recipe.batch_real, rng) for c in range(3)] for _ in range(3)]]
     theta0 = [[p.detach() for p in fresh_network(data, recipe, 0).parameters()]]
     S = gm.condense(data, recipe, device="cpu", progress=False)
@@ -180,7 +181,7 @@ def test_sampled_inter_class_batches():
     recipe = tiny_recipe(ipc=2, what="multi", inter_batches="sampled", momentum_images=0, **once)
     network = fresh_network(data, recipe, 0)
     theta = list(network.parameters())
-    rng, mixed = generator(recipe.seed, "batches", 0), generator(recipe.seed, "mixed", 0)
+    rng, mixed = generator(recipe.seed, "batches", 0, 0), generator(recipe.seed, "mixed", 0, 0)
     real = [data.sample(c, recipe.batch_real, rng) for c in range(3)]
     chosen = torch.randperm(6, generator=mixed)
     x, y = draw(data, 1024, mixed)

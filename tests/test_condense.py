@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import how
-from gmlib.condense import initial
-from gmlib.recipe import OutOfTime
+from gmlib.condense import draw, fresh_network, initial, losses_on_the_way
+from gmlib.recipe import OutOfTime, generator
 
 
 def condense(data, recipe, **options):
@@ -85,10 +86,9 @@ def test_going_on_from_a_checkpoint_is_bit_identical(tmp_path):
     data, recipe = make_data(dtype=torch.float32), tiny_recipe(outer_loops=6, inner_loops=2, zeta_theta=2)
     whole = condense(data, recipe, snapshots=(1, 4))
     path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(OutOfTime, match="out of time after 1 of 6 outer iterations: run again to go on from"):
-        condense(data, recipe, snapshots=(1, 4), checkpoint=path, deadline=time.monotonic())
-    with pytest.raises(OutOfTime, match="after 2 of 6"):
-        condense(data, recipe, snapshots=(1, 4), checkpoint=path, deadline=time.monotonic())
+    for done in (0, 1, 1):  # stopped inside an outer iteration (after one of its two inner ones), after it, and inside the next
+        with pytest.raises(OutOfTime, match=f"out of time after {done} of 6 outer iterations: run again to go on from"):
+            condense(data, recipe, snapshots=(1, 4), checkpoint=path, deadline=time.monotonic())
     parts = condense(data, recipe, snapshots=(1, 4), checkpoint=path)
     assert torch.equal(parts.images, whole.images)
     assert [h["loss"] for h in parts.history] == [h["loss"] for h in whole.history]
@@ -97,13 +97,56 @@ def test_going_on_from_a_checkpoint_is_bit_identical(tmp_path):
     assert torch.equal(again.images, whole.images), "a finished checkpoint gives the set at once"
 
 
+@pytest.mark.parametrize("network", ["convnet", "convnet:norm=batch"])
+def test_stopped_after_every_inner_iteration_it_ends_the_same(network, tmp_path):
+    """theta, its momentum and its BatchNorm statistics go on too: one inner iteration for each start."""
+    data = make_data(dtype=torch.float32)
+    recipe = tiny_recipe(
+        network=network, ipc=2, what="multi", where="overfit", outer_loops=2, inner_loops=3, lr_network=0.3, zeta_S=2,
+        momentum_network=0.9,
+    )  # fmt: skip
+    whole = condense(data, recipe, snapshots=(0, 1))
+    assert any(h["detections"] for h in whole.history), "overfitting is seen, so that there is something to keep"
+    path, starts = tmp_path / "checkpoint.safetensors", 0
+    while starts < 6:
+        starts += 1
+        try:
+            parts = condense(data, recipe, snapshots=(0, 1), checkpoint=path, deadline=time.monotonic())
+            break
+        except OutOfTime:
+            pass
+    assert starts == 6, "two outer iterations of three inner ones"
+    assert torch.equal(parts.images, whole.images)
+    timeless = [[{**h, "seconds": 0} for h in S.history] for S in (parts, whole)]
+    assert timeless[0] == timeless[1]
+    assert all(torch.equal(parts.snapshots[k], whole.snapshots[k]) for k in (0, 1))
+
+
+def test_watching_changes_nothing_and_sees_every_step():
+    data = make_data(dtype=torch.float32)
+    recipe = tiny_recipe(ipc=2, outer_loops=2, inner_loops=3, zeta_theta=4)
+    seen = []
+    S = condense(data, recipe, watch=lambda k, t, i, losses: seen.append((k, t, i, *losses)))
+    assert torch.equal(S.images, condense(data, recipe).images)
+    assert [s[:3] for s in seen] == [(k, t, i) for k in range(2) for t in range(2) for i in range(5)]
+    table = losses_on_the_way(data, recipe, "cpu", False)
+    assert table.columns.tolist() == ["k", "t", "i", "loss_S", "loss_T"]
+    assert [tuple(row) for row in table.itertuples(index=False)] == seen
+    # the losses of theta_0 of the first outer iteration, by hand
+    network = fresh_network(data, recipe, 0)
+    one = condense(data, tiny_recipe(ipc=2, outer_loops=1, inner_loops=1, zeta_theta=4))
+    assert seen[0][3] == pytest.approx(torch.nn.functional.cross_entropy(network(one.images), one.labels).item(), rel=1e-6)
+    x, y = draw(data, 256, generator(recipe.seed, "validation", 0, 0))
+    assert seen[0][4] == pytest.approx(torch.nn.functional.cross_entropy(network(x), y).item(), rel=1e-6)
+
+
 KILLED = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
 from conftest import make_data, tiny_recipe
 import gmlib as gm
 torch.set_num_threads(1)
-recipe = tiny_recipe(outer_loops=150, inner_loops=2, zeta_theta=2)
+recipe = tiny_recipe(outer_loops=10, inner_loops=30, zeta_theta=2)  # most kills fall inside an outer iteration
 print("ready", flush=True)
 S = gm.condense(make_data(dtype=torch.float32), recipe, "cpu", sys.argv[1], False, checkpoint_seconds=0.0)
 S.save(sys.argv[3])
@@ -111,7 +154,7 @@ S.save(sys.argv[3])
 
 
 def test_killed_at_any_moment_and_started_again_it_ends_the_same(tmp_path):
-    """SIGKILL at three moments of a real process; no temporary file, no damage, the same bits at the end."""
+    """SIGKILL at four random moments of a real process; no temporary file, no damage, the same bits at the end."""
     tests = str(Path(__file__).parent)
 
     def start(name):
@@ -120,8 +163,8 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(tmp_path):
 
     with start("a") as undisturbed:
         assert undisturbed.wait(timeout=300) == 0
-    kills = 0
-    for moment in (0.2, 0.4, 0.6):
+    kills, random = 0, Random(0)
+    for moment in (random.uniform(0.1, 0.7) for _ in range(4)):
         with start("b") as process:
             process.stdout.readline()  # imports done
             time.sleep(moment)

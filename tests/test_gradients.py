@@ -1,5 +1,6 @@
 """Passes in chunks, and what happens when memory runs out; the values themselves are in test_agreement.py."""
 
+import functools
 import logging
 
 import pytest
@@ -8,7 +9,8 @@ from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import gradients, how, networks
-from gmlib.gradients import Memory
+from gmlib.evaluate import accuracy
+from gmlib.memory import Memory
 from gmlib.recipe import generator
 from gmlib.what import WHAT
 
@@ -65,6 +67,41 @@ def test_running_out_of_memory_halves_the_chunk_and_the_run_goes_on(monkeypatch,
         f"out of memory: going on with at most {n} images in one pass" for n in (4, 2)
     ]
     assert asked[-1] == 2, "once halved it stays so"
+
+
+class Small(torch.nn.Module):
+    """A device with room for at most `room` images in a pass."""
+
+    def __init__(self, network, room):
+        super().__init__()
+        self.network, self.room, self.seen = network, room, []
+
+    def forward(self, x):
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("made up")
+        self.seen.append(len(x))
+        return self.network(x)
+
+
+def test_running_out_of_memory_while_training_or_testing_takes_smaller_passes():
+    data = make_data((8, 8, 8))
+    x, y = data.train_images, data.train_labels
+    build = functools.partial(networks.build, "convnet", data.shape, 3, width=4, depth=2, dtype=torch.float64)
+    whole, small = (build(generator=generator(0)) for _ in range(2))
+    limited = Small(small, 5)
+    for network in (whole, limited):
+        networks.fit(network, x, y, epochs=3, rng=generator(1), batch=10, lr=0.1)
+    assert max(limited.seen) == 5 and limited.seen[-5:] == [5, 5, 5, 5, 4], "10, 10 and 4 images, once halved for good"
+    for a, b in zip(whole.parameters(), small.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+    assert accuracy(limited, x, y) == accuracy(whole, x, y)
+
+
+def test_a_batch_that_batchnorm_needs_whole_is_not_split():
+    data = make_data((8, 8, 8))
+    network = networks.build("convnet:norm=batch", data.shape, 3, width=4, depth=2, generator=generator(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        networks.fit(Small(network, 5), data.train_images.float(), data.train_labels, epochs=1, rng=generator(1), batch=10)
 
 
 def test_memory_passes_other_errors_on_and_gives_up_below_one_image():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pandas as pd
 import pytest
@@ -215,7 +216,7 @@ def test_json_of_another_shape_is_damaged_too(data, tmp_path):
 def test_a_sweep_out_of_time_still_reads_what_is_there(data, tmp_path):
     options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu", "progress": False}
     store.sweep(data, ["random"], 1, **options)
-    runs, why = store.sweep(data, ["random", "DC"], 1, time_budget=0.0, **options)
+    runs, why = store.sweep(data, ["random", "DC"], 1, deadline=time.monotonic(), **options)
     assert [r.record["method"] for r in runs] == ["random", "random"]
     assert list(why) == [("made-up", 1, "DC")]
 
@@ -241,10 +242,10 @@ def test_sweep_and_results(data, tmp_path):
 
 def test_a_sweep_out_of_time_says_what_it_left(data, tmp_path):
     runs, why = store.sweep(
-        data, ["random", "DC"], [1], budget="tiny", results_dir=tmp_path, device="cpu", progress=False, time_budget=0.0
+        data, ["random", "DC"], [1], budget="tiny", results_dir=tmp_path, device="cpu", progress=False, deadline=time.monotonic()
     )
     assert runs == []
-    assert why == {("made-up", 1, m): "the time budget of 0 s was used up" for m in ("random", "DC")}
+    assert why == {("made-up", 1, m): "the time budget was used up" for m in ("random", "DC")}
     assert list(store.as_table(runs).columns) == ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
 
 
@@ -302,3 +303,80 @@ def test_a_kept_table_comes_back_bit_for_bit_and_only_for_its_settings(tmp_path)
     assert len(calls) == 1
     with pytest.raises(ValueError, match=r"t\.json was made with other settings: delete it or choose another results_dir"):
         store.kept(tmp_path / "folder" / "t.json", {"eps": (0.5,)}, compute)
+
+
+def test_targets_are_stored_side_by_side_and_added_later(data, tmp_path):
+    first = run(data, tmp_path, targets="mlp")
+    assert list(first.evaluations) == ["mlp"] and first.evaluation.network == "mlp"
+    both = run(data, tmp_path, targets=["convnet", "mlp", "convnet:norm=batch"])
+    assert list(both.evaluations) == ["convnet", "mlp", "convnet:norm=batch"]
+    assert both.evaluations["mlp"] == first.evaluation, "not trained again"
+    assert both.evaluations["convnet"] == run(data, tmp_path).evaluation
+    table = store.as_table([both])
+    assert table.groupby("network").size().to_dict() == {"convnet": 2, "convnet:norm=batch": 2, "mlp": 2}
+    assert set(store.load_results(tmp_path)["network"]) == set(both.evaluations)
+    with pytest.raises(ValueError, match="unknown network 'lenin'"):
+        run(data, tmp_path, targets="lenin")
+
+
+def test_another_source_network_is_another_method(data, tmp_path):
+    r = run(data, tmp_path, network="mlp")
+    assert r.record["method"] == "DC@mlp" and r.folder.parent.name == "DC@mlp"
+    assert list(r.evaluations) == ["mlp"]
+    assert r.record["recipe"]["lr_images"] == 0.01, "the released scripts' rate for this source"
+    assert set(store.load_results(tmp_path)["method"]) == {"DC@mlp"}
+
+
+def test_a_method_can_be_spelt_out(data, tmp_path):
+    r = run(data, tmp_path, method="multi, d1 + 100*d4, steps:2,1")
+    assert r.record["method"] == "multi,d1+100*d4,steps:2,1"
+    assert (r.record["recipe"]["what"], r.record["recipe"]["how"]) == ("multi", "d1 + 100*d4")
+    assert run(data, tmp_path, method="multi,d1+d2,fixed").record["method"] == "MD", "one name for one method"
+    with pytest.raises(ValueError, match="unknown distance"):
+        run(data, tmp_path, method="multi,d7,fixed")
+    with pytest.raises(ValueError, match=r"unknown method 'multi': choose from DC, .*, random, "):
+        run(data, tmp_path, method="multi")
+
+
+def test_networks_trained_on_all_images_are_kept(data, tmp_path):
+    options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu", "progress": False}
+    whole = store.whole(data, **options)
+    assert whole.n == 2 and whole.protocol["width"] == 4 and whole.protocol["epochs"] == 2
+    path = tmp_path / "made-up" / "whole" / "accuracy-convnet.json"
+    assert json.loads(path.read_text())["accuracies"] == list(whole.accuracies)
+    by_hand = gm.evaluate(data, data, "convnet", 3, protocol=gm.Protocol(4, 2, 2), device="cpu", progress=False)
+    assert store.whole(data, networks=3, **options).accuracies == by_hand.accuracies
+    assert store.whole(data, networks=1, deadline=time.monotonic(), **options).accuracies == by_hand.accuracies[:1]
+    with pytest.raises(OutOfTime):
+        store.whole(data, networks=4, deadline=time.monotonic(), **options)
+    with pytest.raises(ValueError, match="trained with seed=0 where seed=1 is asked for"):
+        store.whole(data, seed=1, **options)
+    assert store.load_results(tmp_path).empty
+
+
+def test_a_kept_table_is_not_begun_after_the_deadline(tmp_path):
+    table, path = pd.DataFrame({"a": [1.5]}), tmp_path / "new" / "table.json"
+    with pytest.raises(OutOfTime, match=r"before .*table\.json was made"):
+        store.kept(path, {}, lambda: table, deadline=time.monotonic() - 1)
+    assert not path.parent.exists()
+    pd.testing.assert_frame_equal(store.kept(path, {}, lambda: table), table)
+    pd.testing.assert_frame_equal(store.kept(path, {}, lambda: 0, deadline=time.monotonic() - 1), table)
+
+
+def test_deadline():
+    assert store.deadline(None) is None
+    assert 4 < store.deadline(5) - time.monotonic() <= 5
+    with pytest.raises(ValueError, match=r"time_budget='5' does not fit: give a number of at least 0, or None for no limit"):
+        store.deadline("5")
+
+
+def test_the_time_left_counts_each_method_by_its_own_sets(data, tmp_path, capsys):
+    jobs = [store.plan(data, m, 1, budget="tiny", seed=s, results_dir=tmp_path) for s in (0, 1) for m in ("random", "DC")]
+    bar = store._Bar("sets", jobs, True)
+    for job, seconds in zip(jobs, (1, 100, 0, 100), strict=True):
+        bar.done(job, seconds)
+        bar.bar.refresh()
+    bar.close()
+    lines = [line.strip() for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "left" in line]
+    # after one random set of a second: three more like it; then 101 s for the second round; then a DC set
+    assert [line.split("about ")[1].split(" left")[0] for line in lines] == ["00:03", "01:41", "01:40"]
