@@ -14,7 +14,9 @@ Every file is written whole or not at all, and run.json only once S is finished;
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import platform
 import re
@@ -22,7 +24,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ from .evaluate import Evaluation, Protocol, evaluate, settle
 from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of, progress_bar
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
+log = logging.getLogger(__name__)
 HOME = Path(__file__).resolve().parent.parent  # the repository, where gmlib is used from a checkout
 
 
@@ -160,6 +164,11 @@ def run(
 
 
 def _do(job: Job, device: torch.device, progress: bool, deadline: float | None) -> Run:
+    with _alone(job.folder, deadline):
+        return _done(job, device, progress, deadline)
+
+
+def _done(job: Job, device: torch.device, progress: bool, deadline: float | None) -> Run:
     record = _finished(job)
     if record is None:
         if deadline is not None and time.monotonic() > deadline:
@@ -177,7 +186,6 @@ def _do(job: Job, device: torch.device, progress: bool, deadline: float | None) 
 
 def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
     """Phase 1: condense or select, store the set, its snapshots and its record."""
-    _make_folder(job.folder)
     begun, peak, checkpoint = time.monotonic(), _PeakMemory(device), job.folder / "checkpoint.safetensors"
     r = job.recipe
     if job.coreset:
@@ -309,7 +317,8 @@ def whole(
     sizes = {name: value for name, value in size.recipe.items() if name in ("width", "depth")}
     how_trained = Protocol(**{**sizes, "epochs": size.epochs, **protocol})
     folder = Path(results_dir or default_folder(budget), _slug(data.name), "whole")
-    return _evaluated(folder, data, data, network, n, seed, how_trained, device_of(device), progress, deadline)
+    with _alone(folder, deadline):
+        return _evaluated(folder, data, data, network, n, seed, how_trained, device_of(device), progress, deadline)
 
 
 def kept(
@@ -444,7 +453,6 @@ def _evaluated(
     stored = _known(folder, network, seed, settled)
     if stored and stored.n >= n:
         return stored.first(n)
-    _make_folder(folder)
     before = stored.seconds if stored else 0.0
     made_with = environment(device)  # it asks git: once, not for every network
 
@@ -482,6 +490,31 @@ def _traced(
             _write_json(path, {str(at): _to_json(e) for at, e in stored.items()})
         trace[k] = (at, stored[k].first(job.n_networks))
     return trace
+
+
+@contextmanager
+def _alone(folder: Path, deadline: float | None) -> Iterator[None]:
+    """Wait until no other process works in `folder`: of two that want the same run, the second reads what the first made.
+
+    The lock is the system's, on the folder itself, and goes with the process. Where the file system has none, nothing waits.
+    """
+    _make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise OutOfTime(f"out of time while another process works in {folder}: run again to go on") from None
+                time.sleep(0.2)
+                continue
+            except OSError as error:
+                log.warning("%s cannot be locked (%s): let no second process work in it", folder, error.strerror)
+            break
+        yield
+    finally:
+        os.close(handle)
 
 
 def _make_folder(folder: Path) -> None:

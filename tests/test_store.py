@@ -1,7 +1,10 @@
 """What runs leave behind: complete, read back instead of redone, and refused where it is another run's."""
 
 import dataclasses
+import fcntl
 import json
+import os
+import threading
 import time
 
 import pandas as pd
@@ -380,3 +383,20 @@ def test_the_time_left_counts_each_method_by_its_own_sets(data, tmp_path, capsys
     lines = [line.strip() for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "left" in line]
     # after one random set of a second: three more like it; then 101 s for the second round; then a DC set
     assert [line.split("about ")[1].split(" left")[0] for line in lines] == ["00:03", "01:41", "01:40"]
+
+
+def test_two_processes_that_want_one_run_take_turns(data, tmp_path):
+    """A lock held as another process would hold it: the run waits for it, at most until its deadline."""
+    folder = store.run_folder(tmp_path, data.name, 1, "DC", 0)
+    folder.mkdir(parents=True)
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(OutOfTime, match=r"while another process works in .*set0"):
+        run(data, tmp_path, deadline=time.monotonic())
+    assert contents(folder) == {}
+    release = threading.Timer(0.5, os.close, [held])
+    release.start()
+    begun = time.monotonic()
+    assert run(data, tmp_path).evaluation.n == 2
+    assert time.monotonic() - begun > 0.4
+    run(data, tmp_path)  # free again
