@@ -200,9 +200,10 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     """Percent of images (N, channels, height, width) that `network` puts into their class y (N,)."""
     network.eval()
     memory = Memory(largest=TEST_BATCH)
+    fits = networks.pass_size(network, x) or TEST_BATCH
     for attempt in memory:
         with attempt:
-            size = memory.chunk or TEST_BATCH
+            size = min(memory.chunk or TEST_BATCH, fits)
             right = sum(
                 (network(part).argmax(1) == labels).sum().item()
                 for part, labels in zip(x.split(size), y.split(size), strict=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .how import as_rows
-from .networks import matched
+from .networks import matched, pass_size
 
 SMALL = 640  # pixels per class: 10 images of 8x8
 
@@ -63,6 +63,8 @@ def _rows(network: nn.Module, g: Sequence[Tensor]) -> list[Tensor]:
 
 def _gradient(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool, chunk: int | None) -> Sequence[Tensor]:
     parameters = [p for _, p in matched(network)]
+    if not create_graph:
+        chunk = min(chunk or len(x), pass_size(network, x) or len(x))
     if chunk is None or (len(x) <= chunk and not create_graph):
         return torch.autograd.grad(F.cross_entropy(network(x), y), parameters, create_graph=create_graph)
     if create_graph:

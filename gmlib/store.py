@@ -376,6 +376,12 @@ def shipped() -> pd.DataFrame:
     return load_results(folder) if folder.is_dir() else pd.DataFrame(columns=COLUMNS)
 
 
+def shipped_whole() -> dict[str, Evaluation]:
+    """Data set -> the accuracies committed under results/ of ConvNets trained on all its training images."""
+    paths = sorted((HOME / "results").glob("*/whole/accuracy-convnet.json"))
+    return {path.parts[-3]: _read_evaluation(path) for path in paths}
+
+
 def as_table(runs: Collection[Run]) -> pd.DataFrame:
     """The accuracies of these runs in the long form of `load_results`."""
     rows = [row for r in runs for e in r.evaluations.values() for row in rows_of(r.record, e.network, e.accuracies)]
@@ -425,7 +431,7 @@ def _known(folder: Path, network: str, seed: int, protocol: dict[str, Any]) -> E
     path = folder / f"accuracy-{_slug(network)}.json"
     if not path.is_file():
         return None
-    stored = _from_json(_read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
+    stored = _read_evaluation(path)
     found, asked = {"seed": stored.seed, **stored.protocol}, {"seed": seed, **protocol}
     name = _differing(found, asked)
     if name is not None:
@@ -539,6 +545,10 @@ def _from_json(stored: dict[str, Any]) -> Evaluation:
     return Evaluation(
         tuple(stored["accuracies"]), stored["network"], stored["seed"], stored["protocol"], stored["seconds"]
     )
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    return _from_json(_read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
