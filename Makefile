@@ -3,7 +3,6 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-NOTEBOOKS := $(wildcard notebooks/*.md)
 SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py gmlib/*.csv) requirements.lock
 REPORT := book/_build/html/index.html
 
@@ -35,7 +34,7 @@ book: setup runs/.made-by
 # jupyter-cache knows the text of a notebook's cells only: after a change in gmlib the cached pages and the smoke runs on
 # digits are no longer what the code would give. Runs on other data are left alone.
 runs/.made-by: $(SOURCES)
-	rm -rf runs/smoke/digits book/_build
+	rm -rf runs/smoke/digits runs/smoke/*/digits book/_build
 	@mkdir -p runs && touch $@
 
 # ---- tests
@@ -48,19 +47,13 @@ lint: setup
 unit: setup
 	$(BIN)/python -m pytest --numprocesses 2
 
-# Every notebook as a batch job; a failing cell stops papermill with a non-zero exit.
+# Every notebook as a batch job, twice; a failing cell, or work done again, ends with a non-zero exit.
 notebooks: setup runs/.made-by
-	@mkdir -p build/papermill
-	@set -e; for notebook in $(NOTEBOOKS); do \
-	  name=$$(basename $$notebook .md); echo "papermill $$name"; \
-	  $(BIN)/jupytext --quiet --to ipynb --output build/papermill/$$name-in.ipynb $$notebook; \
-	  $(BIN)/papermill --no-progress-bar --log-level WARNING \
-	    build/papermill/$$name-in.ipynb build/papermill/$$name.ipynb -p budget smoke; \
-	done
+	$(BIN)/python tests/check_notebooks.py build/papermill
 
 strict: setup runs/.made-by
 	$(BIN)/jupyter-book build -W -n --keep-going book
 	$(BIN)/python tests/check_book.py book/_build/html
 
 clean:
-	rm -rf book/_build build runs/smoke/digits runs/.made-by
+	rm -rf book/_build build runs/smoke/digits runs/smoke/*/digits runs/.made-by

@@ -97,7 +97,8 @@ class Evaluation:
         return replace(self, accuracies=self.accuracies[:n])
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}±{self.std:.1f} % (n = {self.n})"
+        spread = f"±{self.std:.1f}" if self.n > 1 else ""
+        return f"{self.mean:.1f}{spread} % (n = {self.n})"
 
 
 def evaluate(

@@ -1,9 +1,13 @@
-"""Going on in smaller passes where a device runs out of memory."""
+"""Going on in smaller passes where a device runs out of memory, and how much was held at most."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
+import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -45,3 +49,35 @@ class Memory:
 
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class PeakMemory:
+    """The most memory held since construction, in bytes above what was held then; NaN where that cannot be measured.
+
+    On CUDA of tensors. On a CPU of the whole process, where Linux keeps the peak of the resident set and lets it be reset.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.before = device, math.nan
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+            return
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept at hand would be taken again unseen
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak VmHWM becomes the present VmRSS
+            self.before = _resident("VmRSS")
+        except (OSError, AttributeError):  # another system, or one that refuses
+            pass
+
+    def __call__(self) -> float:
+        if self.device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self.device) - self.before)
+        return math.nan if math.isnan(self.before) else _resident("VmHWM") - self.before
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(name))

@@ -9,6 +9,7 @@ Norm is instance norm everywhere but in the two networks whose name ends in "bn"
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from .memory import Memory
 
 Make = Callable[..., nn.Module]
 
+_DRAWING = threading.Lock()  # torch's global generator is one for all threads
 CACHE = 2**22  # bytes of the widest activation in one pass on a CPU
 
 
@@ -310,7 +312,7 @@ def build(
     taken = inspect.signature(factory).parameters.values()
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in taken)
     sizes = {key: value for key, value in (("width", width), ("depth", depth)) if any_keyword or key in {p.name for p in taken}}
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         # Modules draw their weights from torch's global generator, so that is the one to seed, for these lines only.
         torch.default_generator.manual_seed(generator.initial_seed())
         network = factory(channels, height, n_classes, **sizes, **options)

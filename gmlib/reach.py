@@ -3,8 +3,9 @@
     max_S min_{theta, theta0} ||theta - theta0||    s.t.    ||grad_theta L(S, theta)|| < eps,    theta0 ~ P_theta0
 
 A point below eps is a trap: gradient descent cannot leave it. `reach` measures the inner minimum for a given S over random
-starts, `by_eps` sums the starts up, `rank_correlation` asks what the distance predicts over many sets, and `alignment`
-follows the gradients of S and of T, layer by layer, while training on S ("why magnitude matters", Section 3.2, Figure 2).
+starts, `by_eps` sums the starts up, and `rank_correlation` asks what the distance predicts over many sets. For Section 3.2,
+`paths` measures Figure 2, training on S and on T from one theta0, and `alignment` follows the gradients of S and of T, layer by
+layer, while training on S ("why magnitude matters").
 
 Starts run one after another. Batching eight of them with torch.func.vmap was measured on 8x8 digits (ConvNet-2 of width 32,
 one CPU core): 2.9 ms per step and start against 3.0 at 1 image per class, 18 against 10 at 10. It does not pay.
@@ -13,7 +14,7 @@ one CPU core): 2.9 ms per step and start against 3.0 at 1 image per class, 18 ag
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,13 +26,14 @@ from scipy.stats import rankdata
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from tqdm import tqdm
 
-from . import networks
-from .condense import draw, initial
+from . import networks, where
+from .condense import STREAMS, check, draw, fresh_network, initial, match, move, sample
 from .data import Data, SyntheticSet
 from .evaluate import accuracy
-from .recipe import Recipe, check_number, device_of, generator
+from .memory import Memory
+from .recipe import Recipe, check_number, device_of, generator, progress_bar
+from .what import union
 
 BATCH = 1024  # images in one backward pass: bounds memory, changes results by rounding only
 
@@ -40,6 +42,21 @@ LossAndGradient = Callable[[Sequence[Tensor]], tuple[Tensor, Gradient]]
 
 
 # ---- gradient descent until the gradient is small ----------------------------------------------------------
+
+
+def walk(
+    loss_and_gradient: LossAndGradient, theta: Sequence[Tensor], lr: float, steps: int
+) -> Iterator[tuple[int, Tensor, Gradient]]:
+    """Move theta in place by theta -= lr * grad L(theta), and yield (step, L, grad L) at each theta, step = 0 .. steps.
+
+    loss_and_gradient: theta -> (L, grad L), a scalar and one tensor per tensor of theta.
+    """
+    values = [p.detach() for p in theta]  # the same memory, out of autograd's sight
+    for step in range(steps + 1):
+        loss, gradient = loss_and_gradient(theta)
+        yield step, loss, gradient
+        if step < steps:
+            torch._foreach_add_(values, list(gradient), alpha=-lr)
 
 
 class Stop(NamedTuple):
@@ -56,27 +73,21 @@ class Stop(NamedTuple):
 def descend(
     loss_and_gradient: LossAndGradient, theta: Sequence[Tensor], eps: Sequence[float], lr: float, max_steps: int
 ) -> Iterator[Stop]:
-    """Move theta in place by theta -= lr * grad L(theta), and yield one `Stop` for each threshold, the largest first.
+    """`walk` until the gradient is small: yield one `Stop` for each threshold, the largest first.
 
     One trajectory serves all thresholds: each `Stop` is yielded while theta lies at its point, so that the caller can measure
     more there. Without momentum, since Eq. 14's point is one that plain gradient descent cannot leave. Ends early once the last
     threshold is met or the gradient is no longer finite; thresholds not met by then come last, with reached=False.
-
-    loss_and_gradient: theta -> (L, grad L), a scalar and one tensor per tensor of theta.
     """
     theta0 = [p.detach().clone() for p in theta]
-    values = [p.detach() for p in theta]  # the same memory, out of autograd's sight
     waiting = sorted({float(e) for e in eps}, reverse=True)
-    for steps in range(max_steps + 1):
-        loss, gradient = loss_and_gradient(theta)
+    for steps, loss, gradient in walk(loss_and_gradient, theta, lr, max_steps):
         norm = get_total_norm(gradient).item()
         while waiting and norm < waiting[0]:  # ||grad_theta L(S, theta)|| < eps, Eq. 14
-            distance = get_total_norm(torch._foreach_sub(values, theta0)).item()
+            distance = get_total_norm(_displacement(theta, theta0)).item()
             yield Stop(waiting.pop(0), True, steps, distance, float(loss), norm)
         if not waiting or not math.isfinite(norm):
             break
-        if steps < max_steps:
-            torch._foreach_add_(values, list(gradient), alpha=-lr)
     for e in waiting:
         yield Stop(e, False, math.nan, math.nan, float(loss), norm)
 
@@ -145,7 +156,8 @@ def reach(
         x_T, x_test, y_test = x_T.to(x.dtype), data.test_images.to(device, x.dtype), data.test_labels.to(device)
 
     rows = []
-    for j in tqdm(range(n_starts), desc="reach", unit="start", disable=not progress, mininterval=1):
+    bar = progress_bar("reach", n_starts, "start", progress)
+    for j in range(n_starts):
         f = start(j)
         theta, there, measured_at = list(f.parameters()), {}, None
         for stop in descend(lambda theta, f=f: loss_and_gradient(f, theta, x, y), theta, eps, lr, max_steps):
@@ -163,6 +175,8 @@ def reach(
                 "start": j, "eps": stop.eps, "reached": stop.reached, "steps": stop.steps, "distance": stop.distance,
                 "train_loss": stop.loss, "gradient_norm": stop.gradient_norm, **there,
             })  # fmt: skip
+        bar.update()
+    bar.close()
     return pd.DataFrame(rows).astype({"steps": float})
 
 
@@ -280,6 +294,103 @@ def _spearman(values: np.ndarray) -> np.ndarray:
     return np.where(known, rho.clip(-1, 1), math.nan)
 
 
+# ---- Figure 2: training on S and on T ----------------------------------------------------------------------
+
+
+def paths(
+    sets: Mapping[str, SyntheticSet | Data],
+    data: Data,
+    *,
+    network: str = "convnet",
+    width: int | None = None,
+    depth: int | None = None,
+    steps: int = 1000,
+    every: int = 50,
+    lr: float = 0.01,
+    seed: int = 0,
+    start: int = 0,
+    real_batch: int = 256,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train on each S and on T from one theta0, and lay all paths into the plane through theta0 that fits them best.
+
+    sets: {name of the path: S}. T is `real_batch` training images of any class (all where there are fewer), drawn once by
+    `seed`; its path is called "T". theta0 is that of `reach`'s start number `start` for the same seed.
+    width, depth: None takes those the first set was condensed with, else 128 and 3. Coresets and noise carry none: give both.
+
+    Every path takes `steps` steps of full-batch gradient descent and is noted at 0, every, 2 * every, ...; it ends early where
+    its gradient is no longer finite. All noted theta are held in memory. The plane's axes are the first two principal
+    directions of all noted theta - theta0, not centred; along either the farthest point lies on the positive side.
+
+    Returns one row per path and noted step, T's path last: path, start, step, x, y (in the plane, theta0 at the origin),
+    distance (||theta - theta0||_2 over all parameters, in the unit of x and y), loss, gradient_norm (on the path's own set),
+    loss_T, gradient_norm_T (on T), test_accuracy (percent), explained (share of the squared distances of all noted points that
+    lies in the plane, 0 to 1, the same in every row). Losses are in nats. The same seed gives the same bits on one machine.
+    Raises ValueError, before any work, for no sets, a set named "T" or not of `data`, and numbers out of range.
+    Source: Figure 2, Section 3.2; a path is trapped where Eq. 14 holds on its own set.
+    """
+    if not isinstance(sets, Mapping) or not sets or "T" in sets:
+        raise ValueError('sets must name one set or more, as {"M": S}, and none of them "T", the path on the real images')
+    _check_numbers(lr, steps=steps, every=every, real_batch=real_batch)
+    check_number("start", start, least=0, whole=True)
+    if every > steps:
+        raise ValueError(f"every={every} is more than steps={steps}: no path would be noted after its start")
+    for S in sets.values():
+        _check_pair(S, data)
+    device, first, _, theta0_of = _setting(next(iter(sets.values())), network, width, depth, seed, device)
+    images = {name: _images(S) for name, S in sets.items()}
+    images["T"] = draw(data, real_batch, generator(seed, "paths real"))
+    images = {name: (x.to(device, first.dtype), y.to(device)) for name, (x, y) in images.items()}
+    x_test, y_test = data.test_images.to(device, first.dtype), data.test_labels.to(device)
+
+    rows, points = [], []
+    bar = progress_bar("paths", len(images), "path", progress)
+    for name, (x, y) in images.items():
+        f = theta0_of(start)
+        theta = list(f.parameters())
+        theta0 = [p.detach().clone() for p in theta]
+        for step, loss, gradient in walk(lambda theta, f=f, x=x, y=y: loss_and_gradient(f, theta, x, y), theta, lr, steps):
+            if step % every:
+                continue
+            norm = get_total_norm(gradient).item()
+            if not math.isfinite(norm):
+                break
+            loss_T, gT = _real(f, theta, *images["T"])
+            points.append(_displacement(theta, theta0))
+            rows.append({
+                "path": name, "start": start, "step": step, "loss": loss.item(), "gradient_norm": norm,
+                "loss_T": loss_T.item(), "gradient_norm_T": get_total_norm(gT).item(),
+                "test_accuracy": accuracy(f, x_test, y_test),
+            })  # fmt: skip
+        bar.update()
+    bar.close()
+    xy, distances, explained = plane(points)
+    table = pd.DataFrame(rows).assign(explained=explained)
+    for i, (name, values) in enumerate({"x": xy[:, 0], "y": xy[:, 1], "distance": distances}.items()):
+        table.insert(3 + i, name, values)
+    return table
+
+
+def plane(points: Sequence[Sequence[Tensor]]) -> tuple[np.ndarray, np.ndarray, float]:
+    """The plane through the origin that holds most of the points' squared length: their first two principal directions.
+
+    points: n >= 2 points, each a list of tensors of the same shapes. Parameters are many and points few, so the directions come
+    from the points' products with each other, an n x n matrix, in float64.
+
+    Returns xy (n, 2), the coordinates in the plane, the largest of each axis positive; lengths (n,) in the whole space; and the
+    share of the squared lengths that lies in the plane, 0 to 1, NaN where all points are the origin.
+    """
+    tensors = (torch.stack(same).flatten(1).cpu().double() for same in zip(*points, strict=True))
+    products = sum(A @ A.T for A in tensors)
+    squares, directions = torch.linalg.eigh(products)  # ascending: points = directions * sqrt(squares) in principal axes
+    squares, directions = squares[-2:].flip(0).clamp(min=0), directions[:, -2:].flip(1)
+    xy = directions * squares.sqrt()
+    xy = torch.where(xy.amax(0) < -xy.amin(0), -xy, xy)
+    lengths = products.diagonal().sqrt()
+    return xy.numpy(), lengths.numpy(), (squares.sum() / products.trace()).item()
+
+
 # ---- why magnitude matters ---------------------------------------------------------------------------------
 
 
@@ -317,13 +428,12 @@ def alignment(
     x_T = x_T.to(x.dtype)
 
     rows = []
-    for j in tqdm(range(n_starts), desc="alignment", unit="start", disable=not progress, mininterval=1):
+    bar = progress_bar("alignment", n_starts, "start", progress)
+    for j in range(n_starts):
         f = start(j)
         names, theta = zip(*f.named_parameters(), strict=True)
-        values = [p.detach() for p in theta]
         matched = {name for name, _ in networks.matched(f)}
-        for step in range(steps + 1):
-            loss_S, gS = loss_and_gradient(f, theta, x, y)
+        for step, loss_S, gS in walk(lambda theta, f=f: loss_and_gradient(f, theta, x, y), theta, lr, steps):
             if step % every == 0:
                 loss_T, gT = _real(f, theta, x_T, y_T)
                 for layer, A, B in zip(names, gS, gT, strict=True):
@@ -335,8 +445,8 @@ def alignment(
                         "cosine": ((A / norm_S) * (B / norm_T)).sum().item(), "ratio": (norm_S / norm_T).item(),
                         "norm_S": norm_S.item(), "norm_T": norm_T.item(), "loss_S": loss_S.item(), "loss_T": loss_T.item(),
                     })  # fmt: skip
-            if step < steps:
-                torch._foreach_add_(values, list(gS), alpha=-lr)
+        bar.update()
+    bar.close()
     return pd.DataFrame(rows)
 
 
@@ -347,10 +457,8 @@ def _setting(
     S: SyntheticSet | Data, network: str, width: int | None, depth: int | None, seed: int, device: torch.device | str | None
 ) -> tuple[torch.device, Tensor, Tensor, Callable[[int], nn.Module]]:
     """The device, S's images and labels there, and the function j -> the network of start j (theta0 ~ P_theta0, Eq. 15)."""
-    device = device_of(device)
-    images, labels, recipe = (
-        (S.train_images, S.train_labels, {}) if isinstance(S, Data) else (S.images.detach(), S.labels, S.recipe)
-    )
+    device, (images, labels) = device_of(device), _images(S)
+    recipe = {} if isinstance(S, Data) else S.recipe
     width = recipe.get("width", 128) if width is None else width
     depth = recipe.get("depth", 3) if depth is None else depth
 
@@ -362,6 +470,14 @@ def _setting(
 
     start(0)  # a network that does not fit is told here, before any work
     return device, images.to(device), labels.to(device), start
+
+
+def _images(S: SyntheticSet | Data) -> tuple[Tensor, Tensor]:
+    return (S.train_images, S.train_labels) if isinstance(S, Data) else (S.images.detach(), S.labels)
+
+
+def _displacement(theta: Sequence[Tensor], theta0: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch._foreach_sub([p.detach() for p in theta], theta0)
 
 
 def _real(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Gradient]:
@@ -384,3 +500,58 @@ def _check_numbers(lr: float, **whole: int) -> None:
     for name, value in whole.items():
         check_number(name, value, least=1, whole=True)
     check_number("lr", lr, above=0)
+
+
+# ---- angle and length where S is updated -------------------------------------------------------------------
+
+
+def angles(
+    S: SyntheticSet, data: Data, recipe: Recipe, k: int, *, device: torch.device | str | None = None
+) -> pd.DataFrame:
+    """Angle and length of gS against gT, layer by layer, where a run of `recipe` would update S in outer iteration k.
+
+    The network, the real batches and the steps of theta are those of outer iteration k, with S held still. k may be K or more:
+    such a network the run never meets, and it is the same for every S of the run, so that they can be compared.
+
+    Returns one row per t (0 and T - 1, the first and the last update; one where T = 1), level and matched layer: t, level,
+    layer (the weight's name), cosine, ratio. level "class": the mean over the classes of the cosine of gS_c and gT_c, and the
+    mean of |gS_c| over the mean of |gT_c|. level "union": the same of the mean gradient (Eq. 5). They are of a layer's whole
+    gradient, where d1 takes every row by itself. cosine is NaN where a gradient is zero.
+    Raises ValueError, before any work, for a set or a recipe that does not fit the data, or each other.
+    Source: Section 3.2, Eq. 5-9.
+    """
+    check_number("k", k, least=0, whole=True)
+    check(data, recipe)
+    _check_pair(S, data)
+    if S.ipc != recipe.ipc:
+        raise ValueError(f"the set has {S.ipc} images per class but the recipe {recipe.ipc}: give the recipe it was made by")
+    device = device_of(device)
+    data = data.to(device)
+    images, labels = S.images.detach().to(data.train_images).requires_grad_(), S.labels.to(device)
+    weights = data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / data.n_classes)
+    network = fresh_network(data, recipe, k)
+    optimiser = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
+    layers = [name for name, _ in networks.matched(network)]
+    memory = Memory(largest=max(recipe.batch_real, recipe.ipc))
+    T, zeta = recipe.schedule()
+    rows = []
+    for t in range(T):
+        streams = {use: generator(recipe.seed, use, k, t) for use in STREAMS}
+        if t in (0, T - 1):
+            B = sample(data, recipe, streams)
+            _, _, gS, gT = match(network, images, labels, B, weights, recipe, k, memory)
+            unions = [[layer[None] for layer in union(g, weights)] for g in (gS, gT)]
+            for level, pair in (("class", (gS, gT)), ("union", unions)):
+                for layer, a, b in zip(layers, *pair, strict=True):
+                    cosine, ratio = _cosine_and_ratio(a.detach().flatten(1), b.detach().flatten(1))
+                    rows.append({"t": t, "level": level, "layer": layer, "cosine": cosine, "ratio": ratio})
+        if t < T - 1:
+            move(network, optimiser, images.detach(), labels, data, recipe, where.steps(recipe.where, t, zeta), streams)
+    return pd.DataFrame(rows)
+
+
+def _cosine_and_ratio(A: Tensor, B: Tensor) -> tuple[float, float]:
+    """Mean cosine of the rows, and ratio of their mean norms. A, B: (rows, n)."""
+    norm_A, norm_B = A.norm(dim=1), B.norm(dim=1)
+    cosine = ((A / norm_A[:, None]) * (B / norm_B[:, None])).sum(1).mean()
+    return cosine.item(), (norm_A.mean() / norm_B.mean()).item()

@@ -17,12 +17,11 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import platform
 import re
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from .condense import check, condense
 from .coreset import CORESETS, coreset, recipe_of
 from .data import Data, SyntheticSet, write_atomically
 from .evaluate import Evaluation, Protocol, evaluate, settle
+from .memory import PeakMemory
 from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of, progress_bar
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
@@ -186,7 +186,7 @@ def _done(job: Job, device: torch.device, progress: bool, deadline: float | None
 
 def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
     """Phase 1: condense or select, store the set, its snapshots and its record."""
-    begun, peak, checkpoint = time.monotonic(), _PeakMemory(device), job.folder / "checkpoint.safetensors"
+    begun, peak, checkpoint = time.monotonic(), PeakMemory(device), job.folder / "checkpoint.safetensors"
     r = job.recipe
     if job.coreset:
         size = {"network": r.network, "width": r.width, "depth": r.depth}
@@ -202,7 +202,8 @@ def _make(job: Job, device: torch.device, progress: bool, deadline: float | None
     record = {
         "method": job.method, "budget": job.budget, "recipe": job.made_by,
         "data": {"name": job.data.name, "fingerprint": job.data.fingerprint, "origin": job.data.origin},
-        **environment(device), "seconds": seconds, "peak_memory_bytes": peak(), "history": S.history,
+        **environment(device), "seconds": seconds,
+        "peak_memory_bytes": None if math.isnan(most := peak()) else most, "history": S.history,
     }  # fmt: skip
     _write_json(job.folder / "run.json", record)
     for leftover in (checkpoint, checkpoint.with_name("checkpoint-last-good.safetensors")):
@@ -597,20 +598,3 @@ def _commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-class _PeakMemory:
-    """Peak memory in bytes: of the device since construction on CUDA, of the whole process on a CPU."""
-
-    def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
-        if self.cuda:
-            torch.cuda.init()
-            torch.cuda.reset_peak_memory_stats(device)
-        self.device = device
-
-    def __call__(self) -> int:
-        if self.cuda:
-            return torch.cuda.max_memory_allocated(self.device)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -7,6 +7,7 @@ Two kinds of answers: a number of steps known beforehand (`fixed`, `adaptive`), 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
@@ -82,6 +83,11 @@ def gap_opens(before: Losses, after: Losses, gap: float) -> bool:
 STOP: dict[str, Callable[[Losses, Losses, float], bool]] = {"overfit": loss_rises, "overfit-gap": gap_opens}
 
 
+def overfits(path: Sequence[Losses], criterion: str, gap: float) -> list[bool]:
+    """Whether each step along a path of theta overfits, by a criterion in STOP. path: the losses before, between and after."""
+    return [STOP[criterion](before, after, gap) for before, after in pairwise(path)]
+
+
 def steps_per_outer_iteration(where: str, T: int, zeta: int) -> int:
     """Steps of theta in one outer iteration, an upper bound for the overfitting criteria.
 
@@ -91,23 +97,31 @@ def steps_per_outer_iteration(where: str, T: int, zeta: int) -> int:
     return sum(steps(where, t, zeta) for t in range(T - 1))
 
 
-def fit_schedule(history: Sequence[dict], T: int) -> list[int]:
-    """zeta_theta(t) learned from where a run saw overfitting, as the authors read Eq. 12 off CIFAR-10 runs (Section 4.4).
+def steps_until_overfitting(history: Sequence[dict], T: int) -> list[list[int]]:
+    """Steps of theta after which overfitting was seen, or MAX_STEPS where it was not: a list of T - 1, over t, for each k.
 
     history: of a set condensed with where="overfit" or "overfit-gap" (`SyntheticSet.history`), one dict for each outer
     iteration with its detections [t, i, L(S, theta), L(T, theta)]. T: its inner iterations.
-    At each t the steps until overfitting, i + 1, or MAX_STEPS where none was seen, are summed up by their median over the
-    outer iterations; the schedule is the non-increasing sequence nearest to those medians, in whole steps of at least 1.
-
-    Returns T - 1 numbers, which "steps:..." takes in a recipe. Raises ValueError without history, or for T < 2.
+    Raises ValueError without history, or for T < 2.
     """
-    from sklearn.isotonic import isotonic_regression
-
     if not history or T < 2:
         raise ValueError("a schedule is learned from at least one outer iteration with T of at least 2: condense with both first")
     taken = []
     for entry in history:
         seen = {t: i + 1 for t, i, *_ in entry["detections"]}
         taken.append([seen.get(t, MAX_STEPS) for t in range(T - 1)])
-    medians = [median(column) for column in zip(*taken, strict=True)]
+    return taken
+
+
+def fit_schedule(history: Sequence[dict], T: int) -> list[int]:
+    """zeta_theta(t) learned from where a run saw overfitting, as the authors read Eq. 12 off CIFAR-10 runs (Section 4.4).
+
+    At each t `steps_until_overfitting` (which see for history and T) are summed up by their median over the outer iterations;
+    the schedule is the non-increasing sequence nearest to those medians, in whole steps of at least 1.
+
+    Returns T - 1 numbers, which "steps:..." takes in a recipe. Raises ValueError without history, or for T < 2.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    medians = [median(column) for column in zip(*steps_until_overfitting(history, T), strict=True)]
     return [max(1, round(value)) for value in isotonic_regression(medians, increasing=False).tolist()]

@@ -63,7 +63,7 @@ def test_a_run_and_its_folder(data, tmp_path):
     assert gm.Recipe(**record["recipe"]) == gm.Recipe.for_method("DC", "made-up", 1, "tiny", 3)
     assert record["data"] == {"name": "made-up", "fingerprint": data.fingerprint, "origin": data.origin}
     assert record["torch"] == torch.__version__ and record["gmlib"] == gm.__version__ and record["device"] == "cpu"
-    assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
+    assert record["seconds"] > 0 and (record["peak_memory_bytes"] is None or record["peak_memory_bytes"] >= 0)
     assert [h["k"] for h in record["history"]] == [0, 1, 2, 3]
     alone = gm.condense(data, gm.Recipe(**record["recipe"]), "cpu", progress=False)
     assert torch.equal(gm.SyntheticSet.load(r.folder / "set.safetensors").images, alone.images)

@@ -5,14 +5,86 @@ and the columns dataset, ipc, method, budget, set (integer seed of the condensed
 of the network) and accuracy (percent).
 """
 
-from .figures import accuracy_figure, alignment_figure, image_grid, reach_figure
-from .numbers import Verdict, Verdicts, claim, components, compression, correlation, summarise, verdict, verdicts
+from .claims import (
+    ORDERINGS,
+    claims,
+    claims_sentence,
+    claims_summary,
+    claims_table,
+    orderings,
+    orderings_table,
+    paper_table,
+)
+from .figures import (
+    accuracy_figure,
+    alignment_figure,
+    cost_figure,
+    distance_figure,
+    image_grid,
+    loss_figure,
+    overfitting_figure,
+    paths_figure,
+    plane_distances,
+    reach_figure,
+    schedule_figure,
+    sets_figure,
+    time_figure,
+    transfer_figure,
+)
+from .numbers import (
+    Verdict,
+    Verdicts,
+    alike,
+    claim,
+    components,
+    compression,
+    correlation,
+    matching,
+    summarise,
+    verdict,
+    verdicts,
+)
+from .playground import Playground, session_figure, session_slider
 from .sliders import Slider, trace_slider
 from .style import COLOURS, STYLE, colour, method_order, show, source, use_style
-from .tables import Table, reach_table, table
+from .tables import (
+    Table,
+    best_source,
+    best_target,
+    components_table,
+    cost_measured,
+    cost_ratio,
+    cost_table,
+    foretold_table,
+    generalisation,
+    log_sentence,
+    matching_table,
+    neighbours_table,
+    network_sizes,
+    network_table,
+    noise_table,
+    overfitting_table,
+    reach_table,
+    saving_sentence,
+    schedule_sentence,
+    steps_table,
+    table,
+    text_table,
+    time_to,
+    timed_with,
+    timing_sentence,
+    transfer_table,
+)
 
 __all__ = [
-    "COLOURS", "STYLE", "Slider", "Table", "Verdict", "Verdicts", "accuracy_figure", "alignment_figure", "claim", "colour",
-    "components", "compression", "correlation", "image_grid", "method_order", "reach_figure", "reach_table", "show", "source",
-    "summarise", "table", "trace_slider", "use_style", "verdict", "verdicts",
+    "COLOURS", "ORDERINGS", "STYLE", "Playground", "Slider", "Table", "Verdict", "Verdicts", "accuracy_figure",
+    "alignment_figure", "alike", "best_source", "best_target", "claim", "claims", "claims_sentence", "claims_summary",
+    "claims_table", "colour", "components", "components_table", "compression", "correlation", "cost_figure", "cost_measured",
+    "cost_ratio", "cost_table", "distance_figure", "foretold_table", "generalisation", "image_grid", "log_sentence",
+    "loss_figure", "matching", "matching_table", "method_order", "neighbours_table", "network_sizes", "network_table",
+    "noise_table", "orderings", "orderings_table", "overfitting_figure", "overfitting_table", "paper_table", "paths_figure",
+    "plane_distances", "reach_figure", "reach_table", "saving_sentence", "schedule_figure", "schedule_sentence",
+    "session_figure", "session_slider", "sets_figure", "show", "source", "steps_table", "summarise", "table", "text_table",
+    "time_figure", "time_to", "timed_with", "timing_sentence", "trace_slider", "transfer_figure", "transfer_table", "use_style",
+    "verdict", "verdicts",
 ]

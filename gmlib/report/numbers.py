@@ -8,7 +8,7 @@ of the method: every interval below treats the SETS as the random effect and is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,13 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
 
-from ..store import COLUMNS
+from ..condense import initial
+from ..data import Data
+from ..recipe import Recipe
+from ..store import COLUMNS, Run
 from .style import method_order, per_class
 
+OUTCOMES = ("held", "reversed", "not decided", "too few sets")  # of a `Verdict`
 _CELL = ["dataset", "ipc", "method", "network", "budget"]
 
 
@@ -114,7 +118,7 @@ def components(results: pd.DataFrame, whole: Mapping[str, float] | None = None, 
                 "relative": 100 * s["mean"] / full,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*_CELL, "mean", "ior", "ior_low", "ior_high", "hlr", "relative"])
 
 
 def compression(n_real: int, n_synthetic: int, shape: Sequence[int], bytes_per_value: int = 4) -> dict[str, float]:
@@ -174,6 +178,14 @@ class Verdicts(list):
 
     def _repr_markdown_(self) -> str:
         return "\n".join(f"- {v._repr_markdown_()}" for v in self)
+
+    def counted(self) -> Markdown:
+        """One sentence: how many of them had which outcome."""
+        if not self:
+            return Markdown("Nothing can be compared: no two of these methods were run together.")
+        outcomes = [v.outcome for v in self]
+        told = ", ".join(f"{outcome} in {outcomes.count(outcome)}" for outcome in OUTCOMES if outcome in outcomes)
+        return Markdown(f"**Of {len(self)} comparison{'' if len(self) == 1 else 's'}: {told}.**")
 
 
 def select(results: pd.DataFrame, **wanted) -> pd.DataFrame:
@@ -268,6 +280,50 @@ def claim(results: pd.DataFrame, best: str, others: Sequence[str], *, network=No
         f"**{best} has the highest mean, against {names}, in {top} of {cells} cell{'s' if cells > 1 else ''}.** "
         f"It is above all of them beyond noise in {above}, and below one of them beyond noise in {beaten}."
     )
+
+
+def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markdown:
+    """Whether two methods do equally well, which takes more than no difference found: a line for each cell with both.
+
+    Rule: "held" if the 95% interval of `verdict` lies within two standard deviations of the other's networks (all sets
+    together, as the paper prints them), "reversed" if it lies outside, "not decided" otherwise.
+    Raises ValueError where they were run together in no cell.
+    """
+    results = select(checked(results), network=network)
+    lines = []
+    for v in verdicts(results, one, other):
+        cell = select(results, dataset=v.dataset, ipc=v.ipc, budget=v.budget, method=other)
+        margin = 2 * summarise(cell)["std"].iloc[0]
+        outcome = v.outcome
+        if outcome != "too few sets":
+            inside, outside = -margin <= v.low and v.high <= margin, v.low > margin or v.high < -margin
+            outcome = "held" if inside else "reversed" if outside else "not decided"
+        interval = "no interval" if math.isnan(v.low) else f"95% interval {v.low:+.2f} to {v.high:+.2f}"
+        lines.append(
+            f"- {v.dataset}, {per_class(v.ipc)}: {one} is like {other} if their difference, {v.difference:+.2f} points "
+            f"({interval}), is within ±{margin:.2f}: **{outcome}**."
+        )
+    return Markdown("\n".join(lines))
+
+
+def matching(runs: Collection[Run], data: Data) -> pd.DataFrame:
+    """How far matching came, one row for each condensed set; coresets have none.
+
+    data: what they were condensed from. Columns: dataset, ipc, method, set (its seed); losses, a list with the matching loss
+    of each outer iteration; first and last, its mean over the first and the last tenth of them (one at least); left, last
+    over first in percent; moved, |S - S_0| / |S_0| in normalised pixels. A loss is in the units of its own distance.
+    """
+    rows = []
+    for r in (r for r in runs if r.record["history"]):
+        recipe = Recipe(**r.record["recipe"])
+        losses = [entry["loss"] for entry in r.record["history"]]
+        tenth = max(1, len(losses) // 10)
+        first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
+        S_0 = initial(data, recipe).to(r.S.images)
+        moved = float((r.S.images - S_0).norm() / S_0.norm())
+        cell = (recipe.dataset, recipe.ipc, r.record["method"], recipe.seed)
+        rows.append((*cell, losses, first, last, 100 * last / first, moved))
+    return pd.DataFrame(rows, columns=["dataset", "ipc", "method", "set", "losses", "first", "last", "left", "moved"])
 
 
 def correlation(question: str, found) -> Markdown:

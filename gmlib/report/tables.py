@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from IPython.display import Markdown
+from scipy import stats
 
-from .numbers import checked, select, summarise
-from .style import method_order
+from .. import networks, where
+from ..paper import published
+from ..recipe import Recipe, generator
+from ..store import Run
+from .figures import overfitting
+from .numbers import checked, half_width, select, summarise, verdict
+from .style import method_order, per_class
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,16 @@ def table(
     columns: Sequence[tuple[str, int]] | None = None,
     network: str | None = None,
     why: Mapping[tuple[str, int, str], str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    corner: str = "method",
     caption: str = "Test accuracy in percent",
     decimals: int = 1,
 ) -> Table:
     """Methods in rows, (dataset, images per class) in columns; in a cell ours, the paper's under it.
 
     methods, columns: what to show (default: what `results` hold); a cell that was not run says so, with the
-    reason from `why[dataset, ipc, method]` where there is one.
+    reason from `why[dataset, ipc, method]` where there is one; a reason "not applicable: ..." stands alone.
+    labels: what the row of a method reads, where that is not its name. corner: what the rows are.
     paper: the published numbers, columns dataset, ipc, method, value, std (percent).
     network: the trained architecture, needed when `results` hold several.
     A cell run under another budget than "paper" is not set against the paper's figure; the caption or, where
@@ -76,8 +86,10 @@ def table(
     if columns is None:
         columns = list(summary[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None))
     budgets = list(dict.fromkeys(summary["budget"]))
-    cells = {}
-    for method in methods:
+    cells, rows = {}, [(labels or {}).get(method, method) for method in methods]
+    if len(set(rows)) < len(rows):
+        raise ValueError(f"two rows would read the same ({', '.join(rows)}): give each method a label of its own.")
+    for method, row in zip(methods, rows, strict=True):
         for dataset, ipc in columns:
             where = (summary["dataset"] == dataset) & (summary["ipc"] == ipc) & (summary["method"] == method)
             theirs = _published(paper, dataset, ipc, method)
@@ -85,11 +97,12 @@ def table(
             for _, s in summary[where].iterrows():
                 lines += _cell_lines(s, decimals, name_budget=len(budgets) > 1)
             if not lines:
-                reason = (why or {}).get((dataset, ipc, method))
-                lines = ["not run" + (f": {reason}" if reason else "")]
+                reason = (why or {}).get((dataset, ipc, method), "")
+                said = reason if reason.startswith("not applicable") else f"not run: {reason}" if reason else "not run"
+                lines = [said]
             if paper is not None:
                 lines += [_against_paper(theirs, summary[where], decimals)]
-            cells[method, f"{dataset}, IPC {ipc}"] = lines
+            cells[row, f"{dataset}, IPC {ipc}"] = lines
     note = "mean±std over all networks, n networks, 95% t interval over sets"
     if not budgets:
         note += "; nothing was run"
@@ -97,15 +110,97 @@ def table(
         note += f'; budgets: {", ".join(budgets)}, of which only "paper" is the paper\'s protocol'
     elif budgets != ["paper"]:
         note += f"; budget: {budgets[0]}, not the paper's protocol"
-    return Table(methods, [f"{d}, IPC {i}" for d, i in columns], cells, f"{caption} ({note}).")
+    return Table(rows, [f"{d}, IPC {i}" for d, i in columns], cells, f"{caption} ({note}).", corner)
+
+
+def components_table(found: pd.DataFrame) -> Table:
+    """What condensation adds, in parts: methods in rows; found: as `components` returns them, of one network and budget."""
+    cells, column = {}, _column_names(found)
+    for c in found.itertuples():
+        at = column(c.dataset, c.ipc)
+        interval = f"95% CI [{c.ior_low:+.1f}, {c.ior_high:+.1f}]"
+        cells[c.method, f"{at}: IOR"] = _unless_missing(c.ior, "{:+.1f}") + ([] if math.isnan(c.ior_low) else [interval])
+        cells[c.method, f"{at}: HLR"] = _unless_missing(c.hlr, "{:.1f}")
+        cells[c.method, f"{at}: relative"] = _unless_missing(c.relative, "{:.1f} %")
+    caption = "Improvement over random (IOR) and hard-label recovery gap (HLR) in points; accuracy relative to whole data."
+    return _filled(method_order(found["method"]), cells, caption)
+
+
+def noise_table(results: pd.DataFrame) -> Table:
+    """Standard deviations between sets and between the networks of one set, methods in rows; results: of one network."""
+    cells, column = {}, _column_names(results)
+    for s in summarise(select(checked(results), network=None, budget=None)).itertuples():
+        at = column(s.dataset, s.ipc)
+        cells[s.method, f"{at}: between sets"] = [*_unless_missing(s.std_between_sets, "{:.2f}"), _sets(s.n_sets)]
+        cells[s.method, f"{at}: between networks"] = [*_unless_missing(s.std_within_sets, "{:.2f}"), f"n={s.n}"]
+    caption = "Standard deviation of test accuracy, in points: of the means of sets, and of networks around their set's mean."
+    return _filled(method_order(results["method"]), cells, caption)
+
+
+def matching_table(found: pd.DataFrame, labels: Mapping[str, str] | None = None, corner: str = "method") -> Table:
+    """How far matching came, mean±std over sets, methods in rows; found: as `matching` returns it. labels: as in `table`."""
+    cells = {}
+    for method, rows in found.groupby("method", sort=False):
+        row = (labels or {}).get(method, method)
+        for name, column, decimals in (
+            ("loss at first", "first", 0), ("loss in the end", "last", 0), ("of the first, in percent", "left", 0),
+            ("images moved by", "moved", 2),
+        ):  # fmt: skip
+            std = f"±{rows[column].std():.{decimals}f}" if len(rows) > 1 else ""
+            cells[row, name] = [f"{rows[column].mean():.{decimals}f}{std}"]
+    caption = (
+        "Matching loss over the first and the last tenth of the outer iterations, each in the units of its own distance, and how "
+        "far S moved, relative to the norm it began with; mean±std over sets."
+    )
+    return _filled(list(dict.fromkeys(row for row, _ in cells)), cells, caption, corner)
+
+
+def neighbours_table(found: pd.DataFrame) -> Table:
+    """Published figures of other methods, data sets in columns; found: as `paper.neighbours` returns them."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for (method, venue, dataset), rows in found.groupby(["method", "venue", "dataset"], sort=False):
+        figures, ipcs = " / ".join(f"{value:.1f}" for value in rows["value"]), " / ".join(map(str, rows["ipc"]))
+        cells[f"{method} ({venue})", dataset] = [figures, f"IPC {ipcs}"]
+    caption = "Published test accuracy in percent, by images per class; each by its own paper's protocol."
+    return _filled(list(dict.fromkeys(row for row, _ in cells)), cells, caption, empty="none")
+
+
+def _column_names(found: pd.DataFrame) -> Callable[[str, int], str]:
+    """What stands above a column: the data set is named where there are several."""
+    several = found["dataset"].nunique() > 1
+    return lambda dataset, ipc: f"{dataset}, IPC {ipc}" if several else f"IPC {ipc}"
+
+
+def _unless_missing(value: float, form: str) -> list[str]:
+    return ["not known" if math.isnan(value) else form.format(value)]
+
+
+def _filled(
+    rows: list[str], cells: dict[tuple[str, str], list[str]], caption: str, corner: str = "method", empty: str = "not run"
+) -> Table:
+    """A table of these cells; those that are not there say `empty`."""
+    columns = list(dict.fromkeys(column for _, column in cells))
+    return Table(rows, columns, {(r, c): cells.get((r, c), [empty]) for r in rows for c in columns}, caption, corner)
+
+
+def text_table(frame: pd.DataFrame, caption: str, corner: str = "method") -> Table:
+    """A table of what is already text: the index in rows, the columns in columns; a line break in a cell makes a small line."""
+    rows, columns = list(map(str, frame.index)), list(map(str, frame.columns))
+    cells = {
+        (row, column): str(frame.iat[i, j]).split("\n") for i, row in enumerate(rows) for j, column in enumerate(columns)
+    }
+    return Table(rows, columns, cells, caption, corner)
 
 
 def _cell_lines(s: pd.Series, decimals: int, name_budget: bool) -> list[str]:
     spread = "" if math.isnan(s["std"]) else f"±{s['std']:.{decimals}f}"
-    sets = "1 set" if s["n_sets"] == 1 else f"{s['n_sets']} sets"
-    ours = f"{s['mean']:.{decimals}f}{spread} (n={s['n']}, {sets})"
+    ours = f"{s['mean']:.{decimals}f}{spread} (n={s['n']}, {_sets(s['n_sets'])})"
     interval = s["note"] if math.isnan(s["ci95"]) else f"95% CI [{s['low']:.{decimals}f}, {s['high']:.{decimals}f}]"
     return [ours, interval] + ([f"budget: {s['budget']}"] if name_budget else [])
+
+
+def _sets(n: int) -> str:
+    return f"{n} set{'' if n == 1 else 's'}"
 
 
 def _published(paper: pd.DataFrame | None, dataset: str, ipc: int, method: str) -> tuple[float, float] | None:
@@ -148,3 +243,445 @@ def reach_table(sums: pd.DataFrame, budget: str) -> Table:
         f"Distance from the start to the nearest trap, mean±std over sets; sets, and starts that reached it (budget: {budget})."
     )
     return Table(methods, [f"eps = {e:g}" for e in eps], cells, caption)
+
+
+# ---- source x target: Table 4 ------------------------------------------------------------------------------
+
+
+def network_sizes(
+    names: Sequence[str], shape: tuple[int, int, int], n_classes: int, *, width: int = 128, depth: int = 3
+) -> pd.DataFrame:
+    """What `networks.build` makes of each name for images of `shape` (channels, height, width), one row each.
+
+    Columns: network; parameters, how many numbers there are to train; weights, the shapes of the arrays whose gradients are
+    matched, input first; convolutional, whether one of these is a convolution's; reason, why a network does not fit the
+    images, or "". Raises ValueError for an unknown name.
+    """
+    rows = []
+    for name in dict.fromkeys(names):
+        networks.parse(name)  # an unknown name is a mistake, and no network that does not fit
+        row = {"network": name, "parameters": 0, "weights": [], "convolutional": False, "reason": ""}
+        try:
+            size = {"width": width, "depth": depth}
+            network = networks.build(name, shape, n_classes, generator=generator(0, "sizes"), **size)
+        except ValueError as reason:
+            rows.append(row | {"reason": str(reason)})
+            continue
+        weights = [tuple(weight.shape) for _, weight in networks.matched(network)]
+        parameters = sum(p.numel() for p in network.parameters())
+        convolutional = any(len(shape) == 4 for shape in weights)
+        rows.append(row | {"parameters": parameters, "weights": weights, "convolutional": convolutional})
+    return pd.DataFrame(rows)
+
+
+def network_table(sizes: Mapping[str, pd.DataFrame]) -> Table:
+    """Networks in rows, data in columns: parameters and matched weights, or why the network does not fit.
+
+    sizes: what stands above a column -> `network_sizes` of the same networks for these data.
+    """
+    cells = {
+        (row.network, column): [row.reason] if row.reason else _size_lines(row)
+        for column, rows in sizes.items()
+        for row in rows.itertuples()
+    }
+    names = list(dict.fromkeys(name for name, _ in cells))
+    caption = "Parameters; under them the arrays of weights whose gradients are matched: how many, the first and the last."
+    return Table(names, list(sizes), cells, caption, corner="network")
+
+
+def _size_lines(row) -> list[str]:
+    first, last = ("×".join(map(str, row.weights[i])) for i in (0, -1))
+    return [f"{row.parameters:,}", f"{len(row.weights)}: {first} to {last}"]
+
+
+def transfer_table(
+    results: pd.DataFrame,
+    paper: pd.DataFrame | None = None,
+    *,
+    sources: Mapping[str, str],
+    targets: Sequence[str],
+    dataset: str,
+    ipc: int,
+    why: Mapping[tuple[str, int, str], str] | None = None,
+    unfit: Mapping[str, str] | None = None,
+) -> Table:
+    """Source networks in rows, target networks in columns, as Table 4 has them; the cells are those of `table`.
+
+    sources: method -> what its row reads, {"MD@lenet": "lenet"}. paper: the published numbers, columns dataset, ipc, method,
+    network, value, std; left out where they hold none for (dataset, ipc). why[dataset, ipc, method] and unfit[target] say
+    why a cell is empty.
+    """
+    if paper is not None:
+        paper = paper[(paper["dataset"] == dataset) & (paper["ipc"] == ipc)]
+        paper = None if paper.empty else paper
+    results = results[(results["dataset"] == dataset) & (results["ipc"] == ipc)]
+    cells, note = {}, ""
+    for target in targets:
+        theirs = None if paper is None else paper[paper["network"] == target]
+        reasons = dict(why or {}) | {(dataset, ipc, m): (unfit or {})[target] for m in sources if target in (unfit or {})}
+        column = table(
+            results[results["network"] == target], theirs, methods=list(sources), columns=[(dataset, ipc)], why=reasons,
+            caption=f"{dataset}, IPC {ipc}: test accuracy in percent, sources in rows, targets in columns",
+        )  # fmt: skip
+        for method, label in sources.items():
+            cells[label, target] = column.cells[method, f"{dataset}, IPC {ipc}"]
+        if not note or (results["network"] == target).any():
+            note = column.caption
+    return Table(list(sources.values()), list(targets), cells, note, corner="source \\ target")
+
+
+def generalisation(
+    results: pd.DataFrame, sources: Mapping[str, str], targets: Sequence[str], control: str = "random"
+) -> Markdown:
+    """Whether what was condensed with a source helps other networks: one sentence, of one (dataset, ipc, budget).
+
+    sources, targets: method -> name of its source network, and names of networks; the convolutional ones, as the paper says
+    it of them. Rule: a source generalises to another network if that is trained to a higher accuracy by the source's images
+    than by those of `control`, beyond noise (`verdict`).
+    """
+    found = {
+        f"{source} to {target}": verdict(results, method, control, network=target).outcome
+        for method, source in sources.items()
+        for target in targets
+        if target != source and {method, control} <= _methods(results, target)
+    }
+    if not found:
+        return Markdown(f"Whether sources generalise cannot be said: no pair of different networks was run beside {control}.")
+    pairs = {outcome: [pair for pair in found if found[pair] == outcome] for outcome in dict.fromkeys(found.values())}
+    rest = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in pairs.items() if outcome != "held")
+    return Markdown(
+        f"**In {len(pairs.get('held', ()))} of {len(found)} pairs of a source and another target, both convolutional, the "
+        f"condensed images train the target better than random real images do, beyond noise.**{f' Else {rest}.' if rest else ''}"
+    )
+
+
+def best_source(results: pd.DataFrame, best: str, sources: Mapping[str, str], targets: Sequence[str]) -> Markdown:
+    """Whether `best` is the best source for every target: one sentence, of one (dataset, ipc, budget).
+
+    best, sources: a method, and method -> name of its source network. Rule: `verdict` against each other source, target by
+    target; those targets count for which all the sources were run.
+    """
+    others = [method for method in sources if method != best]
+    compared = [target for target in targets if set(sources) <= _methods(results, target)] if others else []
+    name = sources.get(best, best)
+    if best not in sources or not compared:
+        return Markdown(f"Which source is best cannot be said: for no target was {name} run beside all the others.")
+    found = {target: [verdict(results, best, other, network=target) for other in others] for target in compared}
+    top = [target for target, all_of in found.items() if all(v.difference > 0 for v in all_of)]
+    above = [target for target, all_of in found.items() if all(v.outcome == "held" for v in all_of)]
+    below = [target for target, all_of in found.items() if any(v.outcome == "reversed" for v in all_of)]
+    return Markdown(
+        f"**{name} has the highest mean of {len(sources)} sources for {_some(top, compared)}.** It is above every other source "
+        f"beyond noise for {_some(above, compared)}, and below one of them beyond noise for {_some(below, compared)}."
+    )
+
+
+def best_target(results: pd.DataFrame, sources: Mapping[str, str], targets: Sequence[str]) -> Markdown:
+    """Whether one target is among the best whatever the source: one sentence, of one (dataset, ipc, budget).
+
+    Rule: for each source the targets are ranked by mean; the best third of them, rounded up, are among the best. Those
+    sources count with which all the targets were run. "Beyond noise" compares the target with each outside that third, by
+    `verdict` over the same sets.
+    """
+    compared = [method for method in sources if all(method in _methods(results, target) for target in targets)]
+    few = math.ceil(len(targets) / 3)
+    if not compared or len(targets) < 2:
+        return Markdown("Whether one target is among the best whatever the source cannot be said: no source was run with two.")
+    means = summarise(results).pivot(index="method", columns="network", values="mean").loc[compared, list(targets)]
+    among = means.rank(axis=1, ascending=False, method="min") <= few
+    count = among.sum()
+    # Targets take the place of methods: they are compared on the same sets.
+    by_target = results.rename(columns={"method": "network", "network": "method"})
+    sentences = []
+    for target in count.index[count == count.max()]:
+        clear = [
+            method
+            for method in compared
+            if among.loc[method, target]
+            and all(
+                verdict(by_target, target, other, network=method).outcome == "held"
+                for other in targets
+                if not among.loc[method, other]
+            )
+        ]
+        sentences.append(
+            f"**{target} is {'the best' if few == 1 else f'among the best {few}'} of {len(targets)} targets for "
+            f"{count[target]} of {len(compared)} sources**, and above those outside beyond noise for {len(clear)}."
+        )
+    return Markdown(" ".join(sentences))
+
+
+def _methods(results: pd.DataFrame, target: str) -> set[str]:
+    return set(results.loc[results["network"] == target, "method"])
+
+
+def _some(chosen: Sequence[str], of: Sequence[str]) -> str:
+    names = f" ({', '.join(chosen)})" if chosen else ""
+    return f"{len(chosen)} of {len(of)} target{'s' if len(of) > 1 else ''}{names}"
+
+
+# ---- where S is updated: Figure 3, Eq. 12 ------------------------------------------------------------------
+
+
+def steps_table(runs: Collection[Run], methods: Sequence[str], why: Mapping[tuple[str, int, str], str] | None = None) -> Table:
+    """What one outer iteration of each method takes, mean over the outer iterations of all its sets.
+
+    runs: of one dataset and ipc. In columns: steps of theta as `where.steps_per_outer_iteration` has them beforehand, and as
+    taken; evaluations of L(S) and L(T) for the overfitting test; seconds, with those of the first method with fixed steps as
+    100 percent; the matching loss in the last outer iteration, mean over sets. why: as in `table`.
+    """
+    cells, whole = {}, None
+    reasons = {method: reason for (*_, method), reason in (why or {}).items()}
+    for method in methods:
+        own = [r.record for r in runs if r.record["method"] == method and r.record["history"]]
+        columns = ("steps, beforehand", "steps, taken", "losses evaluated", "seconds", "matching loss")
+        cells |= {(method, c): ["not run"] for c in columns}
+        cells[method, columns[0]] += [reasons[method]] if method in reasons else []
+        if not own:
+            continue
+        recipe = Recipe(**own[0]["recipe"])
+        T, zeta = recipe.schedule()
+        detects = recipe.where in where.STOP
+        entries = pd.DataFrame([entry for record in own for entry in record["history"]])
+        taken, seconds = entries["theta_steps"], entries["seconds"].mean()
+        whole = seconds if whole is None and recipe.where == "fixed" else whole
+        beforehand = ("at most " if detects else "") + f"{where.steps_per_outer_iteration(recipe.where, T, zeta)}"
+        spread = [f"{taken.min()} to {taken.max()}"] if taken.nunique() > 1 else []
+        # `condense.move` measures them before the first step at each t too
+        losses = f"{taken.mean() + T - 1:.0f}" if detects else "0"
+        share = [] if whole is None else [f"{100 * seconds / whole:.0f} %"]
+        last = sum(record["history"][-1]["loss"] for record in own) / len(own)
+        row = [[beforehand], [f"{taken.mean():.0f}", *spread], [losses], [f"{seconds:.3g}", *share], [f"{last:.4g}"]]
+        cells |= {(method, c): lines for c, lines in zip(columns, row, strict=True)}
+        counts = (_counted(len(entries), "outer iteration"), _counted(len(own), "set"))
+        cells[method, "steps, taken"].append(", ".join(counts))
+    caption = "One outer iteration: steps of theta, evaluations of L(S) and L(T), seconds, and the matching loss at the end."
+    return _filled(list(methods), cells, caption)
+
+
+def overfitting_table(losses: pd.DataFrame, gap: float) -> Table:
+    """How often theta overfits on its way by the two criteria of `where.STOP`, methods in rows.
+
+    losses: as `overfitting_figure` takes them; the counts are over all their outer iterations, the losses those after the last
+    step of each, in the mean. gap: threshold of "overfit-gap", in nats.
+    """
+    cells, ks = {}, losses["k"].nunique()
+    for method, rows in losses.groupby("method", sort=False):
+        outer = [part for _, part in rows.groupby("k")]
+        rose, open_ = (
+            sum(overfitting(part, criterion, gap).sum() for part in outer) for criterion in ("overfit", "overfit-gap")
+        )
+        n, last = (rows["i"] > 0).sum(), pd.concat([part.tail(1) for part in outer])
+        cells[method, "steps of theta"] = [f"{n}"]
+        cells[method, "raised L(T)"] = [f"{rose}", f"{100 * rose / n:.0f} %"]
+        cells[method, f"left a gap over {gap:g}"] = [f"{open_}", f"{100 * open_ / n:.0f} %"]
+        cells[method, "L(S) at the end"] = [f"{last['loss_S'].mean():.2f}"]
+        cells[method, "L(T) at the end"] = [f"{last['loss_T'].mean():.2f}"]
+    caption = f"Steps of theta that overfit, over {_counted(ks, 'outer iteration')} of one set; losses in nats."
+    return _filled(method_order(losses["method"]), cells, caption)
+
+
+def log_sentence(log: Mapping) -> Markdown:
+    """What a log of detections under results/overfitting/ is of, from its own fields."""
+    recipe = Recipe(**log["recipe"])
+    size = f"width {recipe.width} and {recipe.batch_real} real images per class and update"
+    length = f"{_counted(log['outer_iterations'], 'outer iteration')}, stopped {log['stopped']}"
+    return Markdown(
+        f"The log **{log['data']['name']}** is of {log['data']['origin']}, made with a ConvNet of {size}, where the paper has "
+        f"{Recipe.width} and {Recipe.batch_real}. Method {recipe.method}, {per_class(recipe.ipc)}, {length}."
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def schedule_sentence(name: str, seen: Sequence[Sequence[int]], learned: Sequence[int]) -> Markdown:
+    """Whether a learned schedule has Eq. 12's shape; arguments as for `schedule_figure`, of one log.
+
+    Rule: it falls, and at every t Eq. 12 lies between the quartiles of the steps until overfitting.
+    """
+    quartiles = pd.DataFrame(seen).quantile([0.25, 0.75])
+    eq12 = pd.Series([where.adaptive(t) for t in range(len(learned))])
+    sides = {"above": eq12 > quartiles.loc[0.75], "below": eq12 < quartiles.loc[0.25]}
+    outside = [f"{side} the quartiles at t = {', '.join(map(str, at.index[at]))}" for side, at in sides.items() if at.any()]
+    lies = " and ".join(outside) if outside else "between the quartiles at every t"
+    falls = learned[-1] < learned[0]
+    has = "has" if falls and not outside else "does not have"
+    return Markdown(
+        f"- {name}, {_counted(len(seen), 'outer iteration')}: the learned schedule is "
+        f"`steps:{','.join(map(str, learned))}`, {sum(learned)} steps against Eq. 12's {sum(eq12)}. "
+        f"It {'falls' if falls else 'does not fall'}, and Eq. 12 lies {lies}: **it {has} Eq. 12's shape**."
+    )
+
+
+# ---- what it costs: Section 4.5 ------------------------------------------------------------------------------
+
+
+def cost_table(costs: pd.DataFrame) -> Table:
+    """What an outer iteration costs, methods in rows; costs: as `cost.outer_iteration` returns them."""
+    methods = method_order(costs["method"])
+    base = "DC" if "DC" in methods else methods[0]
+    against, cells = f"against {base}", {}
+    for method in methods:
+        rows = costs[costs["method"] == method]
+        first, mean = rows.iloc[0], rows.mean(numeric_only=True)
+        value, low, high = cost_ratio(costs, method, base)
+        at_most = "at most " if mean["loss_evaluations"] else ""
+        peak = mean["peak_memory_bytes"]
+        cells[method, "time"] = [at_most + _seconds(mean["seconds"])]
+        cells[method, against] = [f"{at_most}{value:.1f} %"]
+        if method != base and not math.isnan(low):
+            cells[method, against] += [f"95% CI [{low:.1f}, {high:.1f}]"]
+        cells[method, "updates of S"] = [
+            _seconds(mean["seconds_matching"]), f"{first['T']} of {_seconds(mean['seconds_per_update'])}"
+        ]  # fmt: skip
+        cells[method, "steps of theta"] = [
+            at_most + _seconds(mean["seconds_moving"]), f"{first['theta_steps']:.0f} of {_seconds(mean['seconds_per_step'])}"
+        ]  # fmt: skip
+        cells[method, "looking for overfitting"] = [
+            at_most + _seconds(mean["seconds_looking"]), f"{first['loss_evaluations']:.0f} losses"
+        ] if at_most else ["none"]  # fmt: skip
+        cells[method, "peak memory"] = ["not measured" if math.isnan(peak) else f"{peak / 1e6:.0f} MB"]
+    return _filled(methods, cells, f"One outer iteration with {timed_with(costs)}.")
+
+
+def timed_with(costs: pd.DataFrame) -> str:
+    """What an outer iteration was timed with, for a caption; costs: as `cost.outer_iteration` returns them."""
+    first, n = costs.iloc[0], costs["round"].nunique()
+    return (
+        f"T = {first['T']}, zeta = {first['zeta']}, added up from its pieces; mean of {n} rounds, 95% t interval over rounds; "
+        f"{first['device_name']} ({first['device']}), {first['threads']} CPU thread{'s' if first['threads'] > 1 else ''}"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+
+
+def cost_ratio(costs: pd.DataFrame, method: str, base: str) -> tuple[float, float, float]:
+    """Time of a method's outer iteration in percent of another's: mean over rounds of the ratio in each, 95% t interval.
+
+    costs: as `cost.outer_iteration` returns them. The interval is NaN for one round.
+    """
+    seconds = costs.pivot(index="round", columns="method", values="seconds")
+    return _interval(100 * seconds[method] / seconds[base])
+
+
+def _interval(values: pd.Series) -> tuple[float, float, float]:
+    mean, half = float(values.mean()), half_width(values.to_numpy())
+    return mean, mean - half, mean + half
+
+
+def cost_measured(costs: pd.DataFrame, ipc: int) -> dict[str, tuple[float, float, float]]:
+    """What `claims` is to judge the paper's efficiency claims by: claim id -> (value, low, high), percent of time or steps.
+
+    M and D: the time of MD above that of DC. A: the time of MDA below that of MD, which differs in the steps of theta alone;
+    the paper claims it for 10 images per class, so it is left out for another ipc. A claim whose methods were not timed, or
+    in one round only, is left out. costs: as `cost.outer_iteration` returns them.
+    """
+    timed, found = set(costs["method"]), {}
+    if {"MD", "DC"} <= timed:
+        value, low, high = cost_ratio(costs, "MD", "DC")
+        found["m-and-d-extra-time-at-most"] = (value - 100, low - 100, high - 100)
+    if ipc == 10 and {"MDA", "MD"} <= timed:
+        value, low, high = cost_ratio(costs, "MDA", "MD")
+        found["a-saving-at-least"] = found["a-saving-at-most"] = (100 - value, 100 - high, 100 - low)
+        for name, method in (("fixed", "MD"), ("adaptive", "MDA")):
+            steps = costs.loc[costs["method"] == method, "theta_steps"].iloc[0]
+            found[f"theta-updates-{name}"] = (steps, steps, steps)
+    return {f"text-efficiency-{name}": ours for name, ours in found.items() if not math.isnan(ours[1])}
+
+
+def saving_sentence(costs: pd.DataFrame, base: str = "MD", shorter: str = "MDA") -> Markdown:
+    """What part of the time theta's steps take with `base`, and what the fewer steps of `shorter` can save of it.
+
+    costs: as `cost.outer_iteration` returns them. It ends with the share that the paper's saving would need.
+    """
+    rows = costs[costs["method"] == base]
+    steps = {m: float(costs.loc[costs["method"] == m, "theta_steps"].iloc[0]) for m in (base, shorter)}
+    where_ = f"With T = {rows['T'].iloc[0]} and zeta = {rows['zeta'].iloc[0]}"
+    if not steps[base]:
+        return Markdown(f"{where_} theta takes no step, so no schedule can save any time.")
+    fewer = 1 - steps[shorter] / steps[base]
+    share, low, high = _interval(100 * rows["seconds_moving"] / rows["seconds"])
+    text = (
+        f"{where_} {base} takes {steps[base]:.0f} steps of theta in an outer iteration, and they take {share:.0f} % of its time "
+        f"here (95% interval {low:.0f} to {high:.0f}). {shorter} takes {steps[shorter]:.0f}, which is {abs(100 * fewer):.0f} % "
+    )
+    if fewer <= 0:
+        return Markdown(f"{text}more: **it costs {-share * fewer:.0f} % of the time and saves none**.")
+    claimed = published("text").set_index("claim")["value"]
+    least, most = (claimed[f"text-efficiency-a-saving-at-{word}"] for word in ("least", "most"))
+    return Markdown(
+        f"{text}fewer: **it saves {share * fewer:.0f} % of the time**. The same schedule saves the paper's {least:.0f} to "
+        f"{most:.0f} % where the steps of theta take {least / fewer:.0f} to {most / fewer:.0f} % of the time."
+    )
+
+
+def timing_sentence(costs: pd.DataFrame, method: str = "MD", base: str = "DC", target: float = 0.5) -> Markdown:
+    """Whether the timings are exact enough to see a difference of 1 % between two methods, and what it would take.
+
+    Rule: they are if the 95% interval of the ratio (`cost_ratio`, two rounds at least) is within ±target percentage points.
+    """
+    value, low, high = cost_ratio(costs, method, base)
+    half, n = (high - low) / 2, costs["round"].nunique()
+    said = f"{method} takes {value:.1f} % of the time of {base}, with a 95% interval of ±{half:.2f} after {n} rounds: "
+    if half <= target:
+        return Markdown(f"{said}**narrow enough** to see a difference of 1 %.")
+    # A t interval of n rounds is t s / sqrt(n) to either side; with many rounds t is that of the normal distribution.
+    rounds = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, n - 1) * half / target) ** 2 * n
+    return Markdown(
+        f"{said}**too wide** to see a difference of 1 %. A machine that does other work at the same time makes timings noisy. "
+        f"With rounds as noisy as these it would take about {float(f'{rounds:.1g}'):.0f} to come down to ±{target:g}; an idle "
+        "machine needs fewer."
+    )
+
+
+def foretold_table(foretold: pd.DataFrame, taken: pd.DataFrame) -> Table:
+    """Seconds of an outer iteration, as the pieces add up to and as runs took; methods in rows.
+
+    foretold: as `cost.outer_iteration` returns it, with the steps that the runs took; taken: as `cost.taken` does.
+    """
+    cells = {}
+    for method, runs in taken.groupby("method", sort=False):
+        rows = foretold[foretold["method"] == method]
+        sums, took = rows["seconds"].mean(), runs["seconds"].mean()
+        cells[method, "steps of theta"] = [f"{runs['theta_steps'].mean():.0f}"]
+        cells[method, "added up"] = [_seconds(sums)]
+        cells[method, "in the run"] = [_seconds(took)]
+        cells[method, "run / added up"] = [f"{took / sums:.2f}"]
+    first = foretold.iloc[0]
+    caption = (
+        f"One outer iteration with T = {first['T']}, zeta = {first['zeta']}: mean of {foretold['round'].nunique()} rounds of "
+        "pieces, median of a run's outer iterations."
+    )
+    return _filled(method_order(taken["method"]), cells, caption)
+
+
+def time_to(along: pd.DataFrame, base: str = "DC") -> Markdown:
+    """When each method first reaches the accuracy that `base` ends with; along: as `cost.along` returns it.
+
+    Means over sets, where several were run. A method reaches it at its first snapshot at or above.
+    """
+    if base not in set(along["method"]):
+        return Markdown(f"{base} was not run to its end: there is no accuracy for the others to reach.")
+    looks = along.groupby(["method", "k"], sort=False)[["seconds", "accuracy"]].mean().reset_index()
+    end = looks[looks["method"] == base].sort_values("k").iloc[-1]
+    told = []
+    for method in method_order(looks["method"]):
+        if method == base:
+            continue
+        rows = looks[looks["method"] == method].sort_values("k")
+        there = rows[rows["accuracy"] >= end["accuracy"]]
+        if len(there):
+            told.append(f"{method} after {_seconds(there['seconds'].iloc[0])} (k = {there['k'].iloc[0]})")
+        else:
+            told.append(f"{method} not within {_seconds(rows['seconds'].iloc[-1])}")
+    sets, networks = along["set"].nunique(), along["networks"].min()
+    return Markdown(
+        f"**{base} ends at {end['accuracy']:.1f} % after {_seconds(end['seconds'])}.** First at or above that: "
+        f"{'; '.join(told) or 'no other method was run'}. "
+        f"An accuracy is the mean of {networks} network{'s' if networks > 1 else ''} for each of {sets} "
+        f"set{'s' if sets > 1 else ''}, and was looked at after k = {', '.join(map(str, sorted(looks['k'].unique())))}."
+    )

@@ -1,0 +1,174 @@
+"""What condensing costs, in time and in memory (Sections 4.4 and 4.5).
+
+An outer iteration of Algorithm 1 is made of three pieces: an update of S (lines 5-9), a step of theta (line 12) and, where the
+updates wait for overfitting, a pair of losses L(S, theta) and L(T, theta). Methods differ in what one update costs and in how
+many of the other pieces they need. So the pieces are timed, many times and turn by turn, and an outer iteration is added up
+from them: minutes of running that are all alike are not needed, and a machine that slows down hurts all methods alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from . import where
+from .condense import STREAMS, check, draw, fresh_network, initial, match, move, sample
+from .condense import measure as both_losses
+from .data import Data
+from .memory import Memory, PeakMemory
+from .recipe import OutOfTime, Recipe, check_number, device_of, generator, progress_bar
+from .store import Run, environment, listed
+
+STEPS, PAIRS = 10, 5  # steps of theta and pairs of losses that are timed together: one alone is short
+
+
+def measure(
+    data: Data,
+    methods: Collection[str] | str,
+    ipc: int,
+    *,
+    budget: str = "paper",
+    rounds: int = 10,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    deadline: float | None = None,
+    **fields: Any,
+) -> pd.DataFrame:
+    """Time the pieces of an outer iteration, `rounds` times for every method; nothing is condensed or stored.
+
+    Each round takes the methods in turn, beginning with another one each time. A first round warms up, a second measures memory;
+    neither is timed. The pieces begin with S as a run does and a fresh network, the same for all methods. Where methods do the
+    same work, each gets the mean over them of the round: updates of S with the same what and how, and every step of theta.
+    methods: names in METHODS, or spelt "what,how,where"; a list or "DC,M". budget, device: see `store.run`. fields: of Recipe.
+
+    Returns one row per (method, round), rounds from 1:
+      method, what, how, where, round
+      seconds_per_update    of S, lines 5-9; with zeta_S = 1
+      seconds_per_step      of theta, line 12: one pass over S
+      seconds_per_pair      of losses; NaN where the method looks for no overfitting
+      peak_memory_bytes     most that the pieces hold above what was held before (`PeakMemory`), the same in every round
+      device, device_name, threads      what it was measured on
+
+    Raises ValueError for a recipe that does not fit the data, before any work; OutOfTime at `deadline` (time.monotonic()).
+    """
+    recipes = {m: Recipe.for_method(m, data.name, ipc, budget, seed, **fields) for m in listed(methods)}
+    check_number("rounds", rounds, least=2, whole=True)
+    for recipe in recipes.values():
+        check(data, recipe)
+    device = device_of(device)
+    data = data.to(device)
+    memories = {m: Memory(largest=max(r.batch_real, r.ipc)) for m, r in recipes.items()}
+    peaks, rows, names = {}, [], list(recipes)
+    bar = progress_bar(f"timing ipc {ipc}", (rounds + 2) * len(names), "piece", progress)
+    for r in range(-1, rounds + 1):  # -1 warms up, 0 measures memory
+        turn = r % len(names)
+        for m in names[turn:] + names[:turn]:
+            if deadline is not None and time.monotonic() > deadline:
+                bar.close()
+                raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to begin anew")
+            peak = PeakMemory(device) if r == 0 else None
+            seconds = _pieces(data, recipes[m], max(r, 0), memories[m])
+            if peak:
+                peaks[m] = peak()
+            if r > 0:
+                choice = {name: getattr(recipes[m], name) for name in ("what", "how", "where")}
+                rows.append({"method": m, **choice, "round": r, **seconds, "peak_memory_bytes": peaks[m]})
+            bar.update()
+    bar.close()
+    table = pd.DataFrame(rows)
+    for name, alike in {"update": ["round", "what", "how"], "step": ["round"], "pair": ["round"]}.items():
+        means = table.groupby(alike)[f"seconds_per_{name}"].transform("mean")
+        table[f"seconds_per_{name}"] = means.where(table[f"seconds_per_{name}"].notna())
+    made_on = environment(device)
+    return table.assign(**{name: made_on[name] for name in ("device", "device_name", "threads")})
+
+
+def _pieces(data: Data, recipe: Recipe, k: int, memory: Memory) -> dict[str, float]:
+    """Seconds of one update of S, one step of theta and one pair of losses, with the network of outer iteration k."""
+    C = data.n_classes
+    S = initial(data, recipe).requires_grad_()
+    labels = torch.arange(C, device=S.device).repeat_interleave(recipe.ipc)
+    weights = data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / C)
+    optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
+    network = fresh_network(data, recipe, k)
+    optimise_theta = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
+    plain = replace(recipe, where=f"steps:{STEPS}")  # steps alone: nothing is looked for, nothing ends them
+
+    begun = _now(S.device)
+    streams = {use: generator(recipe.seed, use, k, 0) for use in STREAMS}
+    B = sample(data, recipe, streams)
+    _, S.grad, _, _ = match(network, S, labels, B, weights, recipe, k, memory)
+    optimise_S.step()
+    updated = _now(S.device)
+    move(network, optimise_theta, S.detach(), labels, data, plain, STEPS, streams)
+    moved = _now(S.device)
+    found = {"seconds_per_update": updated - begun, "seconds_per_step": (moved - updated) / STEPS, "seconds_per_pair": math.nan}
+    if recipe.where in where.STOP:
+        validation = draw(data, where.VALIDATION_BATCH, streams["validation"])
+        begun = _now(S.device)
+        for _ in range(PAIRS):
+            both_losses(network, S.detach(), labels, validation)
+        found["seconds_per_pair"] = (_now(S.device) - begun) / PAIRS
+    return found
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def outer_iteration(pieces: pd.DataFrame, T: int, zeta: int, steps: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """What an outer iteration costs with so many inner iterations T and steps zeta of "fixed": `pieces` and further columns.
+
+    T, zeta; theta_steps, the number of steps of theta, as the schedule has it or, where the steps end with overfitting, at most;
+    loss_evaluations, of one loss on S or T each; seconds_matching, of the T updates of S; seconds_moving, of the steps of theta;
+    seconds_looking, of the losses; seconds, their sum, without the drawing of the network, as in a run's history.
+    steps: steps of theta by method, where they were counted in a run.
+    """
+    check_number("T", T, least=1, whole=True)
+    check_number("zeta", zeta, least=1, whole=True)
+    taken = {m: where.steps_per_outer_iteration(at, T, zeta) for m, at in zip(pieces["method"], pieces["where"], strict=True)}
+    theta_steps = pieces["method"].map({**taken, **(steps or {})}).astype(float)
+    # The losses before the first step are needed too, at every t but the last: after it theta does not move.
+    pairs = (theta_steps + T - 1).where(pieces["where"].isin(where.STOP), 0.0)
+    parts = {
+        "seconds_matching": T * pieces["seconds_per_update"],
+        "seconds_moving": theta_steps * pieces["seconds_per_step"],
+        "seconds_looking": pairs * pieces["seconds_per_pair"].fillna(0.0),
+    }
+    return pieces.assign(
+        T=T, zeta=zeta, theta_steps=theta_steps, loss_evaluations=2 * pairs, **parts, seconds=sum(parts.values())
+    )  # fmt: skip
+
+
+def taken(runs: Collection[Run]) -> pd.DataFrame:
+    """What an outer iteration of these runs really took: method, set, seconds (median) and theta_steps (mean)."""
+    rows = []
+    for r in runs:
+        history = pd.DataFrame(r.record["history"])
+        found = {"seconds": history["seconds"].median(), "theta_steps": history["theta_steps"].mean()}
+        rows.append({"method": r.record["method"], "set": r.record["recipe"]["seed"], **found})
+    return pd.DataFrame(rows, columns=["method", "set", "seconds", "theta_steps"])
+
+
+def along(runs: Collection[Run]) -> pd.DataFrame:
+    """Accuracy against time: one row for every snapshot of these runs.
+
+    Columns: method, set, k outer iterations, seconds that these took, accuracy (percent, mean over the networks), networks.
+    """
+    rows = []
+    for r in runs:
+        at = {"method": r.record["method"], "set": r.record["recipe"]["seed"]}
+        for k, (_, e) in r.trace.items():
+            seconds = sum(entry["seconds"] for entry in r.record["history"][:k])
+            rows.append({**at, "k": k, "seconds": seconds, "accuracy": e.mean, "networks": e.n})
+    return pd.DataFrame(rows, columns=["method", "set", "k", "seconds", "accuracy", "networks"])

@@ -1,0 +1,414 @@
+"""Every figure the paper prints, and every ordering it asserts in words, against our runs, each by a rule stated beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import pandas as pd
+from IPython.display import Markdown
+
+from .. import paper, where
+from ..evaluate import Evaluation, Protocol
+from ..recipe import BUDGETS, check_number, choose
+from ..store import shipped
+from .numbers import OUTCOMES as VERDICTS
+from .numbers import checked, summarise, verdict
+from .tables import Table, table, text_table, transfer_table
+
+OUTCOMES = ["reproduced", "differs", *VERDICTS, "another budget", "not run"]
+_CELL = ["dataset", "ipc", "method", "network"]
+_NOT_AT_HAND = {"SVHN", "CIFAR100", "TinyImageNet"}  # data that the machines behind results/ did not have
+_DIGITS = {"percent": 1, "percent of whole": 0, "percent of time": 0, "steps": 0}  # printed after the point, at least
+_NO_RUN = "no run of it is stored"
+_SLACK = 1e-9  # for 83.8 - 83.2 <= 0.6
+
+
+def claims(
+    results: pd.DataFrame,
+    measured: Mapping[str, tuple[float, float, float]] | None = None,
+    whole: Mapping[str, Evaluation] | None = None,
+) -> pd.DataFrame:
+    """One row for every figure in paper.csv, in its order, with ours and an outcome.
+
+    results: long form. Only runs of the paper's own cell count (data set, images per class, method, target network): an image
+    folder is never taken for one of the paper's data sets.
+    measured: (value, low, high), a 95% interval, for claims on computing time or steps, by claim id.
+    whole: networks trained on all training images (`store.whole`), by data set.
+
+    Columns: claim, table, row, column, unit as in the file; paper, paper_std; ours, ours_std, pooled over all networks as the
+    paper does; low, high, the 95% t interval of ours over sets (for whole training sets over networks); n networks, n_sets;
+    budget; outcome; note, why it is so where that needs saying. Missing where there is none.
+
+    Outcomes. A figure is judged where it was run under the budget "paper". Its tolerance is 2 of the paper's standard
+    deviations, and at least the rounding of the printed figure:
+      reproduced      low and high both lie within the tolerance around the paper's figure
+      differs         the whole interval lies outside it
+      not decided     the interval reaches across its edge
+      too few sets    fewer than two sets (networks, for whole training sets), so no interval
+      another budget  only other budgets were run: shown, not judged
+      not run         note says why
+    A relative accuracy is 100 times ours over the mean of `whole`, whose own spread is left out. Steps of theta are counted
+    from the schedules, unless measured. A bound ("at most", "at least") is held if the interval lies on its side, reversed if
+    on the other, not decided if the bound is inside it.
+
+    Raises ValueError for results that are not in long form, and for a measured id or interval that fits no such claim.
+    """
+    every = _every_claim()
+    timed = {c.claim: c for c in every if c.unit in ("percent of time", "steps")}
+    counted, measured = _counted_steps(), measured or {}
+    for claim, interval in measured.items():
+        choose(timed, "claim on time or steps", claim)
+        if len(interval) != 3 or not interval[1] <= interval[0] <= interval[2]:
+            raise ValueError(f"measured[{claim!r}] is {interval!r}: give (value, low, high) with low <= value <= high")
+        for number in interval:
+            check_number(f"measured[{claim!r}]", number)
+    runs: dict[tuple, dict[str, dict]] = {}  # cell -> budget -> row of the summary
+    for s in summarise(results).to_dict("records") if len(results) else ():
+        runs.setdefault(tuple(s[name] for name in _CELL), {})[s["budget"]] = s
+    rows = []
+    for c in every:
+        if c.claim in timed:
+            ours = _measured(c, measured.get(c.claim, counted.get(c.claim)))
+            if c.claim in counted and c.claim not in measured:
+                ours["note"] = "counted from the schedule"
+        elif c.method == "whole":
+            ours = _whole(c, (whole or {}).get(c.dataset))
+        else:
+            ours = _run(c, runs.get((c.dataset, c.ipc, c.method, c.network), {}), (whole or {}).get(c.dataset))
+        if ours["outcome"] == "not run" and not ours.get("note"):
+            ours["note"] = _reason(c.dataset, c.ipc, results)
+        stated = {"claim": c.claim, "table": c.table, "row": c.row, "column": c.column, "paper": c.value, "paper_std": c.std}
+        rows.append(stated | {"unit": c.unit} | _nothing() | ours)
+    return pd.DataFrame(rows).astype({"n": "Int64", "n_sets": "Int64"})
+
+
+def _every_claim() -> list:
+    return [c for name in paper.TABLES for c in paper.published(name).itertuples(index=False)]
+
+
+def _nothing() -> dict:
+    nan = math.nan
+    return {
+        "ours": nan, "ours_std": nan, "low": nan, "high": nan, "n": None, "n_sets": None, "budget": "", "outcome": "not run",
+        "note": "",
+    }  # fmt: skip
+
+
+def _run(c, runs: Mapping[str, dict], whole: Evaluation | None) -> dict:
+    """An accuracy, or an accuracy relative to that of the whole training set; runs: rows of `summarise` by budget."""
+    if not runs:
+        return {"outcome": "not run"}
+    budget = next((b for b in reversed(BUDGETS) if b in runs), next(iter(runs)))  # the one nearest to the paper's
+    s, scale = runs[budget], 1.0
+    if c.unit == "percent of whole":
+        if whole is None:
+            return {"outcome": "not run", "note": "no network trained on the whole training set is stored"}
+        scale = 100 / whole.mean
+        budget = budget if _by_the_paper(whole) else "mixed"
+    ours = {name: scale * s[key] for name, key in (("ours", "mean"), ("ours_std", "std"), ("low", "low"), ("high", "high"))}
+    ours |= {"n": s["n"], "n_sets": s["n_sets"], "budget": budget, "note": s["note"]}
+    return ours | _judged(c, ours)
+
+
+def _whole(c, e: Evaluation | None) -> dict:
+    if e is None:
+        return {"outcome": "not run"}
+    (low, high), budget = e.ci95, "paper" if _by_the_paper(e) else "another protocol"
+    note = "no set: interval over networks" if e.n > 1 else "one network: no interval"
+    ours = {"ours": e.mean, "ours_std": e.std, "low": low, "high": high, "n": e.n, "budget": budget, "note": note}
+    return ours | _judged(c, ours)
+
+
+def _by_the_paper(e: Evaluation) -> bool:
+    """Whether these networks are ConvNets trained by the paper's protocol; its epochs depend on the augmentation."""
+    papers = {name: value for name, value in asdict(Protocol()).items() if name not in ("epochs", "augment")}
+    same = all(e.protocol.get(name) == value for name, value in papers.items())
+    return same and e.network == "convnet" and e.protocol.get("epochs") == (300 if e.protocol.get("augment") == "none" else 1000)
+
+
+def _judged(c, ours: dict) -> dict:
+    if ours["budget"] != "paper":
+        return {"outcome": "another budget"}
+    if math.isnan(ours["low"]):
+        return {"outcome": "too few sets"}
+    return {"outcome": _against(c, ours["low"], ours["high"])}
+
+
+def _against(c, low: float, high: float) -> str:
+    return _within(low - c.value, high - c.value, _tolerance(c.value, c.std, c.unit), "reproduced", "differs")
+
+
+def _tolerance(value: float, std: float, unit: str) -> float:
+    """Two standard deviations, and at least half a unit of the last digit that is printed."""
+    return max(0.0 if math.isnan(std) else 2 * std, 0.5 * 10 ** -_digits(value, unit))
+
+
+def _digits(value: float, unit: str) -> int:
+    return max(_DIGITS[unit], len(f"{value:g}".partition(".")[2]))
+
+
+def _within(low: float, high: float, tolerance: float, inside: str, outside: str) -> str:
+    """How the interval of a difference lies to plus/minus a tolerance."""
+    tolerance += _SLACK
+    if -tolerance <= low and high <= tolerance:
+        return inside
+    return outside if low > tolerance or high < -tolerance else "not decided"
+
+
+def _counted_steps() -> dict[str, tuple[float, float, float]]:
+    """Steps of theta in one outer iteration at ten images per class: a property of the schedules, exact without a run."""
+    T, zeta = where.FIXED[10]
+    counts = {name: float(where.steps_per_outer_iteration(name, T, zeta)) for name in ("fixed", "adaptive")}
+    return {f"text-efficiency-theta-updates-{name}": (count, count, count) for name, count in counts.items()}
+
+
+def _measured(c, interval: tuple[float, float, float] | None) -> dict:
+    if interval is None:
+        return {"outcome": "not run", "note": "no time was measured"}
+    value, low, high = interval
+    ours = {"ours": value, "low": low, "high": high}
+    if c.unit == "steps":
+        return ours | {"outcome": _against(c, low, high)}
+    if c.column.endswith("at most"):
+        outcome = "held" if high <= c.value else "reversed" if low > c.value else "not decided"
+    else:
+        outcome = "held" if low >= c.value else "reversed" if high < c.value else "not decided"
+    return ours | {"outcome": outcome}
+
+
+def _reason(dataset: str, ipc: int, results: pd.DataFrame) -> str:
+    if dataset in _NOT_AT_HAND and dataset not in set(results["dataset"]):
+        return "the data were not at hand"
+    if not pd.isna(ipc) and ipc not in where.FIXED:
+        return f"the paper gives no schedule for {ipc} images per class"
+    return _NO_RUN
+
+
+# ---- what the paper says in words ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """Every name in `better` beats every one in `worse`, in the cells of a table that give all their figures."""
+
+    id: str
+    sentence: str
+    table: str
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+    names: str = "method"  # what better and worse are: methods, or the "network" that is trained on the set
+    alike: bool = False  # neither is better: they are alike
+
+
+_OTHER_SOURCES = ("MD@mlp", "MD@lenet", "MD@alexnet", "MD@vgg11bn", "MD@resnet18bn")
+
+ORDERINGS = [
+    Ordering("multi-level-best", "Multi-level matching is best", "Table 1", ("M",), ("DC", "Inter", "Interleaved")),
+    Ordering(
+        "d1-best-alone", "Alone, d1 is the best distance", "Table 2",
+        ("M",), ("multi,d2,fixed", "multi,d3,fixed", "multi,100*d4,fixed"),
+    ),
+    Ordering(
+        "magnitude-helps-d1", "d1 with a magnitude term beats d1", "Table 2",
+        ("MD", "multi,d1+d3,fixed", "multi,d1+100*d4,fixed"), ("M",),
+    ),
+    Ordering("overfitting-helps-dc", "DC updated at overfitting beats DC", "text", ("intra,d1,overfit",), ("DC",)),
+    Ordering("m-beats-dc", "M beats DC", "Table 3", ("M",), ("DC",)),
+    Ordering("md-beats-dc", "MD beats DC", "Table 3", ("MD",), ("DC",)),
+    Ordering("md-beats-m", "MD beats M", "Table 3", ("MD",), ("M",)),
+    Ordering("mda-beats-dc", "MDA beats DC", "Table 3", ("MDA",), ("DC",)),
+    Ordering("mda-like-mdo", "MDA is like MDO", "Table 3", ("MDA",), ("MDO",), alike=True),
+    Ordering("learned-beat-chosen", "MD beats chosen real images", "Table 3", ("MD",), ("random", "herding")),
+    Ordering("tiny-imagenet", "MD beats DC on Tiny ImageNet", "text", ("MD",), ("DC",)),
+    Ordering("large-sets", "Ours beats DC from 50 to 1000 images per class", "text", ("MDO",), ("DC",)),
+    Ordering("convnet-best-source", "For every target, the ConvNet is the best source", "Table 4", ("MD",), _OTHER_SOURCES),
+    Ordering(
+        "resnet-among-best-targets", "From every source, ResNet beats all targets but the ConvNet", "Table 4",
+        ("resnet18",), ("mlp", "lenet", "alexnet", "vgg11"), names="network",
+    ),
+]  # fmt: skip
+
+
+def orderings(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each of ORDERINGS and budget it was run under, or one with budget "" where it was not run.
+
+    Columns: id, sentence, table; cells, those of the paper's table that give all the figures; shown, in how many of them the
+    paper's own means bear the sentence out (a tie does); budget; run, in how many of these cells results hold all the runs;
+    and in how many of those it came out held, reversed, not_decided, too_few (sets); note, why it was not run.
+
+    A cell is held if every `better` is above every `worse` beyond noise (`verdict`), reversed if one is below, not decided
+    otherwise. Where the sentence says "like", it is held if the 95% interval of the difference lies within two standard
+    deviations of the second one's networks, reversed if it lies outside, not decided otherwise; the paper's own means bear it
+    out within two of its own. Only the paper's cells count: other data and sizes are judged in the chapters.
+
+    Raises ValueError for results that are not in long form.
+    """
+    results = checked(results) if len(results) else results
+    rows = []
+    for o in ORDERINGS:
+        cells = _cells_of(o)
+        stated = {"id": o.id, "sentence": o.sentence, "table": o.table, "cells": len(cells)}
+        stated["shown"] = sum(_shown(o, figures) for figures in cells.values())
+        found: dict[str, list[str]] = {}
+        for (*cell, budget), runs in results.groupby([*_cell_columns(o), "budget"], sort=False):
+            if tuple(cell) in cells and {*o.better, *o.worse} <= set(runs[o.names]):
+                found.setdefault(budget, []).append(_outcome(o, runs))
+        for budget, outcomes in (found or {"": []}).items():
+            counts = {name.replace(" ", "_"): outcomes.count(name) for name in ("held", "reversed", "not decided")}
+            counts["too_few"] = outcomes.count("too few sets")
+            why = "" if outcomes else _why_no_cell(list(cells), results)
+            rows.append({**stated, "budget": budget, "run": len(outcomes), **counts, "note": why})
+    return pd.DataFrame(rows)
+
+
+def _why_no_cell(cells: list[tuple], results: pd.DataFrame) -> str:
+    """The reason that all cells share, where it is more than that runs are wanting."""
+    reasons = {_reason(dataset, ipc, results) for dataset, ipc, _ in cells}
+    return reasons.pop() if len(reasons) == 1 and _NO_RUN not in reasons else "no cell has all its runs"
+
+
+def _cell_columns(o: Ordering) -> list[str]:
+    return [name for name in _CELL if name != o.names]
+
+
+def _cells_of(o: Ordering) -> dict[tuple, dict[str, tuple[float, float]]]:
+    """The cells in which the paper gives every figure: (dataset, ipc, method or network) -> {name: (value, std)}."""
+    cells: dict[tuple, dict[str, tuple[float, float]]] = {}
+    for c in paper.published(o.table).dropna(subset="ipc").to_dict("records"):
+        cells.setdefault(tuple(c[name] for name in _cell_columns(o)), {})[c[o.names]] = (c["value"], c["std"])
+    return {cell: figures for cell, figures in cells.items() if {*o.better, *o.worse} <= set(figures)}
+
+
+def _shown(o: Ordering, figures: Mapping[str, tuple[float, float]]) -> bool:
+    differences = [figures[b][0] - figures[w][0] for b in o.better for w in o.worse]
+    if o.alike:
+        margin = _tolerance(*figures[o.worse[0]], "percent")
+        return all(abs(d) <= margin + _SLACK for d in differences)
+    return all(d >= 0 for d in differences)
+
+
+def _outcome(o: Ordering, runs: pd.DataFrame) -> str:
+    if o.names == "network":
+        runs = runs.rename(columns={"method": "network", "network": "method"})  # `verdict` compares what stands in "method"
+    found = [verdict(runs, b, w) for b in o.better for w in o.worse]
+    outcomes = [v.outcome for v in found]
+    if "too few sets" in outcomes:
+        return "too few sets"
+    if o.alike:
+        margin = 2 * summarise(runs[runs["method"] == o.worse[0]])["std"].iloc[0]
+        outcomes = [_within(v.low, v.high, margin, "held", "reversed") for v in found]
+    if "reversed" in outcomes:
+        return "reversed"
+    return "held" if set(outcomes) == {"held"} else "not decided"
+
+
+# ---- as the page shows them ------------------------------------------------------------------------------
+
+
+def claims_sentence(found: pd.DataFrame) -> Markdown:
+    """What became of the claims, in two sentences; found: as `claims` returns them."""
+    budgets = found[found["n"].notna()]["budget"]
+    counts = found["outcome"].value_counts()
+    told = ", ".join(f"{name} {counts[name]}" for name in OUTCOMES if name in counts)
+    first = (
+        "**No run is stored yet, so no accuracy of the paper was put to the test;** what is judged here was counted or measured."
+        if budgets.empty
+        else f"**Of the paper's {len(found)} figures, {(budgets == 'paper').sum()} were run by its own protocol, and "
+        f"{(budgets != 'paper').sum()} with another budget only.**"
+    )
+    return Markdown(f"{first} Outcomes of all {len(found)}: {told}.")
+
+
+def claims_summary(found: pd.DataFrame) -> Table:
+    """Outcomes counted by table; found: as `claims` returns them."""
+    counts = pd.crosstab(found["table"], found["outcome"], margins=True, margins_name="all")
+    counts = counts.reindex(index=[*found["table"].unique(), "all"], columns=[*OUTCOMES, "all"], fill_value=0)
+    return text_table(counts, "Figures of the paper, by outcome.", corner="where")
+
+
+def claims_table(found: pd.DataFrame) -> Table:
+    """Claims in rows: the paper's figure, ours, our interval, the outcome; found: as `claims` returns them, or some of them."""
+    one_table, one_unit = found["table"].nunique() == 1, found["unit"].nunique() == 1
+    cells, rows = {}, []
+    for c in found.itertuples():
+        row = f"{c.row}: {c.column}" if one_table else f"{c.table}, {c.row}: {c.column}"
+        rows.append(row)
+        digits = _digits(c.paper, c.unit)
+        cells[row, "paper"] = [_number(c.paper, c.paper_std, digits)] + ([] if one_unit else [c.unit])
+        more = digits if c.unit == "steps" else max(digits, 1)
+        cells[row, "ours"] = ["" if math.isnan(c.ours) else _number(c.ours, c.ours_std, more)]
+        if not pd.isna(c.n):
+            sets = "" if pd.isna(c.n_sets) else f", {c.n_sets} set{'' if c.n_sets == 1 else 's'}"
+            cells[row, "ours"].append(f"n={c.n}{sets}" + ("" if c.budget == "paper" else f", budget: {c.budget}"))
+        cells[row, "95% interval"] = ["" if math.isnan(c.low) else f"{c.low:.{more}f} to {c.high:.{more}f}"]
+        cells[row, "outcome"] = [c.outcome] + ([c.note] if c.note else [])
+    caption = f"Figures{' in ' + found['unit'].iloc[0] if one_unit else ''}, ±std over all networks; 95% t interval over sets."
+    return Table(rows, ["paper", "ours", "95% interval", "outcome"], cells, caption, corner="figure")
+
+
+def _number(value: float, std: float, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if math.isnan(std) else f"±{std:.{digits}f}")
+
+
+def orderings_table(found: pd.DataFrame) -> Table:
+    """Orderings in rows: in how many cells the paper's figures show them, and what became of ours, a line for each budget."""
+    cells = {}
+    for sentence, rows in found.groupby("sentence", sort=False):
+        first = rows.iloc[0]
+        cells[sentence, "stands in"] = ["Sections 4.4, 4.5" if first["table"] == "text" else first["table"]]
+        cells[sentence, "in the paper"] = [f"{first['shown']} of {_cells(first['cells'])}"]
+        cells[sentence, "ours"] = [_became(r) for r in rows.itertuples()]
+    columns = ["stands in", "in the paper", "ours"]
+    return Table(list(found["sentence"].unique()), columns, cells, "What the paper says in words.", corner="ordering")
+
+
+def _became(r) -> str:
+    if not r.run:
+        return f"not run: {r.note}"
+    counts = {"held": r.held, "reversed": r.reversed, "not decided": r.not_decided, "too few sets": r.too_few}
+    told = ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
+    return f"{told} of {_cells(r.run)}" + ("" if r.budget == "paper" else f" (budget: {r.budget})")
+
+
+def _cells(n: int) -> str:
+    return f"{n} cell{'' if n == 1 else 's'}"
+
+
+def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
+    """A table of the paper with our runs in each cell beside its figure, or "not run" and why.
+
+    name: "Table 1" to "Table 4". results: long form; None takes those committed under results/ (`store.shipped`).
+    Rows are methods and columns data sets with images per class; in Table 4 source and target networks, as gmlib names them.
+    Raises ValueError for an unknown table.
+    """
+    choose(dict.fromkeys(t for t in paper.TABLES if t != "text"), "table", name)
+    theirs = paper.published(name)
+    whole = theirs[theirs["method"] == "whole"]
+    theirs = theirs[theirs["ipc"].notna()].astype({"ipc": int})
+    results = shipped() if results is None else results
+    wanted = set(theirs[_CELL].itertuples(index=False, name=None))
+    in_paper = [cell in wanted for cell in results[_CELL].itertuples(index=False, name=None)]
+    mine = results.loc[pd.Series(in_paper, results.index, dtype=bool)]
+    methods = list(dict.fromkeys(theirs["method"]))
+    columns = list(theirs[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None))
+    printed = set(theirs[["dataset", "ipc", "method"]].itertuples(index=False, name=None))
+    why = {
+        (dataset, ipc, method): _reason(dataset, ipc, results)
+        if (dataset, ipc, method) in printed
+        else "not applicable: with one image per class, O and A change nothing"
+        for method in methods
+        for dataset, ipc in columns
+    }
+    if name == "Table 4":
+        sources = {method: method.partition("@")[2] or "convnet" for method in methods}
+        targets = list(dict.fromkeys(theirs["network"]))
+        return transfer_table(mine, theirs, sources=sources, targets=targets, dataset="MNIST", ipc=1, why=why)
+    labels, corner = (dict(zip(methods, theirs["column"], strict=True)), "distance") if name == "Table 2" else (None, "method")
+    caption = f"{name}: test accuracy in percent"
+    made = table(mine, theirs, methods=methods, columns=columns, why=why, labels=labels, corner=corner, caption=caption)
+    if whole.empty:
+        return made
+    figures = ", ".join(f"{c.dataset} {_number(c.value, c.std, 1)}" for c in whole.itertuples())
+    return replace(made, caption=f"{made.caption} The paper's figures on whole training sets: {figures}.")

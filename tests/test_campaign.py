@@ -1,0 +1,358 @@
+"""workflow/campaign.py: the order of its work, what it skips, where it stops, and what it says."""
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_data
+
+import gmlib as gm
+from gmlib import networks, paper, shipped, store
+from gmlib import recipe as recipes
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("campaign", ROOT / "workflow" / "campaign.py")
+campaign = sys.modules["campaign"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(campaign)
+
+TINY = recipes.Budget(
+    recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 2}, many={"inner_loops": 2, "zeta_theta": 1},
+    sets=2, networks=2, epochs=2,
+)  # fmt: skip
+NAMES = ("made-up", "other")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Two small data sets at hand, a budget of milliseconds, and logging left as it was."""
+    monkeypatch.setitem(recipes.BUDGETS, "tiny", TINY)
+    monkeypatch.setattr(campaign, "DESCENT", {"eps": [0.5], "lr": 0.1, "max_steps": 3})
+    monkeypatch.setattr(campaign, "FEW_STARTS", 1)
+    monkeypatch.setattr(campaign, "SHORT_WHOLE", {"networks": 2, "epochs": 1})
+    data = {name: replace(make_data(dtype=torch.float32, n_test=30, seed=i), name=name) for i, name in enumerate(NAMES)}
+
+    def load_data(name, **_):
+        if name == "SVHN":
+            raise FileNotFoundError("SVHN could not be downloaded: put its files there")
+        return data[name] if name in data else gm.load_data(name)
+
+    monkeypatch.setattr(campaign, "load_data", load_data)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield data
+    for handler in [h for h in root.handlers if h not in handlers]:
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def few_stages(monkeypatch):
+    stages = (
+        campaign.Stage("Table 3", 1, ("random", "DC")),
+        campaign.Stage("Section 5", 1, ("noise", "DC"), piece=campaign.descended),
+        campaign.Stage("Table 4", 1, ("DC", "DC@mlp"), targets=("mlp", "convnet"), only="MNIST"),
+        campaign.Stage("All", None, piece=campaign.whole),
+        campaign.Stage("Table 3", 10, ("random",)),
+    )
+    monkeypatch.setattr(campaign, "STAGES", stages)
+
+
+def run(folder, *more, datasets=("made-up",), ipc=(1,)):
+    arguments = ["--budget", "tiny", "--datasets", *datasets, "--ipc", *map(str, ipc), "--device", "cpu"]
+    where = ["--results-dir", str(folder), "--log", str(folder.with_suffix(".log"))]
+    return campaign.main([*arguments, *where, *more])
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def planned(small, ipcs=(1, 10, 50), names=NAMES, budget="paper", folder=Path("nowhere")):
+    pieces, refused = campaign.plan(campaign.Asked(budget, folder), [small[name] for name in names], ipcs)
+    assert refused == []
+    return pieces
+
+
+# ---- the tables ------------------------------------------------------------------------------------------
+
+
+def test_the_stages_are_the_rows_and_columns_of_the_papers_tables():
+    for table in ("Table 1", "Table 2", "Table 3", "Table 4"):
+        figures = paper.published(table)
+        figures = figures[figures["ipc"].notna()]
+        declared = {(s.ipc, m) for s in campaign.STAGES if s.name == table for m in s.methods}
+        control = {(1, "random")} if table == "Table 4" else set()
+        assert declared - control == set(figures[["ipc", "method"]].itertuples(index=False, name=None)), table
+    (four,) = (s for s in campaign.STAGES if s.name == "Table 4")
+    assert set(four.targets) == set(paper.published("Table 4")["network"]) and four.only == "MNIST"
+    (two,) = (s for s in campaign.STAGES if s.name == "Table 2")
+    assert {two.only} == set(paper.published("Table 2")["dataset"])
+
+
+def test_what_tells_most_comes_first(small, monkeypatch):
+    monkeypatch.setattr(campaign, "STAGES", [s for s in campaign.STAGES if s.name != "Table 4"])  # too large for 8x8 pixels
+    monkeypatch.setitem(recipes.BUDGETS, "paper", TINY)
+    pieces = planned(small, ipcs=(1, 10))
+    stages = list(dict.fromkeys(stage for stage, _ in pieces))
+    assert stages == [
+        "Table 3, IPC 1", "Table 1, IPC 1", "Table 2, IPC 1", "Section 5, IPC 1", "Table 3, IPC 10", "Table 1, IPC 10",
+        "Table 3, all training images",
+    ]  # fmt: skip
+    names = [piece.name for _, piece in pieces]
+    assert names[:4] == [f"made-up, {method}, set 0" for method in ("random", "DC", "M", "MD")]
+    assert names[4] == "made-up, random, set 1" and names[8] == "other, random, set 0"
+
+
+def test_nothing_is_planned_twice(small, monkeypatch):
+    monkeypatch.setattr(campaign, "STAGES", [s for s in campaign.STAGES if s.name != "Table 4"])
+    monkeypatch.setitem(recipes.BUDGETS, "paper", TINY)
+    pieces = planned(small, ipcs=(1,))
+    assert len({piece.key for _, piece in pieces}) == len(pieces)
+    of_1 = {piece.name.split(", ")[1] for stage, piece in pieces if stage == "Table 1, IPC 1"}
+    assert of_1 == {"Inter", "Interleaved"}, "DC and M are Table 3's too"
+    assert not any(piece.name.startswith("other") for stage, piece in pieces if stage == "Table 2, IPC 1"), "one data set"
+    assert sum(stage == "Table 2, IPC 1" for stage, _ in pieces) == 5 * 2
+
+
+def test_a_table_of_one_data_set_takes_the_papers_where_it_is_there():
+    stage = campaign.Stage("Table 2", 1, ("M",), only="b")
+    a, b, c = (replace(make_data(), name=name) for name in "abc")
+    assert [cell[0].name for cell in stage.cells([a, b, c], 1)] == ["b"]
+    assert [cell[0].name for cell in stage.cells([a, c], 1)] == ["a"]
+    assert list(stage.cells([], 1)) == []
+
+
+# ---- running ---------------------------------------------------------------------------------------------
+
+
+def test_a_campaign_from_beginning_to_end(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    assert run(folder, ipc=(1, 10), datasets=NAMES) == 0
+    files = [name for name in contents(folder / "tiny") if name.startswith("made-up")]
+    assert set(files) == {
+        *(f"made-up/ipc1/{m}/set{s}/{file}" for m in ("random", "DC") for s in (0, 1)
+          for file in ("accuracy-convnet.json", "run.json", "set.safetensors")),
+        *(f"made-up/ipc1/{m}/set{s}/reach.json" for m in ("noise", "DC") for s in (0, 1)),
+        *(f"made-up/ipc1/DC/set{s}/accuracy-mlp.json" for s in (0, 1)),
+        *(f"made-up/ipc1/DC@mlp/set{s}/{file}" for s in (0, 1)
+          for file in ("accuracy-convnet.json", "accuracy-mlp.json", "run.json", "set.safetensors")),
+        "made-up/whole/accuracy-convnet.json",
+        *(f"made-up/ipc10/random/set{s}/{file}" for s in (0, 1)
+          for file in ("accuracy-convnet.json", "run.json", "set.safetensors")),
+    }  # fmt: skip
+    assert list((folder / "tiny").glob("other/ipc1/DC@mlp")) == [], "a table of one data set"
+    results = store.load_results(folder / "tiny")
+    assert results.groupby(["dataset", "ipc", "method", "network"]).size().eq(4).all() and set(results["budget"]) == {"tiny"}
+    # as a run by hand
+    by_hand = store.run(
+        campaign.load_data("made-up"), "DC", 1, budget="tiny", seed=1, device="cpu", results_dir=tmp_path / "b", progress=False
+    )
+    mine = gm.load_condensed("made-up", 1, "DC", seed=1, results_dir=folder)
+    assert torch.equal(mine.images, by_hand.S.images) and mine.accuracy.accuracies == by_hand.evaluation.accuracies
+    lines = capsys.readouterr().out.splitlines()
+    sets = [line for line in lines if ", set " in line or "all training images" in line]
+    assert len(sets) == 2 * (4 + 4) + 4 + 2 + 2 * 2
+    log = (tmp_path / "results.log").read_text()
+    assert [line.split(" ", 2)[2] for line in log.splitlines()] == [line.split(" ", 2)[2] for line in lines]
+
+
+def test_what_is_there_is_not_done_again(tmp_path, few_stages, monkeypatch, capsys):
+    folder = tmp_path / "results"
+    assert run(folder, ipc=(1, 10)) == 0
+    before, log = contents(folder), capsys.readouterr().out
+    assert "0 of 15 are there; 15 left: no measure yet for 15" in log
+    for module, name in ((store, "condense"), (store, "coreset"), (networks, "fit"), (campaign, "reach")):
+        monkeypatch.setattr(module, name, None)
+    assert run(folder, ipc=(1, 10)) == 0
+    assert contents(folder) == before
+    log = capsys.readouterr().out
+    assert "15 of 15 are there; nothing left" in log and len(log.splitlines()) == 3
+
+
+def test_no_time_leaves_nothing(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    assert run(folder, "--time-budget", "0") == 0
+    assert not folder.exists()
+    log = capsys.readouterr().out
+    assert "the time budget is used up and 13 of 13 are left (Table 3, IPC 1: 4; Section 5, IPC 1: 4; Table 4, IPC 1: 4" in log
+    assert log.splitlines()[-1].endswith("All: 1): run again to go on")
+
+
+def test_it_goes_on_after_the_end_of_the_time_and_after_a_kill(tmp_path, few_stages, monkeypatch, capsys):
+    """Stopped inside a set by the deadline, then killed inside phase 2: in the end the same bits as in one go."""
+    at_once, folder = tmp_path / "at-once", tmp_path / "results"
+    assert run(at_once) == 0
+
+    class Late(float):
+        looks = 0
+
+        def __lt__(self, now):  # `now > deadline` asks here first
+            Late.looks += 1
+            return Late.looks > 6
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "deadline", lambda seconds: Late())
+        assert run(folder) == 0
+    assert "run again to go on" in capsys.readouterr().out
+    half = contents(folder)
+    assert half and set(half) < {*contents(at_once), *(name for name in half if name.endswith("checkpoint.safetensors"))}
+
+    trained = []
+
+    def stop(network, *args, real=networks.fit, **options):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return real(network, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "fit", stop)
+        assert run(folder) == 130
+    assert "goes on from what is stored" in capsys.readouterr().err
+    assert run(folder) == 0
+    assert set(contents(folder)) == set(contents(at_once))
+    for name in ("random/set0", "DC/set1", "DC@mlp/set0"):
+        of = [root / "tiny" / "made-up" / "ipc1" / name for root in (folder, at_once)]
+        assert (of[0] / "set.safetensors").read_bytes() == (of[1] / "set.safetensors").read_bytes()
+        assert shipped.evaluations(of[0])["convnet"].accuracies == shipped.evaluations(of[1])["convnet"].accuracies
+
+
+def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    assert run(folder, "--dry-run") == 0
+    assert not folder.exists() and not (tmp_path / "results.log").exists()
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[:3] == ["Table 3, IPC 1", "  made-up, random, set 0: 2 networks, 1 set",
+                          "  made-up, DC, set 0: 2 networks, 1 set"]  # fmt: skip
+    assert "  made-up, DC@mlp, set 0: 4 networks, 1 set" in listed
+    assert listed[-2:] == ["All", "  made-up, all training images: 2 networks"]
+    data = campaign.load_data("made-up")
+    store.run(data, "random", 1, budget="tiny", networks=1, device="cpu", results_dir=folder / "tiny", progress=False)
+    store.run(data, "DC", 1, budget="tiny", device="cpu", results_dir=folder / "tiny", progress=False)
+    before = contents(folder)
+    assert run(folder, "--dry-run") == 0 and contents(folder) == before
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[1:3] == ["  made-up, random, set 0: 1 networks", "  made-up, DC, set 0: done"]
+    assert "  made-up, DC, set 0: 2 networks" in listed, "the other target"
+
+
+def test_a_data_set_that_is_not_at_hand_is_left_out_and_the_others_go_on(tmp_path, few_stages, capsys):
+    assert run(tmp_path / "results", datasets=("SVHN", "made-up")) == 0
+    log = capsys.readouterr().out
+    assert "left out: SVHN could not be downloaded: put its files there" in log
+    assert {p.name for p in (tmp_path / "results" / "tiny").iterdir()} == {"made-up"}
+
+
+def test_a_piece_that_cannot_be_done_is_said_and_the_others_go_on(tmp_path, few_stages, monkeypatch, capsys):
+    def diverges(data, recipe, *args, real=store.condense, **options):
+        if recipe.seed == 0 and recipe.network == "convnet":
+            raise gm.Diverged("the matching loss is nan", 0, 0, "", None)
+        return real(data, recipe, *args, **options)
+
+    monkeypatch.setattr(store, "condense", diverges)
+    assert run(tmp_path / "results") == 1
+    log = capsys.readouterr().out
+    assert "Table 3, IPC 1: made-up, DC, set 0: the matching loss is nan" in log
+    assert re.search(r"Section 5, IPC 1: made-up, DC, set 0: there is no synthetic set .*make the set first", log)
+    there = {p.parent.relative_to(tmp_path / "results").as_posix() for p in (tmp_path / "results").rglob("run.json")}
+    made = ("random/set0", "random/set1", "DC/set1", "DC@mlp/set0", "DC@mlp/set1")
+    assert there == {f"tiny/made-up/ipc1/{name}" for name in made}
+
+
+def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
+    pieces, refused = campaign.plan(campaign.Asked("tiny", tmp_path), [small["made-up"]], (1,))
+    assert refused and all(sentence.startswith("Table 4, IPC 1: ") for sentence in refused) and len(set(refused)) == len(refused)
+    assert {stage for stage, _ in pieces} >= {"Table 3, IPC 1", "Section 5, IPC 1", "Table 3, all training images"}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--datasets", "MNISTT"], "unknown data set 'MNISTT'"),
+        (["--ipc", "7"], "no table has 7 images per class: choose from 1, 10, 50"),
+        (["--budget", "huge"], "unknown budget 'huge': choose from smoke, lite, paper"),
+        (["--time-budget", "-1"], "time_budget=-1.0 does not fit"),
+        (["--threads", "0"], "threads=0 does not fit"),
+        (["--device", "cudax"], "the device 'cudax' cannot be used here"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_run(more, sentence, tmp_path, capsys):
+    folder = tmp_path / "results"
+    assert run(folder, *more) == 2
+    assert sentence in capsys.readouterr().err and not folder.exists()
+
+
+def test_another_recipe_in_the_folder_is_refused(tmp_path, few_stages, monkeypatch, capsys):
+    assert run(tmp_path / "results") == 0
+    before = contents(tmp_path / "results")
+    monkeypatch.setitem(recipes.BUDGETS, "tiny", replace(TINY, recipe={**TINY.recipe, "outer_loops": 3}))
+    capsys.readouterr()
+    assert run(tmp_path / "results") == 1
+    log = capsys.readouterr().out
+    assert "holds a run with outer_loops=2 where outer_loops=3 is asked for" in log
+    after = contents(tmp_path / "results")
+    assert all(after[name] == before[name] for name in before)
+
+
+# ---- the time left ---------------------------------------------------------------------------------------
+
+
+def test_the_time_left_is_that_of_what_was_measured():
+    def piece(work):
+        return campaign.Piece((), "", lambda: Counter(work), None)
+
+    clock = campaign.Clock()
+    pieces = [piece({"set": 1, "networks": 50}), piece({"networks": 10}), piece({}), piece({"other": 1, "networks": 1})]
+    assert clock.left(pieces) == "3 left: no measure yet for 3"
+    clock.note({"set": (600.0, 1), "networks": (20.0, 10)})
+    clock.note({"networks": (40.0, 10)})  # 3 s for each
+    assert clock.left(pieces) == "3 left: about 0:13:00 for 2, no measure yet for 1"
+    clock.note({"other": (7.0, 1)})
+    assert clock.left(pieces) == "3 left: about 0:13:10 for 3"
+    assert clock.left([piece({})]) == "nothing left"
+
+
+def test_estimates_come_from_what_earlier_campaigns_stored(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    options = {"budget": "tiny", "sets": 1, "device": "cpu", "results_dir": folder / "tiny", "progress": False}
+    store.sweep(campaign.load_data("made-up"), ["random", "DC"], 1, **options)
+    for path in folder.rglob("*.json"):  # as if a set had taken 1000 s, and a network 50 s
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "seconds": 100.0 if "accuracies" in content else 1000.0}))
+    assert run(folder, "--time-budget", "0") == 0
+    # random and DC, set 1; both were measured: 2 * (1000 + 2 * 50)
+    assert "2 of 13 are there; 11 left: about 0:36:40 for 2, no measure yet for 9" in capsys.readouterr().out
+
+
+def test_the_results_readme_is_brought_up_to_date(tmp_path, few_stages):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"# Results\n\n{shipped.BEGIN}\nstale\n{shipped.END}\nmore\n")
+    assert run(folder) == 0
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Results\n") and text.endswith(f"{shipped.END}\nmore\n") and "stale" not in text
+    assert '| `tiny/made-up/ipc1` | 6 | 20 |' in text and '`make results BUDGET=tiny DATASETS="made-up" IPC="1"` |' in text
+    assert text == shipped.readme(text, folder)
+
+
+def test_it_needs_no_notebook(tmp_path):
+    """From a command line, in a Python that has nothing to run or to show notebooks with."""
+    without = ["papermill", "jupytext", "nbclient", "nbformat", "IPython", "ipywidgets", "matplotlib", "seaborn"]
+    arguments = ["--dry-run", "--datasets", "digits", "--ipc", "10", "--budget", "smoke", "--results-dir", str(tmp_path)]
+    code = (
+        f"import sys, runpy; sys.modules |= dict.fromkeys({without}); sys.argv = ['campaign', *{arguments}]; "
+        "runpy.run_path('workflow/campaign.py', run_name='__main__')"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "Table 3, IPC 10\n  digits, random, set 0: 4 networks, 1 set\n" in found.stdout

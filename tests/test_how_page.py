@@ -1,0 +1,209 @@
+"""What the report adds for the pages how and comparison: against hand-computed values."""
+
+import math
+from types import SimpleNamespace
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_data, tiny_recipe
+from scipy import stats
+
+from gmlib import report, store
+from gmlib.condense import initial
+
+
+def long_form(accuracies, dataset="digits", ipc=1):
+    """{method: [accuracies of the networks of each set]} as the long form."""
+    rows = [
+        (dataset, ipc, method, "smoke", seed, "convnet", net, accuracy)
+        for method, sets in accuracies.items()
+        for seed, values in enumerate(sets)
+        for net, accuracy in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=store.COLUMNS)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+def test_table_reads_labels_and_keeps_the_methods_as_keys():
+    results = long_form({"M": [[80.0], [82.0]], "multi,d2,fixed": [[70.0], [72.0]]})
+    labels = {"M": "d1", "multi,d2,fixed": "d2"}
+    paper = pd.DataFrame([("digits", 1, "multi,d2,fixed", 23.6, 2.1)], columns=["dataset", "ipc", "method", "value", "std"])
+    found = report.table(results, paper, methods=list(labels), labels=labels, corner="distance")
+    assert found.rows == ["d1", "d2"] and found.corner == "distance"
+    assert found.cells["d1", "digits, IPC 1"][0] == "81.0±1.4 (n=2, 2 sets)"
+    assert found.cells["d2", "digits, IPC 1"][-1] == "paper: 23.6±2.1"
+    assert report.table(results, labels={"M": "d1"}).rows == ["d1", "multi,d2,fixed"]
+    with pytest.raises(ValueError, match="two rows would read the same"):
+        report.table(results, labels=dict.fromkeys(labels, "d"))
+
+
+def test_table_says_where_a_method_does_not_apply():
+    why = {("digits", 1, "MDO"): "not applicable: T = 1", ("digits", 1, "MDA"): "no time"}
+    found = report.table(long_form({"M": [[80.0]]}), methods=["MDO", "MDA", "M"], why=why)
+    assert found.cells["MDO", "digits, IPC 1"] == ["not applicable: T = 1"]
+    assert found.cells["MDA", "digits, IPC 1"] == ["not run: no time"]
+
+
+def test_text_table_is_the_frame():
+    frame = pd.DataFrame({"a": ["1\n(small)", "2"], 5: ["x", "y"]}, index=["p", "q"])
+    found = report.text_table(frame, "What it is.", corner="row")
+    assert (found.rows, found.columns, found.corner) == (["p", "q"], ["a", "5"], "row")
+    assert found.cells == {("p", "a"): ["1", "(small)"], ("p", "5"): ["x"], ("q", "a"): ["2"], ("q", "5"): ["y"]}
+
+
+def test_components_table_by_hand():
+    results = pd.concat([
+        long_form({"random": [[60.0], [64.0]], "M": [[80.0], [82.0]]}),
+        long_form({"random": [[70.0]], "M": [[69.0]], "MDA": [[75.5]]}, ipc=10),
+    ])
+    found = report.components_table(report.components(results, {"digits": 90.0}))
+    interval = stats.ttest_rel([80, 82], [60, 64]).confidence_interval()
+    assert found.rows == ["M", "MDA"]
+    assert found.cells["M", "IPC 1: IOR"] == ["+19.0", f"95% CI [{interval.low:+.1f}, {interval.high:+.1f}]"]
+    assert found.cells["M", "IPC 1: HLR"] == ["9.0"] and found.cells["M", "IPC 1: relative"] == ["90.0 %"]
+    assert found.cells["M", "IPC 10: IOR"] == ["-1.0"], "one set each: no interval"
+    assert found.cells["MDA", "IPC 1: IOR"] == ["not run"]
+    unknown = report.components_table(report.components(results[results["method"] != "random"]))
+    assert unknown.cells["M", "IPC 1: IOR"] == unknown.cells["M", "IPC 1: HLR"] == ["not known"]
+    two = pd.concat([results, results.assign(dataset="MNIST")])
+    assert "MNIST, IPC 10: HLR" in report.components_table(report.components(two)).columns
+
+
+def test_components_of_random_alone_are_none():
+    found = report.components(long_form({"random": [[60.0]]}))
+    assert found.empty and {"method", "ior", "hlr"} <= set(found.columns)
+
+
+def test_noise_table_tells_sets_from_networks():
+    found = report.noise_table(long_form({"M": [[80.0, 82.0], [86.0, 88.0]], "DC": [[70.0, 71.0]]}))
+    assert found.cells["M", "IPC 1: between sets"] == [f"{math.sqrt(18):.2f}", "2 sets"]  # of 81 and 87
+    assert found.cells["M", "IPC 1: between networks"] == [f"{math.sqrt(2):.2f}", "n=4"]  # 1 on either side in both sets
+    assert found.cells["DC", "IPC 1: between sets"] == ["not known", "1 set"]
+
+
+def test_neighbours_table_names_what_each_figure_is_of():
+    dc, dm = ("DC", "ICLR 2021", "MNIST"), ("DM", "WACV 2023", "CIFAR10")
+    rows = [(*dc, 1, 91.7), (*dc, 10, 97.4), (*dm, 50, 63.0)]
+    found = report.neighbours_table(pd.DataFrame(rows, columns=["method", "venue", "dataset", "ipc", "value"]))
+    assert found.cells["DC (ICLR 2021)", "MNIST"] == ["91.7 / 97.4", "IPC 1 / 10"]
+    assert found.cells["DM (WACV 2023)", "CIFAR10"] == ["63.0", "IPC 50"]
+    assert found.cells["DM (WACV 2023)", "MNIST"] == ["none"]
+
+
+# ---- sentences -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("difference", "spread", "outcome"),
+    [(0.1, 0.1, "held"), (30.0, 0.1, "reversed"), (0.1, 9.0, "not decided")],
+)
+def test_alike_takes_an_interval_inside_the_margin(difference, spread, outcome):
+    other = [[80.0, 84.0]] * 3
+    one = [[v + difference + spread * (s - 1) for v in values] for s, values in enumerate(other)]
+    results = long_form({"MDA": one, "MDO": other})
+    text = report.alike(results, "MDA", "MDO").data
+    assert f"within ±{2 * np.std([80, 84] * 3, ddof=1):.2f}: **{outcome}**" in text
+    assert f"{difference:+.2f} points" in text and text.count("\n") == 0
+
+
+def test_alike_of_one_set_is_not_decided():
+    text = report.alike(long_form({"MDA": [[80.0, 84.0]], "MDO": [[80.0, 84.0]]}), "MDA", "MDO").data
+    assert "no interval" in text and text.endswith("**too few sets**.")
+    with pytest.raises(ValueError, match="run together in no cell"):
+        report.alike(long_form({"MDA": [[80.0]]}), "MDA", "MDO")
+
+
+def test_verdicts_are_counted():
+    results = long_form({"A": [[80.0], [81.0], [80.5]], "B": [[60.0], [61.0], [60.4]], "C": [[80.0], [70.0], [90.0]]})
+    found = report.Verdicts(v for pair in ("AB", "BA", "CA", "AC") for v in report.verdicts(results, *pair))
+    assert found.counted().data == "**Of 4 comparisons: held in 1, reversed in 1, not decided in 2.**"
+    assert report.Verdicts(found[:1]).counted().data == "**Of 1 comparison: held in 1.**"
+    assert "Nothing can be compared" in report.Verdicts().counted().data
+
+
+# ---- how far matching came -------------------------------------------------------------------------------
+
+
+def run_of(data, factor, losses, **recipe):
+    """A run that ended at `factor` times the images it began with."""
+    recipe = tiny_recipe(**recipe)
+    S = SimpleNamespace(images=factor * initial(data, recipe))
+    history = [{"loss": loss} for loss in losses]
+    return SimpleNamespace(S=S, record={"method": recipe.method, "recipe": recipe.as_dict(), "history": history})
+
+
+def test_matching_by_hand():
+    data = make_data()
+    losses = [100.0, 80.0, *[50.0] * 16, 30.0, 15.0]  # twenty: two at either end are averaged
+    coreset = SimpleNamespace(S=None, record={"method": "random", "recipe": {}, "history": []})
+    found = report.matching([run_of(data, 3.0, losses, seed=4), coreset, run_of(data, 1.0, [7.0])], data)
+    assert found["set"].tolist() == [4, 0] and found["losses"][0] == losses
+    assert found.loc[0, ["first", "last", "left", "moved"]].tolist() == pytest.approx([90.0, 22.5, 25.0, 2.0])
+    assert found.loc[1, ["first", "last", "left", "moved"]].tolist() == pytest.approx([7.0, 7.0, 100.0, 0.0])
+    assert report.matching([coreset], data).empty
+
+
+def test_matching_table_and_figure_read_labels():
+    data = make_data()
+    runs = [run_of(data, 2.0, [10.0, 4.0]), run_of(data, 4.0, [10.0, 6.0], seed=1), run_of(data, 2.0, [8.0, 2.0], how="d2")]
+    found, labels = report.matching(runs, data), {"multi,d2,fixed": "d2", "M": "d1"}
+    cells = report.matching_table(found, labels, corner="distance").cells
+    assert cells["d1", "loss at first"] == ["10±0"] and cells["d1", "loss in the end"] == ["5±1"]
+    assert cells["d1", "of the first, in percent"] == ["50±14"] and cells["d1", "images moved by"] == ["2.00±1.41"]
+    assert cells["d2", "images moved by"] == ["1.00"]
+    axes = report.loss_figure(found, labels).axes
+    assert [ax.get_title() for ax in axes] == ["d2", "d1"]
+    assert [line.get_ydata().tolist() for line in axes[1].lines] == [[10.0, 4.0], [10.0, 6.0]]
+    assert [ax.get_title() for ax in report.loss_figure(found).axes] == ["M", "multi,d2,fixed"]
+
+
+# ---- figures ---------------------------------------------------------------------------------------------
+
+
+def test_accuracy_figure_stands_in_the_labels_order():
+    results = long_form({"M": [[80.0]], "MD": [[81.0]], "multi,d2,fixed": [[70.0]]})
+    ax = report.accuracy_figure(results, labels={"multi,d2,fixed": "d2", "M": "d1"}).axes[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["d2", "d1", "MD"]
+    shown = {line.get_ydata()[0]: line.get_color() for line in ax.lines if line.get_alpha()}
+    assert shown == {70.0: report.style.OTHER_COLOUR, 80.0: report.COLOURS["M"], 81.0: report.COLOURS["MD"]}
+
+
+def test_plane_distances_by_hand():
+    gT, gS = (3.0, 4.0), [(3.0, 4.0), (0.3, 0.4), (4.0, -3.0), (-3.0, -4.0)]
+    wanted = {
+        "d1": [0, 0, 1, 2], "d2": [0, 4.5, math.sqrt(50), 10], "d3": [0, 20.25, 50, 100], "d4": [0, 10.125, 25, 50],
+        "d1 + 0.1*d2": [0, 0.45, 1 + 0.1 * math.sqrt(50), 3],
+    }  # fmt: skip
+    for expression, values in wanted.items():
+        np.testing.assert_allclose(report.plane_distances(expression, gS, gT), values, atol=1e-12)
+    with pytest.raises(ValueError, match="unknown distance 'd9'"):
+        report.plane_distances("d9", gS, gT)
+
+
+def test_distance_figure_marks_each_gradient_with_its_distance():
+    fig = report.distance_figure(["d1", "d2"], (1, 0), {"A": (0.25, 0), "B": (0, 1)})
+    assert [ax.get_title() for ax in fig.axes] == ["d1", "d2"]
+    told = [[t.get_text() for t in ax.get_legend().get_texts()] for ax in fig.axes]
+    assert told == [["gT", "A: 0.00", "B: 1.00"], ["gT", "A: 0.75", "B: 1.41"]]
+    ends = [line.get_xydata()[-1].tolist() for line in fig.axes[0].lines]
+    assert ends == [[1, 0], [0.25, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_sets_figure_puts_each_set_in_a_row(kind):
+    shades = {"random": [0.1, 0.2, 0.3, 0.4], "M": [0.6, 0.7]}  # two classes: two images of each, one of each
+    sets = {name: kind(np.broadcast_to(np.reshape(v, (-1, 1, 1, 1)), (len(v), 1, 3, 3)).copy()) for name, v in shades.items()}
+    (ax,) = report.sets_figure(sets, 2, titles=["zero", "one"]).axes
+    sheet = np.asarray(ax.images[0].get_array())
+    assert sheet.shape == (7, 7)
+    np.testing.assert_allclose([[sheet[1, 1], sheet[1, 5]], [sheet[5, 1], sheet[5, 5]]], [[0.1, 0.3], [0.6, 0.7]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["random", "M"] and ax.get_yticks().tolist() == [1, 5]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["zero", "one"]

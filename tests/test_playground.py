@@ -1,0 +1,314 @@
+"""The playground: its panel without a browser, its runs against `condense`, and its angles against a hand computation."""
+
+import json
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_data, tiny_recipe
+
+import gmlib as gm
+from gmlib import report, where
+from gmlib.condense import fresh_network
+from gmlib.reach import angles, noise_set
+from gmlib.recipe import BUDGETS
+from gmlib.report import playground
+
+
+@pytest.fixture
+def panel(monkeypatch):
+    """A panel on digits whose runs take a moment, and draw nothing."""
+    tiny = replace(BUDGETS["smoke"], networks=2, epochs=2, recipe={**BUDGETS["smoke"].recipe, "width": 4, "batch_real": 5})
+    monkeypatch.setitem(BUDGETS, "smoke", tiny)
+    made = report.Playground(["digits", "MNIST"])
+    made.controls["K"].value = 2
+    monkeypatch.setattr(made, "_draw", lambda: None)
+    yield made
+    made.stop()
+    made.join()
+
+
+def said(panel):
+    """The sentence in the panel, which is one line and shows no traceback."""
+    text = re.fullmatch(r'<p role="status">(.*)</p>', panel._status.value)[1]
+    assert "Traceback" not in text
+    return text.replace("&#x27;", "'")
+
+
+def finish(act, panel):
+    act()
+    panel.join(60)
+    assert not panel.running
+    return said(panel)
+
+
+# ---------------------------------------------------------------------------------------------- angles
+
+
+def by_hand(S, data, recipe, k, steps):
+    """Cosine and ratio of each layer after `steps` plain steps of theta on S: {level: [(cosine, ratio), ...]}."""
+    network = fresh_network(data, recipe, k)
+    momentum = [torch.zeros_like(p) for p in network.parameters()]
+    for _ in range(steps):
+        loss = F.cross_entropy(network(S.images), S.labels)
+        for p, v, g in zip(network.parameters(), momentum, torch.autograd.grad(loss, list(network.parameters())), strict=True):
+            v.mul_(recipe.momentum_network).add_(g)
+            p.data -= recipe.lr_network * v
+    sides = {"S": [], "T": []}
+    for c in range(data.n_classes):
+        for side, x in (("S", S.images[S.labels == c]), ("T", data.of_class(c))):
+            g = torch.autograd.grad(F.cross_entropy(network(x), torch.full((len(x),), c)), list(network.parameters()))
+            sides[side].append([layer.numpy().ravel() for layer in g if layer.ndim > 1])
+    found = {"class": [], "union": []}
+    for l in range(len(sides["S"][0])):  # noqa: E741
+        s, t = (np.stack([g[l] for g in sides[side]]) for side in "ST")
+        norms = np.sqrt((s**2).sum(1)), np.sqrt((t**2).sum(1))
+        found["class"].append((np.mean((s * t).sum(1) / norms[0] / norms[1]), norms[0].mean() / norms[1].mean()))
+        s, t = s.mean(0), t.mean(0)
+        found["union"].append((s @ t / np.sqrt((s @ s) * (t @ t)), np.sqrt((s @ s) / (t @ t))))
+    return found
+
+
+def test_angles_are_those_of_a_hand_computation():
+    data = make_data()
+    # batch_real takes whole classes, so the real gradient does not depend on which images are drawn.
+    recipe = tiny_recipe(ipc=2, inner_loops=3, where="steps:2,1", batch_real=100, outer_loops=1)
+    S = noise_set(data, 2, seed=3)
+    table = angles(S, data, recipe, k=5, device="cpu")
+    assert list(table) == ["t", "level", "layer", "cosine", "ratio"]
+    for t, steps in ((0, 0), (2, 3)):
+        expected = by_hand(S, data, recipe, 5, steps)
+        for level in ("class", "union"):
+            rows = table[(table["t"] == t) & (table["level"] == level)]
+            np.testing.assert_allclose(rows[["cosine", "ratio"]], expected[level], rtol=1e-9)
+    assert len(table) == 2 * 2 * 3 and table["layer"].iloc[0] == "0.weight"
+
+
+def test_angles_of_a_set_with_itself():
+    data = make_data(counts=(2, 2, 2))
+    S = replace(noise_set(data, 2), images=data.train_images)
+    recipe = tiny_recipe(ipc=2, inner_loops=1, zeta_theta=1, batch_real=2)
+    np.testing.assert_allclose(angles(S, data, recipe, 0)[["cosine", "ratio"]], 1, rtol=1e-9)
+
+
+def test_angles_refuse():
+    data, recipe = make_data(), tiny_recipe(ipc=1)
+    with pytest.raises(ValueError, match="2 images per class but the recipe 1"):
+        angles(noise_set(data, 2), data, recipe, 0)
+    with pytest.raises(ValueError, match="k=-1 does not fit"):
+        angles(noise_set(data, 1), data, recipe, -1)
+    with pytest.raises(ValueError, match="the recipe is for 'digits'"):
+        angles(noise_set(data, 1), data, gm.Recipe(), 0)
+
+
+# ---------------------------------------------------------------------------------------------- what the controls say
+
+
+def test_controls_spell_a_recipe(panel):
+    wanted = {
+        "ipc": 10, "what": "inter", "lam_is_C": False, "lam": 2.0, "d1": 0, "d2": 0.3, "d3": 1, "d4": 100, "T": 7, "K": 12,
+        "t0": 50, "t1": 40, "t2": 30, "t3": 0, "t4": 5, "lr_images": 0.5, "init": "real", "seed": 4,
+    }  # fmt: skip
+    for name, value in wanted.items():
+        panel.controls[name].value = value
+    recipe = panel.recipe()
+    assert (recipe.dataset, recipe.ipc, recipe.what, recipe.how) == ("digits", 10, "inter", "0.3*d2 + d3 + 100*d4")
+    assert recipe.where == "steps:50,40,30,0,5" and [where.steps(recipe.where, t, 1) for t in (0, 3, 4, 9)] == [50, 0, 5, 5]
+    assert (recipe.lam, recipe.outer_loops, recipe.inner_loops) == (2.0, 12, 7)
+    assert (recipe.lr_images, recipe.init, recipe.seed, recipe.width) == (0.5, "real", 4, 4)
+    panel.controls["lam_is_C"].value = True
+    assert panel.recipe().lam is None and panel.controls["lam"].disabled
+
+
+def test_controls_start_with_the_method():
+    controls = report.Playground(["digits"], method="multi,d1+0.25*d4,adaptive", ipc=10).controls
+    assert [controls[f"t{t}"].value for t in range(5)] == [50, 40, 30, 20, 10]  # Eq. 12
+    assert [controls[d].value for d in ("d1", "d2", "d3", "d4")] == [1, 0, 0, 0.25]
+    with pytest.raises(ValueError, match="MDO are not known beforehand"):
+        report.Playground(["digits"], method="MDO", ipc=10)
+    with pytest.raises(ValueError, match="unknown method 'X'"):
+        report.Playground(["digits"], method="X")
+    with pytest.raises(ValueError, match="give a list of names"):
+        report.Playground("digits")
+
+
+def test_images_per_class_bring_the_budgets_values(panel):
+    c, wanted = panel.controls, gm.Recipe.for_method("MD", "digits", 10, "smoke")
+    assert all(c[f"t{t}"].disabled for t in range(5))  # T = 1: theta does not move
+    c["ipc"].value = 10
+    assert (c["K"].value, c["T"].value, c["lr_images"].value) == (wanted.outer_loops, wanted.inner_loops, wanted.lr_images)
+    assert {c[f"t{t}"].value for t in range(5)} == {wanted.zeta_theta}
+    assert [c[f"t{t}"].disabled for t in range(5)] == [False, False, False, True, True]  # T = 4
+
+
+def test_the_code_does_the_same(panel, digits):
+    panel.controls["d3"].value = 0.1
+    assert "0.1*d3" in panel._code.value  # it follows the controls
+    finish(panel.run, panel)
+    names = {}
+    exec(panel.code, names)
+    assert names["recipe"] == panel.recipe() and torch.equal(names["S"].images, panel.S.images)
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_ends_as_condense_does(panel, digits, monkeypatch):
+    monkeypatch.setattr(panel, "_draw", type(panel)._draw.__get__(panel))
+    panel.controls["ipc"].value = 2  # T = 4
+    panel.controls["K"].value = 2
+    assert finish(panel.run, panel).startswith("Done: 2 outer iterations of multi,d1+d2,steps:5,5,5,5,5")
+    expected = gm.condense(digits, panel.recipe(), progress=False)
+    assert torch.equal(panel.S.images, expected.images)
+    assert [e["loss"] for e in panel.S.history] == [e["loss"] for e in expected.history]
+    assert "data:image/png;base64,iVBOR" in panel._picture.value and 'alt="The images at k = 2 of 2' in panel._picture.value
+    assert panel.buttons["go on"].disabled and panel.buttons["stop"].disabled and not panel.buttons["run"].disabled
+    assert finish(panel.go_on, panel) == "There is no run that was stopped: press Run."
+
+
+def test_stop_ends_within_one_update_and_go_on_changes_nothing(panel, digits, monkeypatch):
+    panel.controls["ipc"].value = 2
+    panel.controls["K"].value = 2
+    recipe, parts = panel.recipe(), 1
+    monkeypatch.setattr(playground, "REFRESH", 0)
+    monkeypatch.setattr(panel, "_draw", panel.stop)  # as if Stop was pressed while each picture was drawn
+    panel.run()
+    panel.controls["seed"].value = 9  # of the next run, not of this one
+    panel.join()
+    while "Stopped" in said(panel):
+        assert not panel.buttons["go on"].disabled
+        finish(panel.go_on, panel)
+        parts += 1
+        if parts == 4:
+            halfway = panel.S
+    assert parts == 8  # two outer iterations of four updates: one each time
+    expected = gm.condense(digits, recipe, progress=False, snapshots=[1])
+    assert len(halfway.history) == 1 and torch.equal(halfway.images, expected.snapshots[1])
+    assert torch.equal(panel.S.images, expected.images)
+    assert finish(panel.run, panel).startswith("Stopped after 0 of 2") and panel.S.recipe["seed"] == 9  # Run begins anew
+
+
+def test_stop_in_a_long_run_and_leaving(panel):
+    panel.controls["K"].value = 10**6
+    for end in (panel.stop, playground._leave):
+        panel.run()
+        limit = time.monotonic() + 60
+        while panel.S is None or not panel.S.history:
+            assert time.monotonic() < limit and panel._thread.daemon
+            time.sleep(0.01)
+        thread = panel._thread
+        panel.run()
+        assert panel._thread is thread and said(panel) == "A run is going on: press Stop first."
+        end()
+        panel.join(60)
+        assert not panel.running and said(panel).startswith("Stopped after")
+
+
+def test_a_second_panel_stops_the_first(panel):
+    panel.controls["K"].value = 10**6
+    panel.run()
+    second = report.Playground(["digits"])
+    second.controls["K"].value = 1
+    assert finish(second.run, second).startswith("Done: 1 outer iteration")
+    assert not panel.running and "Stopped" in said(panel)
+
+
+def test_evaluate_compares_with_random_images(panel, digits):
+    assert finish(panel.evaluate, panel) == "There are no images yet: press Run."
+    finish(panel.run, panel)
+    finish(panel.evaluate, panel)
+    size = {"width": 4, "depth": 2, "epochs": 2, "progress": False}
+    ours = gm.evaluate(panel.S, digits, n_networks=2, **size)
+    random = gm.evaluate(gm.coreset("random", digits, 1), digits, n_networks=2, **size)
+    assert f"S after 2 outer iterations: {ours}; random real images: {random}" in panel._scores.value
+
+
+# ---------------------------------------------------------------------------------------------- one sentence
+
+
+def test_what_does_not_fit_is_said_in_one_sentence(panel, monkeypatch, tmp_path):
+    c = panel.controls
+    c["d1"].value = c["d2"].value = 0
+    panel.run()
+    assert panel._thread is None and said(panel).startswith("every distance has weight 0, so there is nothing to match by")
+    assert "# every distance" in panel._code.value
+    c["d1"].value = 1
+    c["ipc"].value = 500
+    assert "500" in finish(panel.run, panel) and panel.S is None  # digits have fewer images of a class
+    c["ipc"].value = 1
+    panel.data_dir = tmp_path
+    c["dataset"].value = "MNIST"
+    assert finish(panel.run, panel).startswith("MNIST is not there: put ") and list(tmp_path.iterdir()) == []
+    c["dataset"].value = "digits"
+    for error, sentence in (
+        (gm.Diverged("the matching loss is not finite: lower lr_images", 0, 0, "0.weight", None), None),
+        (RuntimeError("an error of torch\nwith many lines"), "RuntimeError: an error of torch"),
+    ):
+        monkeypatch.setattr(playground, "condense", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert finish(panel.run, panel) == (sentence or str(error))
+        assert not panel.buttons["run"].disabled and playground.Playground._running is None
+
+
+# ---------------------------------------------------------------------------------------------- what is seen
+
+
+def test_the_face_without_a_kernel(panel, monkeypatch):
+    bundle = panel._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"}
+    page = bundle["text/html"]
+    assert "needs a running kernel" in page and "notebooks/playground.md" in page and "jupyter lab" in page
+    assert not re.search(r"https?:|//|<script|\bsrc=", page)
+    root = Path(__file__).parent.parent
+    assert "setup:" in (root / "Makefile").read_text() and (root / "notebooks" / "playground.md").is_file()
+
+
+def test_the_face_with_a_kernel(panel, monkeypatch):
+    import IPython
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
+    bundle = panel._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "needs a running kernel" in bundle["text/html"]
+    shown = json.dumps([w.description for w in panel.controls.values()])
+    assert all(word in shown for word in ("data set", "images per class", "lam", "d1, angle", "t = 4 and later", "K, "))
+
+
+def found(cosine=0.5, ratio=2.0, ts=(0,)):
+    rows = [
+        {"t": t, "level": level, "layer": f"{i}.weight", "cosine": cosine - 0.1 * i, "ratio": ratio / (1 + i + t)}
+        for t in ts for level in ("class", "union") for i in range(3)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_session_figure_draws_what_it_is_given():
+    S, table = noise_set(make_data(), 2), found(ts=(0, 3))
+    fig = report.session_figure(S, [9.0, 6.0, 5.0], table, k=2, K=3)
+    pictures, way, cosine, ratio = fig.axes
+    assert len(pictures.images) == 1 and [t.get_text() for t in pictures.get_xticklabels()] == list(S.classes)
+    assert list(way.lines[0].get_ydata()) == [9.0, 6.0] and way.get_xlim() == (0, 3) and way.get_ylim()[1] > 9
+    for ax, column in ((cosine, "cosine"), (ratio, "ratio")):
+        drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines if not line.get_label().startswith("_")}
+        assert len(drawn) == 4
+        for (t, level), rows in table.groupby(["t", "level"]):
+            words = {"class": "inside classes", "union": "across classes"}[level]
+            assert drawn[f"{words}, t = {t}"] == list(rows[column])
+    assert ratio.get_yscale() == "log" and ratio.get_ylim()[0] < table["ratio"].min()
+
+
+def test_session_slider_shows_every_stored_iteration():
+    S, score = noise_set(make_data(), 1), gm.Evaluation((50.0, 60.0), "convnet", 0)
+    table = pd.concat([found(0.3, 100.0).assign(k=0), found(0.9, 1.0).assign(k=3)])
+    slider = report.session_slider({0: (S, score), 3: (S, score)}, [3.0, 2.0, 1.0], table, method="MD")
+    page = slider._repr_html_()
+    assert slider.names == ["0", "3"] and slider.start == 1 and page.count("<img") == 2
+    assert "MD, k = 3: inside classes cosine 0.80, |gS|/|gT| 0.61; across" in page  # means of .9 .8 .7 and of 1, 1/2, 1/3
+    assert "reach 55.0 % (mean of 2)" in page
+    assert playground.ratio_limits(table) == (pytest.approx(0.8 / 3), pytest.approx(125))
+    assert playground.ratio_limits(table.assign(ratio=np.nan)) == (1 / 3, 3.0)

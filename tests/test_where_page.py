@@ -1,0 +1,146 @@
+"""What the page "Where to match" shows: counts, schedules and sentences against values worked out by hand."""
+
+from importlib import import_module
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from conftest import make_data, tiny_recipe
+
+from gmlib import Recipe, condense, report, where
+from gmlib.condense import losses_on_the_way
+from gmlib.where import Losses
+
+# One outer iteration of two inner ones: L(T) rises at the first and at the last of three steps.
+PATH = [(0, 0, 2.0, 2.0), (0, 1, 1.5, 2.1), (0, 2, 1.2, 1.9), (1, 0, 1.6, 1.8), (1, 1, 1.1, 1.85)]
+
+
+def losses(**paths):
+    rows = [(method, 3, *row) for method, path in paths.items() for row in path]
+    return pd.DataFrame(rows, columns=["method", "k", "t", "i", "loss_S", "loss_T"])
+
+
+def run(method, steps, seconds, loss=1.0, detections=()):
+    recipe = Recipe.for_method(method, "digits", 10).as_dict()
+    history = [
+        {"k": k, "loss": loss, "theta_steps": n, "seconds": s, "detections": list(detections)}
+        for k, (n, s) in enumerate(zip(steps, seconds, strict=True))
+    ]
+    return SimpleNamespace(record={"method": method, "recipe": recipe, "history": history})
+
+
+def test_overfitting_along_a_path():
+    path = [Losses(2.0, 2.0), Losses(1.5, 2.1), Losses(1.2, 1.9), Losses(1.2, 1.9)]
+    assert where.overfits(path, "overfit", 0.0) == [True, False, False], "an equal loss is no rise"
+    assert where.overfits(path, "overfit-gap", 0.65) == [False, True, True]
+    assert where.overfits(path[:1], "overfit", 0.0) == []
+
+
+def test_steps_until_overfitting_by_hand():
+    history = [{"detections": [[0, 9, 1.0, 2.0], [2, 0, 1.0, 2.0]]}, {"detections": []}]
+    assert where.steps_until_overfitting(history, 4) == [[10, where.MAX_STEPS, 1], [where.MAX_STEPS] * 3]
+    assert where.fit_schedule(history, 4) == [40, 40, 26]  # medians 30, 50, 25.5: the first two pool
+    with pytest.raises(ValueError, match="condense with both first"):
+        where.steps_until_overfitting([], 4)
+
+
+def test_the_measured_path_overfits_where_the_run_saw_it():
+    """Figure 3's black dots against the detections in the history of the same run."""
+    data, recipe = make_data(), tiny_recipe(ipc=2, where="overfit", outer_loops=2, inner_loops=4, lr_network=0.5)
+    history, found = condense(data, recipe, progress=False).history, losses_on_the_way(data, recipe, progress=False)
+    seen = [(entry["k"], t, i) for entry in history for t, i, *_ in entry["detections"]]
+    dots = []
+    for (k, t), rows in found.groupby(["k", "t"]):
+        path = list(map(Losses, rows["loss_S"], rows["loss_T"]))
+        dots += [(k, t, i) for i, worse in enumerate(where.overfits(path, "overfit", 0.0)) if worse]
+    assert dots == seen and seen, "a step that raises L(T) is the last before an update"
+    assert (found["i"] > 0).sum() == sum(entry["theta_steps"] for entry in history)
+
+
+def test_overfitting_figure_by_hand():
+    fig = report.overfitting_figure(losses(MD=PATH, MDA=PATH[:3]), 3)
+    left, right = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == ["MD\nfixed steps", "MDA\nschedule, Eq. 12"]
+    on_T, on_S, worse = left.lines
+    assert list(on_T.get_xdata()) == list(on_S.get_xdata()) == [0, 1, 2, 2, 3], "theta stands still while S is updated"
+    assert list(on_T.get_ydata()) == [2.0, 2.1, 1.9, 1.8, 1.85] and list(on_S.get_ydata()) == [2.0, 1.5, 1.2, 1.6, 1.1]
+    assert (list(worse.get_xdata()), list(worse.get_ydata())) == ([1, 3], [2.1, 1.85])
+    updates = [[segment[0, 0] for segment in ax.collections[0].get_segments()] for ax in (left, right)]
+    assert updates == [[0, 2, 3], [0, 2]]
+    assert left.get_xlim() == right.get_xlim() == (0, 3)
+    (one,) = report.overfitting_figure(losses(**{"multi,d1,steps:2,1@mlp": PATH}), 3).axes
+    assert one.get_title() == "multi,d1,steps:2,1@mlp\nsteps:2,1"
+
+
+def test_overfitting_table_by_hand():
+    twice = pd.concat([losses(MD=PATH), losses(MD=PATH).assign(k=4, loss_T=5.0)])
+    shown = report.overfitting_table(twice, 0.65)
+    row = {column: shown.cells["MD", column] for column in shown.columns}
+    assert row == {
+        "steps of theta": ["6"], "raised L(T)": ["2", "33 %"],
+        "left a gap over 0.65": ["5", "83 %"],  # 0.6, 0.7 and 0.75 at k = 3; at k = 4 all three
+        "L(S) at the end": ["1.10"], "L(T) at the end": ["3.42"],
+    }  # fmt: skip
+    assert "2 outer iterations" in shown.caption
+
+
+def test_steps_table_by_hand():
+    runs = [run("MD", [450, 450], [4.0, 6.0], 8.0), run("MD", [450, 450], [5.0, 5.0], 6.0), run("MDO", [100, 120], [4.0, 4.0])]
+    runs += [run("MDA", [190], [2.0]), SimpleNamespace(record={"method": "random", "history": []})]
+    shown = report.steps_table(runs, ["MD", "MDO", "MDA", "random", "M"], {("digits", 10, "M"): "the time budget was used up"})
+    cells = {method: [shown.cells[method, column] for column in shown.columns] for method in shown.rows}
+    assert cells["MD"] == [["450"], ["450", "4 outer iterations, 2 sets"], ["0"], ["5", "100 %"], ["7"]]
+    assert cells["MDO"] == [
+        ["at most 450"], ["110", "100 to 120", "2 outer iterations, 1 set"], ["119"], ["4", "80 %"], ["1"],
+    ]  # fmt: skip
+    assert cells["MDA"] == [["190"], ["190", "1 outer iteration, 1 set"], ["0"], ["2", "40 %"], ["1"]]
+    assert cells["random"][0] == ["not run"] and cells["M"][:2] == [["not run", "the time budget was used up"], ["not run"]]
+
+
+def test_losses_evaluated_are_those_that_a_run_evaluates(monkeypatch):
+    data, recipe = make_data(), tiny_recipe(ipc=2, where="overfit", outer_loops=2, inner_loops=3)
+    module, calls = import_module("gmlib.condense"), []
+    measure = module.measure
+    monkeypatch.setattr(module, "measure", lambda *given: calls.append(1) or measure(*given))
+    history = condense(data, recipe, progress=False).history
+    record = {"method": recipe.method, "recipe": recipe.as_dict(), "history": history}
+    shown = report.steps_table([SimpleNamespace(record=record)], [recipe.method])
+    assert float(shown.cells[recipe.method, "losses evaluated"][0]) == pytest.approx(len(calls) / 2, abs=0.51)
+
+
+def test_schedule_figure_by_hand():
+    seen, learned = {"a log": [[50, 10], [50, 20], [40, 60]]}, {"a log": [50, 20]}
+    (ax,) = report.schedule_figure(seen, learned).axes
+    shown = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    assert shown["learned from it"] == [50, 20] and shown["Eq. 12"] == [50, 40]
+    (bars,) = ax.containers
+    assert list(bars.lines[0].get_ydata()) == [50, 20]
+    assert [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()] == [[45, 50], [15, 40]]
+
+
+def test_a_log_says_what_it_is_of():
+    recipe = tiny_recipe(ipc=10, how="d1 + d2", where="overfit", width=4, batch_real=5).as_dict()
+    data = {"name": "a copy", "origin": "a copy of made-up data"}
+    said = report.log_sentence({"recipe": recipe, "data": data, "outer_iterations": 1, "stopped": "by hand"}).data
+    assert "The log **a copy** is of a copy of made-up data, made with a ConvNet of width 4 and 5 real images" in said
+    assert "where the paper has 128 and 256. Method MDO, 10 images per class, 1 outer iteration, stopped by hand." in said
+
+
+@pytest.mark.parametrize(
+    ("seen", "learned", "said"),
+    [
+        ([[50, 41, 25], [50, 39, 35]], [50, 40, 30], "It falls, and Eq. 12 lies between the quartiles at every t: **it has Eq."),
+        (
+            [[50, 45, 9], [50, 47, 11]], [50, 46, 10],
+            "It falls, and Eq. 12 lies above the quartiles at t = 2 and below the quartiles at t = 1: **it does not have Eq.",
+        ),
+        (
+            [[40, 10, 1], [60, 60, 60]], [45, 45, 45],
+            "It does not fall, and Eq. 12 lies between the quartiles at every t: **it does not have Eq.",
+        ),
+    ],
+)  # fmt: skip
+def test_schedule_sentence_by_hand(seen, learned, said):
+    sentence = report.schedule_sentence("digits", seen, learned).data
+    assert said in sentence and "digits, 2 outer iterations" in sentence
+    assert f"`steps:{learned[0]},{learned[1]},{learned[2]}`, {sum(learned)} steps against Eq. 12's 120" in sentence
