@@ -1,17 +1,19 @@
 # make book    set up, run the chapters' experiments on digits, build the report
 # make test    set up, lint, run every test and every notebook, build the book with warnings as errors
+# make results BUDGET=lite DATASETS="MNIST FashionMNIST" IPC="1 10" TIME_BUDGET=3600    fill the paper's tables: workflow/README.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py gmlib/*.csv) requirements.lock
 REPORT := book/_build/html/index.html
 
-.PHONY: help setup book test lint unit notebooks strict clean
+.PHONY: help setup book test lint unit notebooks strict bench results clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install what pyproject.toml lists"
 	@echo "make lint, unit, notebooks, strict   the parts of make test"
+	@echo "make bench   time gmlib beside plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
 
 # ---- set-up: once, and again only where the list of dependencies changed
@@ -54,6 +56,22 @@ notebooks: setup runs/.made-by
 strict: setup runs/.made-by
 	$(BIN)/jupyter-book build -W -n --keep-going book
 	$(BIN)/python tests/check_book.py book/_build/html
+
+# ---- the paper's tables, under results/: see workflow/README.md
+
+BUDGET ?= paper
+DATASETS ?= MNIST
+IPC ?= 1 10 50
+
+results: setup
+	$(BIN)/python workflow/campaign.py --budget $(BUDGET) --datasets $(DATASETS) --ipc $(IPC) \
+	  $(if $(TIME_BUDGET),--time-budget $(TIME_BUDGET)) $(if $(THREADS),--threads $(THREADS)) $(CAMPAIGN)
+	rm -rf book/_build
+
+# ---- benchmarks: ours beside plain loops and the machine's ceiling, see benchmarks/README.md
+
+bench: setup
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean:
 	rm -rf book/_build build runs/smoke/digits runs/smoke/*/digits runs/.made-by

@@ -15,6 +15,7 @@ from .networks import NETWORKS
 from .networks import register as register_network
 from .reach import reach
 from .recipe import BUDGETS, METHODS, OutOfTime, Recipe
+from .shipped import load_condensed
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "condense",
     "coreset",
     "evaluate",
+    "load_condensed",
     "load_data",
     "reach",
     "register_network",

@@ -199,19 +199,19 @@ def move(
     Returns the number of steps taken and, where overfitting was seen, (i, L(S, theta), L(T, theta)) at that step.
     """
     stop = where.STOP.get(recipe.where)
-    look = bool(stop or see)
+    look, on_S = bool(stop or see), bool(see) or recipe.where == "overfit-gap"  # the rise of L(T, theta) needs no L(S, theta)
     validation = draw(data, where.VALIDATION_BATCH, streams["validation"]) if look else None
-    now = measure(network, S, labels, validation) if look else None
+    now = measure(network, S, labels, validation, on_S) if look else None
     if see:
         see(0, now)
     for i in range(most):  # line 11
         networks.train_one_pass(network, optimiser, S, labels, recipe.batch_theta, streams["shuffle"])  # line 12
         if look:
-            before, now = now, measure(network, S, labels, validation)
+            before, now = now, measure(network, S, labels, validation, on_S)
         if see:
             see(i + 1, now)
         if stop and stop(before, now, recipe.gap):
-            return i + 1, (i, now.S, now.T)
+            return i + 1, (i, now.S if on_S else loss_on(network, S, labels), now.T)
     return most, None
 
 
@@ -255,12 +255,18 @@ def draw(data: Data, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     return data.train_images[chosen], data.train_labels[chosen]
 
 
+def measure(
+    network: nn.Module, S: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor], on_S: bool = True
+) -> where.Losses:
+    """L(S, theta), NaN unless `on_S`, and L(T, theta) on one batch of real images."""
+    return where.Losses(loss_on(network, S, labels) if on_S else math.nan, loss_on(network, *validation))
+
+
 @torch.no_grad()
-def measure(network: nn.Module, S: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]) -> where.Losses:
-    """L(S, theta) and, on one batch of real images, L(T, theta), both as in training (BatchNorm goes by the batch)."""
-    x, y = validation
+def loss_on(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    """L in nats, as in training (BatchNorm goes by the batch)."""
     network.train()
-    return where.Losses(F.cross_entropy(network(S), labels).item(), F.cross_entropy(network(x), y).item())
+    return F.cross_entropy(network(x), y).item()
 
 
 def _as_set(

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from .condense import check, condense
 from .coreset import CORESETS, coreset, recipe_of
-from .data import Data, SyntheticSet, write_atomically
+from .data import STORED_DTYPES, Data, SyntheticSet, write_atomically
 from .evaluate import Evaluation, Protocol, evaluate, settle
 from .memory import PeakMemory
 from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of, progress_bar
@@ -77,6 +77,7 @@ class Job:
     targets: tuple[str, ...]  # networks of phase 2
     folder: Path
     snapshots: tuple[int, ...]
+    dtype: torch.dtype | None  # of the stored images
 
     @property
     def method(self) -> str:
@@ -112,6 +113,7 @@ def plan(
     targets: Collection[str] | str | None = None,
     results_dir: str | os.PathLike | None = None,
     snapshots: Collection[int] = (),
+    dtype: torch.dtype | None = None,
     **overrides: Any,
 ) -> Job:
     """The job that `run` does for these arguments. Raises its ValueErrors; nothing is computed or written."""
@@ -127,10 +129,14 @@ def plan(
     check(data, recipe, () if chosen else snapshots)
     n_networks = size.networks if networks is None else networks
     check_number("networks", n_networks, least=1, whole=True)
+    if dtype not in (None, *STORED_DTYPES):
+        raise ValueError(f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}")
     folder = run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed)
     protocol = Protocol(recipe.width, recipe.depth, size.epochs)
-    targets = tuple(dict.fromkeys(listed(targets or recipe.network)))
-    job = Job(data, recipe, chosen, budget, n_networks, protocol, targets, folder, () if chosen else tuple(snapshots))
+    targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(listed(targets)))
+    if not targets:
+        raise ValueError("targets is empty: name a network, or give None for the recipe's own")
+    job = Job(data, recipe, chosen, budget, n_networks, protocol, targets, folder, () if chosen else tuple(snapshots), dtype)
     _finished(job)
     for network in targets:
         _known(job.folder, network, seed, settle(data, data, network, protocol))
@@ -154,7 +160,8 @@ def run(
     options: budget; seed; networks (None takes the budget's number; fewer than are stored takes the first of them); targets,
     names of the networks to train on S (None takes the recipe's own);
     results_dir (None takes `default_folder(budget)`); snapshots, numbers of outer iterations after which S is kept and evaluated
-    too (a stored run returns those it has); and Recipe fields. A run whose what, how, where or network are changed so is
+    too (a stored run returns those it has); dtype to store images as, torch.float16 for half the size (networks are trained on
+    what was stored); and Recipe fields. A run whose what, how, where or network are changed so is
     stored under the name that `Recipe.method` gives it.
 
     Raises ValueError for unknown names, a recipe that does not fit the data, or a folder that holds a run of another recipe,
@@ -195,9 +202,9 @@ def _make(job: Job, device: torch.device, progress: bool, deadline: float | None
     else:
         S = condense(job.data, r, device, checkpoint, progress, snapshots=job.snapshots, deadline=deadline)
         seconds = sum(entry["seconds"] for entry in S.history)  # those before a restart count too
-    S.save(job.folder / "set.safetensors")
+    S.save(job.folder / "set.safetensors", job.dtype)
     if S.snapshots:
-        tensors = {f"k{k}": images.cpu().contiguous() for k, images in S.snapshots.items()}
+        tensors = {f"k{k}": images.to("cpu", job.dtype).contiguous() for k, images in S.snapshots.items()}
         write_atomically(job.folder / "snapshots.safetensors", to_safetensors(tensors))
     record = {
         "method": job.method, "budget": job.budget, "recipe": job.made_by,
@@ -372,15 +379,24 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
 
 
 def shipped() -> pd.DataFrame:
-    """`load_results` of the runs committed under results/; no rows where gmlib is used without them."""
-    folder = HOME / "results"
-    return load_results(folder) if folder.is_dir() else pd.DataFrame(columns=COLUMNS)
+    """`load_results` of the runs committed under results/ and results/<budget>/; no rows where gmlib is used without them."""
+    found = [table for table in map(load_results, _shipped_folders()) if len(table)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
 
 
 def shipped_whole() -> dict[str, Evaluation]:
-    """Data set -> the accuracies committed under results/ of ConvNets trained on all its training images."""
-    paths = sorted((HOME / "results").glob("*/whole/accuracy-convnet.json"))
-    return {path.parts[-3]: _read_evaluation(path) for path in paths}
+    """Data set -> the accuracies committed under results/ of ConvNets trained on all its training images.
+
+    Those beside the runs by the paper's protocol come before those of another budget.
+    """
+    paths = [path for folder in _shipped_folders() for path in sorted(folder.glob("*/whole/accuracy-convnet.json"))]
+    return {path.parts[-3]: _read_evaluation(path) for path in reversed(paths)}
+
+
+def _shipped_folders() -> list[Path]:
+    """Of the paper's budget first, then the others, the one nearest to it first."""
+    root = HOME / "results"
+    return [folder for folder in (root, *(root / budget for budget in reversed(BUDGETS))) if folder.is_dir()]
 
 
 def as_table(runs: Collection[Run]) -> pd.DataFrame:
@@ -487,7 +503,7 @@ def _traced(
     stored = {int(k): _from_json(e) for k, e in _read_json(path).items()} if path.is_file() else {}
     trace = {}
     for k in sorted(int(name[1:]) for name in tensors):
-        at = replace(S, images=tensors[f"k{k}"])
+        at = replace(S, images=tensors[f"k{k}"].to(S.images.dtype))
         if k not in stored or stored[k].n < job.n_networks:
             same = torch.equal(at.images, S.images)
             stored[k] = final if same else evaluate(

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -60,7 +61,7 @@ def few_stages(monkeypatch):
         campaign.Stage("Table 3", 1, ("random", "DC")),
         campaign.Stage("Section 5", 1, ("noise", "DC"), piece=campaign.descended),
         campaign.Stage("Table 4", 1, ("DC", "DC@mlp"), targets=("mlp", "convnet"), only="MNIST"),
-        campaign.Stage("All", None, piece=campaign.whole),
+        campaign.Stage("All", None, ("whole",), piece=campaign.whole),
         campaign.Stage("Table 3", 10, ("random",)),
     )
     monkeypatch.setattr(campaign, "STAGES", stages)
@@ -153,10 +154,10 @@ def test_a_campaign_from_beginning_to_end(tmp_path, few_stages, capsys):
     results = store.load_results(folder / "tiny")
     assert results.groupby(["dataset", "ipc", "method", "network"]).size().eq(4).all() and set(results["budget"]) == {"tiny"}
     # as a run by hand
-    by_hand = store.run(
-        campaign.load_data("made-up"), "DC", 1, budget="tiny", seed=1, device="cpu", results_dir=tmp_path / "b", progress=False
-    )
+    options = {"budget": "tiny", "seed": 1, "device": "cpu", "results_dir": tmp_path / "b", "progress": False}
+    by_hand = store.run(campaign.load_data("made-up"), "DC", 1, dtype=torch.float16, **options)
     mine = gm.load_condensed("made-up", 1, "DC", seed=1, results_dir=folder)
+    assert torch.equal(mine.images, mine.images.half().float()), "stored as float16, and read as float32"
     assert torch.equal(mine.images, by_hand.S.images) and mine.accuracy.accuracies == by_hand.evaluation.accuracies
     lines = capsys.readouterr().out.splitlines()
     sets = [line for line in lines if ", set " in line or "all training images" in line]
@@ -310,15 +311,25 @@ def test_the_time_left_is_that_of_what_was_measured():
     def piece(work):
         return campaign.Piece((), "", lambda: Counter(work), None)
 
+    one, networks_, other = ("set", "MNIST", 1, "DC"), ("networks", "MNIST", 1, "convnet"), ("descents", "MNIST", 1)
     clock = campaign.Clock()
-    pieces = [piece({"set": 1, "networks": 50}), piece({"networks": 10}), piece({}), piece({"other": 1, "networks": 1})]
+    pieces = [piece({one: 1, networks_: 50}), piece({networks_: 10}), piece({}), piece({other: 1, networks_: 1})]
     assert clock.left(pieces) == "3 left: no measure yet for 3"
-    clock.note({"set": (600.0, 1), "networks": (20.0, 10)})
-    clock.note({"networks": (40.0, 10)})  # 3 s for each
+    clock.note({one: (600.0, 1), networks_: (20.0, 10)})
+    clock.note({networks_: (40.0, 10)})  # 3 s for each
     assert clock.left(pieces) == "3 left: about 0:13:00 for 2, no measure yet for 1"
-    clock.note({"other": (7.0, 1)})
+    clock.note({other: (7.0, 1)})
     assert clock.left(pieces) == "3 left: about 0:13:10 for 3"
     assert clock.left([piece({})]) == "nothing left"
+
+
+def test_a_method_not_run_yet_counts_as_the_longest_of_the_same_size():
+    clock = campaign.Clock()
+    clock.note({("set", "MNIST", 1, "random"): (1.0, 1), ("set", "MNIST", 1, "DC"): (1200.0, 2)})
+    assert clock.rate(("set", "MNIST", 1, "M")) == 600
+    for unlike in (("set", "MNIST", 10, "M"), ("set", "FashionMNIST", 1, "M"), ("set", "MNIST", 1, "MD@mlp"),
+                   ("networks", "MNIST", 1, "mlp")):  # fmt: skip
+        assert math.isnan(clock.rate(unlike))
 
 
 def test_estimates_come_from_what_earlier_campaigns_stored(tmp_path, few_stages, capsys):
@@ -329,7 +340,7 @@ def test_estimates_come_from_what_earlier_campaigns_stored(tmp_path, few_stages,
         content = json.loads(path.read_text())
         path.write_text(json.dumps({**content, "seconds": 100.0 if "accuracies" in content else 1000.0}))
     assert run(folder, "--time-budget", "0") == 0
-    # random and DC, set 1; both were measured: 2 * (1000 + 2 * 50)
+    # random and DC, set 1, 2 * (1000 + 2 * 50); nothing tells of descents, of another network or of another size
     assert "2 of 13 are there; 11 left: about 0:36:40 for 2, no measure yet for 9" in capsys.readouterr().out
 
 
@@ -340,7 +351,7 @@ def test_the_results_readme_is_brought_up_to_date(tmp_path, few_stages):
     assert run(folder) == 0
     text = (folder / "README.md").read_text()
     assert text.startswith("# Results\n") and text.endswith(f"{shipped.END}\nmore\n") and "stale" not in text
-    assert '| `tiny/made-up/ipc1` | 6 | 20 |' in text and '`make results BUDGET=tiny DATASETS="made-up" IPC="1"` |' in text
+    assert "| `tiny/made-up/ipc1` | 6 | 20 |" in text and '`make results BUDGET=tiny DATASETS="made-up" IPC="1"` |' in text
     assert text == shipped.readme(text, folder)
 
 

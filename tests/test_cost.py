@@ -60,9 +60,9 @@ def test_steps_and_losses_are_those_of_a_run(data, method, monkeypatch):
     history = gm.condense(data, recipe, "cpu", progress=False).history
     taken = sum(entry["theta_steps"] for entry in history) / 2
     pieces = pd.DataFrame([{"method": method, "where": recipe.where, "seconds_per_update": 1.0, "seconds_per_step": 1.0,
-                            "seconds_per_pair": 1.0 if method == "MDO" else math.nan}])  # fmt: skip
+                            "seconds_per_look": 1.0 if method == "MDO" else math.nan}])  # fmt: skip
     from_run = cost.outer_iteration(pieces, 3, 2, {method: taken}).iloc[0]
-    assert from_run["loss_evaluations"] == 2 * len(looked) / 2  # two losses at each look, two outer iterations
+    assert from_run["loss_evaluations"] == len(looked) / 2  # one loss at each look, two outer iterations
     planned = cost.outer_iteration(pieces, 3, 2).iloc[0]
     assert planned["theta_steps"] == taken if method != "MDO" else 0 < taken < planned["theta_steps"]
 
@@ -70,10 +70,10 @@ def test_steps_and_losses_are_those_of_a_run(data, method, monkeypatch):
 def test_an_outer_iteration_is_added_up_from_its_pieces():
     pieces = pd.DataFrame({
         "method": ["MD", "MDA", "MDO"], "where": ["fixed", "adaptive", "overfit"], "seconds_per_update": [2.0, 2.0, 2.0],
-        "seconds_per_step": [0.1, 0.1, 0.1], "seconds_per_pair": [math.nan, math.nan, 0.01],
+        "seconds_per_step": [0.1, 0.1, 0.1], "seconds_per_look": [math.nan, math.nan, 0.01],
     })  # fmt: skip
     o = cost.outer_iteration(pieces, 10, 50).set_index("method")
-    assert o["theta_steps"].tolist() == [450, 190, 450] and o["loss_evaluations"].tolist() == [0, 0, 2 * 9 * 51]
+    assert o["theta_steps"].tolist() == [450, 190, 450] and o["loss_evaluations"].tolist() == [0, 0, 9 * 51]
     assert o["seconds"].tolist() == pytest.approx([20 + 45, 20 + 19, 20 + 45 + 4.59])
     one = cost.outer_iteration(pieces, 1, 1)
     assert one["theta_steps"].eq(0).all() and one["loss_evaluations"].eq(0).all() and one["seconds"].eq(2).all()
@@ -83,10 +83,10 @@ def test_an_outer_iteration_is_added_up_from_its_pieces():
 
 def test_the_timed_update_is_a_runs_first(data, monkeypatch):
     matched = counted(monkeypatch, cost, "match")
-    steps, pairs = counted(monkeypatch, networks, "train_one_pass"), counted(monkeypatch, cost, "both_losses")
+    steps, looks = counted(monkeypatch, networks, "train_one_pass"), counted(monkeypatch, cost, "look")
     recipe = gm.Recipe.for_method("MDO", data.name, 2, inner_loops=1, outer_loops=1, **TINY)
     found = cost._pieces(data, recipe, 0, Memory(largest=4))
-    assert (len(matched), len(steps), len(pairs)) == (1, cost.STEPS, cost.PAIRS)
+    assert (len(matched), len(steps), len(looks)) == (1, cost.STEPS, cost.LOOKS)
     assert matched[0][0] == gm.condense(data, recipe, "cpu", progress=False).history[0]["loss"]
     assert all(seconds > 0 for seconds in found.values())
 
@@ -96,7 +96,7 @@ def test_the_clock_stops_once_for_each_piece(data, monkeypatch):
     monkeypatch.setattr(cost, "_now", lambda device: next(ticks))
     table = measure(data).set_index(["method", "round"])
     assert table["seconds_per_update"].eq(1).all() and table["seconds_per_step"].eq(1 / cost.STEPS).all()
-    assert table.loc["MDO", "seconds_per_pair"].eq(1 / cost.PAIRS).all() and table.loc["DC", "seconds_per_pair"].isna().all()
+    assert table.loc["MDO", "seconds_per_look"].eq(1 / cost.LOOKS).all() and table.loc["DC", "seconds_per_look"].isna().all()
 
 
 def test_rounds_are_interleaved_rotated_and_what_is_alike_is_pooled(data, monkeypatch):
@@ -105,7 +105,7 @@ def test_rounds_are_interleaved_rotated_and_what_is_alike_is_pooled(data, monkey
     def pieces(data, recipe, k, memory):
         calls.append((recipe.method, k))
         seconds = {"DC": 1.0, "MD": 2.0, "MDA": 4.0}[recipe.method] * 10**k
-        return {"seconds_per_update": seconds, "seconds_per_step": seconds, "seconds_per_pair": math.nan}
+        return {"seconds_per_update": seconds, "seconds_per_step": seconds, "seconds_per_look": math.nan}
 
     monkeypatch.setattr(cost, "_pieces", pieces)
     table = measure(data, "DC, MD, MDA", rounds=3).set_index(["round", "method"])
@@ -114,7 +114,7 @@ def test_rounds_are_interleaved_rotated_and_what_is_alike_is_pooled(data, monkey
     assert table.loc[(2, "DC"), "seconds_per_update"] == 100  # DC's update is no other's
     assert table.loc[(2, "MD"), "seconds_per_update"] == table.loc[(2, "MDA"), "seconds_per_update"] == 300
     assert table.loc[2, "seconds_per_step"].tolist() == pytest.approx([700 / 3] * 3)
-    assert table["seconds_per_pair"].isna().all()
+    assert table["seconds_per_look"].isna().all()
 
 
 def test_a_measurement_is_stored_and_read_back(data, tmp_path):

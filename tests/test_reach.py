@@ -14,10 +14,10 @@ from conftest import make_data, tiny_recipe
 from torch.nn.utils import parameters_to_vector
 
 import gmlib as gm
-from gmlib import networks
+from gmlib import Data, SyntheticSet, networks, report
 from gmlib.condense import initial
 from gmlib.evaluate import accuracy
-from gmlib.reach import alignment, by_eps, descend, loss_and_gradient, noise_set, rank_correlation, reach
+from gmlib.reach import alignment, by_eps, descend, loss_and_gradient, noise_set, paths, plane, rank_correlation, reach, walk
 from gmlib.recipe import generator
 
 QUICK = {"n_starts": 2, "width": 3, "depth": 2, "device": "cpu", "progress": False}
@@ -28,7 +28,17 @@ def network_of(seed, j, dtype=torch.float64):
     return networks.build("convnet", (1, 8, 8), 3, generator=generator(seed, "reach", j), width=3, depth=2, dtype=dtype)
 
 
-# ---- descend
+# ---- walk and descend
+
+
+def test_walk_is_there_while_one_looks():
+    """L = a theta^2 / 2: theta_n = (1 - lr a)^n theta0."""
+    a, lr, theta = 2.0, 0.1, [torch.tensor([3.0], dtype=torch.float64)]
+    for n, (step, loss, (gradient,)) in enumerate(walk(lambda v: (a * v[0].square().sum() / 2, [a * v[0]]), theta, lr, 4)):
+        there = 3.0 * (1 - lr * a) ** n
+        found = theta[0].item(), loss.item(), gradient.item()
+        assert step == n and found == pytest.approx((there, a * there**2 / 2, a * there), rel=1e-12)
+    assert n == 4
 
 
 def test_one_dimensional_quadratic_by_hand():
@@ -443,6 +453,188 @@ def test_resamples_without_a_value_are_left_out():
 def test_bad_pairs(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         rank_correlation(**arguments)
+
+
+# ---- paths
+
+
+def test_the_plane_by_hand():
+    """Products of the columns: 20, 10 and 4, and no mixed ones; turned into 11 dimensions, as two tensors."""
+    known = np.array([[4, 0, 0], [-2, 0, 0], [0, 1, 0], [0, -3, 0], [0, 0, 2]], dtype=float)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(11, 3)))[0].T
+    points = [[v[:6].view(2, 3), v[6:]] for v in torch.from_numpy(known @ turn)]
+    xy, lengths, share = plane(points)
+    assert xy == pytest.approx(np.array([[4, 0], [-2, 0], [0, -1], [0, 3], [0, 0]]), abs=1e-12), "the farthest is positive"
+    assert lengths.tolist() == pytest.approx([4, 2, 1, 3, 2], rel=1e-12)
+    assert share == pytest.approx(30 / 34, rel=1e-12)
+
+
+def test_the_plane_against_numpys_svd():
+    points = np.random.default_rng(1).normal(size=(7, 40)).astype(np.float32)
+    xy, lengths, share = plane([[torch.from_numpy(v)] for v in points])
+    u, s, _ = np.linalg.svd(points.astype(float), full_matrices=False)
+    assert np.abs(xy) == pytest.approx(np.abs(u[:, :2] * s[:2]), abs=1e-10)
+    assert lengths == pytest.approx(np.linalg.norm(points.astype(float), axis=1), rel=1e-10)
+    assert share == pytest.approx((s[:2] ** 2).sum() / (s**2).sum(), rel=1e-12)
+    assert math.isnan(plane([[torch.zeros(3)], [torch.zeros(3)]])[2]), "nothing moved"
+
+
+class TwoWeights(torch.nn.Module):
+    """Logistic regression on the first two pixels: loss log(1 + exp(-w.u)) for the images u and -u of classes 1 and 0."""
+
+    def __init__(self, *_):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.randn(1, 2))
+
+    def forward(self, x):
+        z = x.flatten(1)[:, :2] @ self.w[0]
+        return torch.stack([-z / 2, z / 2], 1)
+
+
+def pair(u):
+    """Images -u and u (class 0 and 1), 2x2 pixels of which the last two are 0, and their labels."""
+    u = torch.tensor([*u, 0, 0], dtype=torch.float64).view(1, 2, 2)
+    return torch.stack([-u, u]), torch.tensor([0, 1])
+
+
+def test_two_straight_paths_by_hand(monkeypatch):
+    """On S theta walks along u, on T along v: s = w.u follows s += lr |u|^2 sigmoid(-s), and the plane holds everything."""
+    monkeypatch.setitem(networks.NETWORKS, "two", TwoWeights)
+    directions = {"near": np.array([0.5, 0.2]), "T": np.array([1.2, -0.5])}
+    images, labels = pair(directions["T"])
+    data = Data("two points", ("a", "b"), (0.0,), (1.0,), images, labels, images, labels)
+    near, _ = pair(directions["near"])
+    S = SyntheticSet(images=near, labels=labels, classes=("a", "b"), mean=(0.0,), std=(1.0,), recipe={})
+    lr, steps, every = 0.3, 60, 20
+    walked = {"network": "two", "steps": steps, "every": every, "lr": lr, "seed": 5, "start": 2}
+    table = paths({"near": S}, data, **walked, device="cpu", progress=False)
+    assert table[["path", "start", "step"]].to_numpy().tolist() == [[p, 2, n] for p in ("near", "T") for n in (0, 20, 40, 60)]
+    f = networks.build("two", (1, 2, 2), 2, generator=generator(5, "reach", 2), dtype=torch.float64)
+    w0, sigmoid = f.w[0].detach().numpy(), scipy.special.expit
+    moved = []
+    for name, u in directions.items():
+        w = w0.copy()
+        for n in range(steps + 1):
+            if n % every == 0:
+                row = table[(table["path"] == name) & (table["step"] == n)].iloc[0]
+                expected = {
+                    "distance": np.linalg.norm(w - w0),
+                    "loss": math.log1p(math.exp(-w @ u)), "gradient_norm": np.linalg.norm(u) * sigmoid(-w @ u),
+                    "loss_T": math.log1p(math.exp(-w @ directions["T"])),
+                    "gradient_norm_T": np.linalg.norm(directions["T"]) * sigmoid(-w @ directions["T"]),
+                    "test_accuracy": 100.0 * (w @ directions["T"] > 0), "explained": 1.0,
+                }  # fmt: skip
+                assert row[list(expected)].to_dict() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+                moved.append(w - w0)
+            w = w + lr * sigmoid(-w @ u) * u
+    moved, xy = np.array(moved), table[["x", "y"]].to_numpy()
+    assert xy @ xy.T == pytest.approx(moved @ moved.T, abs=1e-12), "turned or mirrored, no more"
+    first, second = (xy**2).sum(0)
+    assert first > second and (xy[:, 0] @ xy[:, 1]) == pytest.approx(0, abs=1e-12), "principal axes"
+
+
+def test_paths_against_a_second_implementation():
+    data = make_data((20, 20, 20), n_test=30)
+    sets = {"A": gm.coreset("random", data, 1), "B": gm.coreset("random", data, 2, seed=1)}
+    table = paths(sets, data, width=3, depth=2, steps=7, every=3, lr=0.1, real_batch=10, device="cpu", progress=False)
+    assert table[["path", "step"]].to_numpy().tolist() == [[name, n] for name in ("A", "B", "T") for n in (0, 3, 6)]
+    chosen = torch.randperm(60, generator=generator(0, "paths real"))[:10]
+    real = data.train_images[chosen], data.train_labels[chosen]
+    moved = []
+
+    def look(f, x, y):
+        f.zero_grad()
+        loss = F.cross_entropy(f(x), y)
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in f.parameters()]).norm().item()
+
+    for name, (x, y) in {**{n: (S.images, S.labels) for n, S in sets.items()}, "T": real}.items():
+        f = network_of(0, 0)
+        theta0 = parameters_to_vector(f.parameters()).detach().clone()
+        optimiser = torch.optim.SGD(f.parameters(), lr=0.1)
+        for step in range(7):
+            if step % 3 == 0:
+                row = table[(table["path"] == name) & (table["step"] == step)].iloc[0]
+                moved.append((parameters_to_vector(f.parameters()).detach() - theta0).numpy())
+                expected = *look(f, *real), accuracy(f, data.test_images, data.test_labels), np.linalg.norm(moved[-1])
+                found = row["loss_T"], row["gradient_norm_T"], row["test_accuracy"], row["distance"]
+                assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+            own = look(f, x, y)
+            if step % 3 == 0:
+                assert (row["loss"], row["gradient_norm"]) == pytest.approx(own, rel=1e-9)
+            optimiser.step()
+    u, s, _ = np.linalg.svd(np.array(moved), full_matrices=False)
+    xy = table[["x", "y"]].to_numpy()
+    assert np.abs(xy) == pytest.approx(np.abs(u[:, :2] * s[:2]), abs=1e-9)
+    assert table["explained"].unique() == pytest.approx([(s[:2] ** 2).sum() / (s**2).sum()], rel=1e-9)
+    assert (table["distance"] >= np.hypot(*xy.T) - 1e-12).all() and (table["distance"] > np.hypot(*xy.T) + 1e-6).any()
+    starts = table[table["step"] == 0]
+    assert starts[["x", "y", "distance"]].to_numpy() == pytest.approx(0, abs=1e-12), "theta0 is the origin"
+    assert starts["loss_T"].nunique() == 1, "one theta0 for all"
+
+
+def test_paths_same_seed_same_bits():
+    data = make_data(dtype=torch.float32)
+    sets = {"A": gm.coreset("random", data, 1)}
+    quick = {"width": 3, "depth": 2, "steps": 4, "every": 2, "lr": 0.1, "real_batch": 9, "device": "cpu", "progress": False}
+    once = paths(sets, data, **quick)
+    pd.testing.assert_frame_equal(paths(sets, data, **quick), once, check_exact=True)
+    for change in ({"seed": 1}, {"start": 1}):
+        other = paths(sets, data, **quick, **change)
+        assert not np.isclose(other["loss"], once["loss"]).any() and (other["start"] == change.get("start", 0)).all()
+    at_start = reach(sets["A"], [90.0], **QUICK)["train_loss"]
+    assert once["loss"][0] == at_start[0] and other["loss"][0] == at_start[1], "the starts are those of reach"
+    both = paths({**sets, "all": data}, data, **quick)
+    own = ["loss", "gradient_norm", "loss_T", "gradient_norm_T", "test_accuracy"]
+    pd.testing.assert_frame_equal(both[both["path"] == "A"][own], once[once["path"] == "A"][own], check_exact=True)
+
+
+def test_a_path_that_blows_up_ends():
+    data = make_data()
+    table = paths({"A": gm.coreset("random", data, 1)}, data, width=3, depth=2, steps=6, every=1, lr=1e200, device="cpu",
+                  progress=False)  # fmt: skip
+    assert 2 <= len(table) < 14 and np.isfinite(table["gradient_norm"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sets": {}}, "sets must name one set or more"),
+        ({"sets": noise_set(make_data(), 1)}, "sets must name one set or more"),
+        ({"sets": {"T": noise_set(make_data(), 1)}}, 'none of them "T"'),
+        ({"sets": {"M": noise_set(make_data((3, 3)), 1)}}, "the set has 2 classes .* but made-up has 3"),
+        ({"every": 5, "steps": 4}, "every=5 is more than steps=4"),
+        ({"steps": 0}, "steps=0 does not fit"),
+        ({"every": 0}, "every=0 does not fit"),
+        ({"real_batch": 0}, "real_batch=0 does not fit"),
+        ({"start": -1}, "start=-1 does not fit"),
+        ({"lr": 0}, "lr=0 does not fit"),
+        ({"network": "vit"}, "unknown network 'vit'"),
+    ],
+)
+def test_bad_paths(change, sentence):
+    given = {"sets": {"M": noise_set(make_data(), 1)}, "data": make_data(), "width": 3, "depth": 2, "progress": False}
+    with pytest.raises(ValueError, match=sentence):
+        paths(**{**given, **change})
+
+
+def test_paths_figure_shows_paths_and_traps():
+    table = pd.DataFrame(
+        {
+            "path": ["M", "M", "M", "T", "T", "T"], "step": [0, 5, 10] * 2, "x": [0, 3, 4, 0, 6, 8.0],
+            "y": [0, 4, 3, 0, 0, 0.0], "distance": [0, 5, 5, 0, 6, 10.0], "gradient_norm": [1, 0.09, 0.05, 1, 0.5, 0.3],
+        }
+    )  # fmt: skip
+    left, right = report.paths_figure(table, 0.1).axes
+    M, trap, T, no_trap, start = left.lines
+    assert M.get_xydata().tolist() == [[0, 0], [3, 4], [4, 3]] and M.get_color() == report.colour("M")
+    assert T.get_xydata().tolist() == [[0, 0], [6, 0], [8, 0]] and T.get_color() == "black"
+    assert trap.get_xydata().tolist() == [[3, 4]] and not len(no_trap.get_xydata()), "first below eps; T never is"
+    assert start.get_xydata().tolist() == [[0, 0]]
+    assert left.get_xlabel() == "first principal direction (67%)" and left.get_ylabel().endswith("(13%)")  # 125 and 25 of 186
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["M", "T"]
+    assert right.get_yscale() == "log" and right.lines[0].get_ydata().tolist() == [1, 0.09, 0.05]
+    assert right.lines[1].get_xydata().tolist() == [[5, 0.09]] and right.lines[-1].get_ydata()[0] == 0.1
 
 
 # ---- alignment

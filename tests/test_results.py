@@ -1,11 +1,233 @@
 """Committed results say what they are, and bear out what is said of them."""
 
 import json
+import math
+import re
+import shutil
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
-from gmlib import Recipe, where
+import pandas as pd
+import pytest
+import torch
+from conftest import make_data
+
+import gmlib as gm
+from gmlib import CORESETS, Recipe, report, shipped, store, where
+from gmlib import recipe as recipes
 
 RESULTS = Path(__file__).parent.parent / "results"
+
+
+def problems(root):
+    """What is wrong with the runs in a folder that is laid out as results/, one sentence each; files are read by themselves."""
+    found, raw = [], {}
+    for path in sorted(root.glob("**/ipc*/*/set*/run.json")):
+        run, record = path.parent, json.loads(path.read_text())
+        S, recipe = gm.SyntheticSet.load(run / "set.safetensors"), record["recipe"]
+        name = run.relative_to(root).as_posix()
+        budget = name.split("/")[0] if name.count("/") == 4 else "paper"
+        wrong = list(wrong_recipe(record))
+        if record["budget"] != budget:
+            wrong.append(f"budget {record['budget']} in the place of {budget}")
+        place = root / ("" if budget == "paper" else budget)
+        if store.run_folder(place, recipe["dataset"], recipe["ipc"], record["method"], recipe["seed"]) != run:
+            wrong.append("holds the run of another place")
+        if S.recipe != recipe:
+            wrong.append("the set has another recipe than run.json")
+        if S.ipc != recipe["ipc"]:
+            wrong.append(f"{S.ipc} images per class in the set")
+        if record["data"]["name"] != recipe["dataset"] or not re.fullmatch("[0-9a-f]{64}", record["data"]["fingerprint"]):
+            wrong.append(f"no fingerprint of {recipe['dataset']}")
+        if (run / "checkpoint.safetensors").exists():
+            wrong.append("a checkpoint was left")
+        files = sorted(run.glob("accuracy-*.json"))
+        if not files:
+            wrong.append("no network was trained on it")
+        for file in files:
+            stored, n = json.loads(file.read_text()), recipes.BUDGETS[record["budget"]].networks
+            accuracies = stored["accuracies"]
+            if not (0 < len(accuracies) <= n and all(0 <= a <= 100 for a in accuracies)):
+                wrong.append(f"{file.name} does not hold the accuracies of up to {n} networks")
+            if stored["seed"] != recipe["seed"]:
+                wrong.append(f"{file.name} is of seed {stored['seed']}")
+            cell = (recipe["dataset"], recipe["ipc"], record["method"], record["budget"], stored["network"])
+            raw.setdefault(cell, []).append(accuracies)
+        found += [f"{name}: {sentence}" for sentence in wrong]
+    return found + [f"in the report: {sentence}" for sentence in misreported(root, raw)]
+
+
+def wrong_recipe(record):
+    """A recipe is that of its method under its budget, today as when it was run."""
+    recipe, method = record["recipe"], record["method"]
+    if "method" in recipe:
+        if recipe["method"] != method or method not in CORESETS:
+            yield "its recipe is of no coreset that is known"
+        return
+    try:
+        again = Recipe(**recipe)
+    except (TypeError, ValueError):
+        again = None
+    if again is None or again.as_dict() != recipe:
+        yield "its recipe cannot be made again"
+        return
+    if again.method != method:
+        yield f"its recipe is of {again.method} and not of {method}"
+    preset = method.partition("@")[0]
+    at = (again.dataset, again.ipc, record["budget"], again.seed)
+    if Recipe.for_method(preset, *at, network=again.network) != again:
+        yield f"its recipe is not that of the budget {record['budget']}"
+
+
+def misreported(root, raw):
+    """Where the report's means, deviations and counts are not those of the raw accuracies {cell: [those of one set]}."""
+    folders = [root, *(root / budget for budget in recipes.BUDGETS if (root / budget).is_dir())]
+    tables = [table for table in map(store.load_results, folders) if len(table)]
+    try:
+        summary = report.summarise(pd.concat(tables)) if tables else pd.DataFrame()
+    except ValueError as error:
+        yield str(error)
+        return
+    told = {(r.dataset, r.ipc, r.method, r.budget, r.network): r for r in summary.itertuples()}
+    yield from (f"{cell} is not stored" for cell in set(told) - set(raw))
+    for cell, sets in raw.items():
+        every = [a for accuracies in sets for a in accuracies]
+        r = told.get(cell)
+        if r is None or (r.n, r.n_sets) != (len(every), len(sets)):
+            yield f"the count of {cell}"
+        elif not math.isclose(r.mean, statistics.fmean(every), abs_tol=1e-9):
+            yield f"the mean of {cell}"
+        elif len(every) > 1 and not math.isclose(r.std, statistics.stdev(every), abs_tol=1e-9):
+            yield f"the deviation of {cell}"
+
+
+# ---- what is committed -----------------------------------------------------------------------------------
+
+
+def test_the_committed_runs_are_what_they_say():
+    assert problems(RESULTS) == []
+
+
+def test_the_committed_table_is_that_of_the_raw_files():
+    for row in shipped.table().itertuples():
+        file = RESULTS / row.path
+        stored = json.loads((file.parent / f"accuracy-{row.network}.json").read_text())["accuracies"]
+        assert (row.n, row.bytes) == (len(stored), file.stat().st_size)
+        assert row.accuracy == pytest.approx(statistics.fmean(stored))
+
+
+def test_the_readme_tells_of_every_file_and_of_every_folder_of_runs():
+    readme = (RESULTS / "README.md").read_text()
+    runs = {RESULTS / folder for folder in shipped.made_with()["folder"]}
+    files = [p for p in RESULTS.rglob("*") if p.is_file() and p.name != "README.md" and not runs & set(p.parents)]
+    assert files and all(f"`{p.relative_to(RESULTS).as_posix()}`" in readme for p in files)
+    assert not runs or shipped.readme(readme) == readme, "workflow/campaign.py writes down what the runs were made with"
+
+
+def test_a_network_trained_on_a_committed_set_of_mnist_is_as_good_as_those_before():
+    """Other machines round differently, so one network is held against the spread of the stored ones."""
+    sets = shipped.table().query("dataset == 'MNIST' and ipc == 1 and n > 1 and network == 'convnet'")
+    if sets.empty:
+        pytest.skip("no set of MNIST is committed")
+    try:
+        data = gm.load_data("MNIST", download=False)
+    except FileNotFoundError:
+        pytest.skip("MNIST is not at hand")
+    best = sets.loc[sets["accuracy"].idxmax()]
+    S = gm.load_condensed("MNIST", 1, best["method"], int(best["seed"]), best["budget"])
+    assert S.record["data"]["fingerprint"] == data.fingerprint
+    same = {name: S.accuracy.protocol[name] for name in ("width", "depth", "epochs")}
+    e = gm.evaluate(S, data, n_networks=1, seed=S.accuracy.seed, progress=False, **same)
+    assert e.protocol == S.accuracy.protocol
+    half_width = statistics.NormalDist().inv_cdf(0.9995) * S.accuracy.std + 0.5
+    assert e.mean == pytest.approx(S.accuracy.mean, abs=half_width)
+
+
+# ---- the checks themselves, on a made-up folder ----------------------------------------------------------
+
+TINY = recipes.Budget(recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 2}, sets=1, networks=2, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root, data = tmp_path_factory.mktemp("whole"), make_data(dtype=torch.float32)
+    tiny = {"lite": TINY, "paper": replace(TINY, recipe={**TINY.recipe, "outer_loops": 3})}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, budget in tiny.items():
+            patch.setitem(recipes.BUDGETS, name, budget)
+            options = {"budget": name, "device": "cpu", "progress": False, "results_dir": shipped.folder(name, root)}
+            store.sweep(data, ["random", "M", "multi,d2,fixed"], 1, **options)
+        store.sweep(data, "MD", 1, network="mlp", targets=["convnet", "mlp"], **options)
+    return root
+
+
+@pytest.fixture
+def results(whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.BUDGETS, "lite", TINY)
+    monkeypatch.setitem(recipes.BUDGETS, "paper", replace(TINY, recipe={**TINY.recipe, "outer_loops": 3}))
+    return shutil.copytree(whole, tmp_path / "results")
+
+
+def test_whole_results_have_no_problem(results):
+    assert len(list(results.glob("**/run.json"))) == 7 and problems(results) == []
+
+
+def change(path, **changes):
+    content = json.loads(path.read_text())
+    for name, value in changes.items():
+        content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+
+
+def store_again(path, **changes):
+    replace(gm.SyntheticSet.load(path), **changes).save(path)
+
+
+DAMAGE = {
+    "its recipe cannot be made again": lambda run: change(run / "run.json", recipe={"wide": 4}),
+    "its recipe is of DC and not of M": lambda run: change(run / "run.json", recipe={"what": "intra"}),
+    "budget lite in the place of paper": lambda run: change(run / "run.json", budget="lite"),
+    "its recipe is not that of the budget paper": lambda run: change(run / "run.json", recipe={"outer_loops": 2}),
+    "holds the run of another place": lambda run: change(run / "run.json", recipe={"seed": 5}),
+    "the set has another recipe than run.json": lambda run: store_again(run / "set.safetensors", recipe={"ipc": 1}),
+    "no fingerprint of made-up": lambda run: change(run / "run.json", data={"fingerprint": ""}),
+    "a checkpoint was left": lambda run: (run / "checkpoint.safetensors").write_bytes(b""),
+    "no network was trained on it": lambda run: (run / "accuracy-convnet.json").unlink(),
+    "accuracy-convnet.json does not hold the accuracies of up to 2 networks": lambda run: change(
+        run / "accuracy-convnet.json", accuracies=[1.0, 2.0, 3.0]
+    ),
+    "accuracy-convnet.json is of seed 1": lambda run: change(run / "accuracy-convnet.json", seed=1),
+}
+
+
+@pytest.mark.parametrize("sentence", DAMAGE)
+def test_each_check_can_fail(sentence, results):
+    DAMAGE[sentence](results / "made-up" / "ipc1" / "M" / "set0")
+    assert f"made-up/ipc1/M/set0: {sentence}" in problems(results)
+
+
+def test_too_few_images_and_an_unknown_coreset(results):
+    path = results / "lite" / "made-up" / "ipc1" / "random" / "set0" / "set.safetensors"
+    S = gm.SyntheticSet.load(path)
+    replace(S, images=S.images.repeat(2, 1, 1, 1), labels=S.labels.repeat_interleave(2)).save(path)
+    change(path.with_name("run.json"), recipe={"method": "rondom"})
+    found = problems(results)
+    assert "lite/made-up/ipc1/random/set0: 2 images per class in the set" in found
+    assert "lite/made-up/ipc1/random/set0: its recipe is of no coreset that is known" in found
+
+
+@pytest.mark.parametrize("what", ["mean", "std", "n"])
+def test_a_report_that_miscounts_is_found(what, results, monkeypatch):
+    def wrong(table, real=report.summarise):
+        return real(table).assign(**{what: lambda t: t[what] + 1})
+
+    monkeypatch.setattr(report, "summarise", wrong)
+    words = {"mean": "the mean of", "std": "the deviation of", "n": "the count of"}
+    assert len([s for s in problems(results) if s.startswith(f"in the report: {words[what]}")]) == 8
+
+
+# ---- single findings -------------------------------------------------------------------------------------
 
 
 def test_the_schedule_learned_from_cifar10_is_not_eq_12s():
@@ -20,9 +242,3 @@ def test_the_schedule_learned_from_cifar10_is_not_eq_12s():
         assert learned == sorted(learned, reverse=True)
         assert learned[0] == eq12[0] == where.MAX_STEPS, "at first neither stops before the bound"
         assert max(learned[4:]) < min(eq12[4:]), "later theta overfits in fewer steps than Eq. 12 allows"
-
-
-def test_every_result_is_in_the_readme():
-    readme = (RESULTS / "README.md").read_text()
-    files = [p.relative_to(RESULTS).as_posix() for p in RESULTS.rglob("*") if p.is_file() and p.name != "README.md"]
-    assert files and all(f"`{name}`" in readme for name in files)

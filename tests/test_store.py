@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_data
+from safetensors.torch import load_file
 
 import gmlib as gm
 from gmlib import networks, store
@@ -148,6 +149,30 @@ def test_the_trace_holds_sets_and_accuracies_along_the_way(data, tmp_path):
     assert list(run(data, tmp_path, snapshots=(0, 1)).trace) == [0, 2, 4], "a finished run gives what it has"
 
 
+def test_what_is_evaluated_is_what_was_stored(data, tmp_path):
+    whole = run(data, tmp_path / "float32")
+    half = run(data, tmp_path / "float16", dtype=torch.float16, snapshots=(0, 4))
+    assert load_file(half.folder / "set.safetensors")["images"].dtype == torch.float16
+    assert half.S.images.dtype == torch.float32 and torch.equal(half.S.images, whole.S.images.half().float())
+    assert not torch.equal(half.S.images, whole.S.images)
+    again = gm.evaluate(half.S, data, "convnet", 2, 0, epochs=2, device="cpu", progress=False)
+    assert half.evaluation.accuracies == again.accuracies
+    assert torch.equal(half.trace[4][0].images, half.S.images) and half.trace[4][1] == half.evaluation
+    assert half.trace[0][0].images.dtype == torch.float32
+    assert torch.equal(run(data, tmp_path / "float16").S.images, half.S.images), "a stored run is read back as it is"
+
+
+def test_shipped_results_of_several_budgets(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.BUDGETS, "other", TINY)
+    monkeypatch.setattr(store, "HOME", tmp_path)
+    assert store.shipped().empty and store.shipped_whole() == {}
+    for budget, folder, n in (("tiny", "results", 1), ("other", "results/other", 2)):
+        run(data, tmp_path / folder, budget=budget)
+        store.whole(data, budget=budget, networks=n, device="cpu", results_dir=tmp_path / folder, progress=False)
+    assert store.shipped().groupby("budget").size().to_dict() == {"tiny": 2, "other": 2}
+    assert store.shipped_whole()["made-up"].n == 1, "not the one in the folder of another budget"
+
+
 def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
     r = run(data, tmp_path, "random", 2, inner_loops=1, zeta_theta=1)
     assert torch.equal(r.S.images, gm.coreset("random", data, 2, 0).images)
@@ -177,6 +202,7 @@ def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
         ({"method": "random", "ipc": 9}, "ipc=9"),
         ({"snapshots": [9]}, "snapshot 9 is outside"),
         ({"lr_images": -1.0}, "lr_images=-1.0 does not fit"),
+        ({"dtype": torch.int8}, "images cannot be stored as torch.int8: choose one of torch.float16, torch.float32"),
     ],
 )
 def test_bad_input_writes_nothing(call, sentence, data, tmp_path):
@@ -320,6 +346,10 @@ def test_targets_are_stored_side_by_side_and_added_later(data, tmp_path):
     assert set(store.load_results(tmp_path)["network"]) == set(both.evaluations)
     with pytest.raises(ValueError, match="unknown network 'lenin'"):
         run(data, tmp_path, targets="lenin")
+    with pytest.raises(ValueError, match="targets is empty: name a network"):
+        run(data, tmp_path, targets=[])
+    spelt = "convnet:norm=batch,pooling=max"
+    assert list(run(data, tmp_path / "source", network=spelt).evaluations) == [spelt], "a comma of its own name"
 
 
 def test_another_source_network_is_another_method(data, tmp_path):

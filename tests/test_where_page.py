@@ -97,7 +97,7 @@ def test_steps_table_by_hand():
     assert cells["random"][0] == ["not run"] and cells["M"][:2] == [["not run", "the time budget was used up"], ["not run"]]
 
 
-def test_losses_evaluated_are_those_that_a_run_evaluates(monkeypatch):
+def test_evaluations_of_the_loss_are_those_that_a_run_evaluates(monkeypatch):
     data, recipe = make_data(), tiny_recipe(ipc=2, where="overfit", outer_loops=2, inner_loops=3)
     module, calls = import_module("gmlib.condense"), []
     measure = module.measure
@@ -105,7 +105,7 @@ def test_losses_evaluated_are_those_that_a_run_evaluates(monkeypatch):
     history = condense(data, recipe, progress=False).history
     record = {"method": recipe.method, "recipe": recipe.as_dict(), "history": history}
     shown = report.steps_table([SimpleNamespace(record=record)], [recipe.method])
-    assert float(shown.cells[recipe.method, "losses evaluated"][0]) == pytest.approx(len(calls) / 2, abs=0.51)
+    assert float(shown.cells[recipe.method, "L(T) evaluated"][0]) == pytest.approx(len(calls) / 2, abs=0.51)
 
 
 def test_schedule_figure_by_hand():

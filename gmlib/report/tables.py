@@ -350,8 +350,9 @@ def generalisation(
     pairs = {outcome: [pair for pair in found if found[pair] == outcome] for outcome in dict.fromkeys(found.values())}
     rest = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in pairs.items() if outcome != "held")
     return Markdown(
-        f"**In {len(pairs.get('held', ()))} of {len(found)} pairs of a source and another target, both convolutional, the "
-        f"condensed images train the target better than random real images do, beyond noise.**{f' Else {rest}.' if rest else ''}"
+        f"**In {len(pairs.get('held', ()))} of {len(found)} pair{'s' if len(found) > 1 else ''} of a source and another target, "
+        "both convolutional, the condensed images train the target better than random real images do, beyond noise.**"
+        f"{f' Else {rest}.' if rest else ''}"
     )
 
 
@@ -406,7 +407,8 @@ def best_target(results: pd.DataFrame, sources: Mapping[str, str], targets: Sequ
         ]
         sentences.append(
             f"**{target} is {'the best' if few == 1 else f'among the best {few}'} of {len(targets)} targets for "
-            f"{count[target]} of {len(compared)} sources**, and above those outside beyond noise for {len(clear)}."
+            f"{count[target]} of {len(compared)} source{'s' if len(compared) > 1 else ''}**, "
+            f"and above those outside beyond noise for {len(clear)}."
         )
     return Markdown(" ".join(sentences))
 
@@ -427,14 +429,14 @@ def steps_table(runs: Collection[Run], methods: Sequence[str], why: Mapping[tupl
     """What one outer iteration of each method takes, mean over the outer iterations of all its sets.
 
     runs: of one dataset and ipc. In columns: steps of theta as `where.steps_per_outer_iteration` has them beforehand, and as
-    taken; evaluations of L(S) and L(T) for the overfitting test; seconds, with those of the first method with fixed steps as
+    taken; evaluations of L(T) for the overfitting test; seconds, with those of the first method with fixed steps as
     100 percent; the matching loss in the last outer iteration, mean over sets. why: as in `table`.
     """
     cells, whole = {}, None
     reasons = {method: reason for (*_, method), reason in (why or {}).items()}
     for method in methods:
         own = [r.record for r in runs if r.record["method"] == method and r.record["history"]]
-        columns = ("steps, beforehand", "steps, taken", "losses evaluated", "seconds", "matching loss")
+        columns = ("steps, beforehand", "steps, taken", "L(T) evaluated", "seconds", "matching loss")
         cells |= {(method, c): ["not run"] for c in columns}
         cells[method, columns[0]] += [reasons[method]] if method in reasons else []
         if not own:
@@ -447,7 +449,7 @@ def steps_table(runs: Collection[Run], methods: Sequence[str], why: Mapping[tupl
         whole = seconds if whole is None and recipe.where == "fixed" else whole
         beforehand = ("at most " if detects else "") + f"{where.steps_per_outer_iteration(recipe.where, T, zeta)}"
         spread = [f"{taken.min()} to {taken.max()}"] if taken.nunique() > 1 else []
-        # `condense.move` measures them before the first step at each t too
+        # `condense.move` measures it before the first step at each t too
         losses = f"{taken.mean() + T - 1:.0f}" if detects else "0"
         share = [] if whole is None else [f"{100 * seconds / whole:.0f} %"]
         last = sum(record["history"][-1]["loss"] for record in own) / len(own)
@@ -455,7 +457,7 @@ def steps_table(runs: Collection[Run], methods: Sequence[str], why: Mapping[tupl
         cells |= {(method, c): lines for c, lines in zip(columns, row, strict=True)}
         counts = (_counted(len(entries), "outer iteration"), _counted(len(own), "set"))
         cells[method, "steps, taken"].append(", ".join(counts))
-    caption = "One outer iteration: steps of theta, evaluations of L(S) and L(T), seconds, and the matching loss at the end."
+    caption = "One outer iteration: steps of theta, evaluations of L(T), seconds, and the matching loss at the end."
     return _filled(list(methods), cells, caption)
 
 

@@ -1,0 +1,249 @@
+"""Gradient matching and evaluation as they are usually written: what the library is measured beside.
+
+Algorithm 1 and the training of Section 4.1 in the straightforward PyTorch of published research code: a loop over classes that
+builds a graph for each, mini-batches picked by a permutation of index lists, distances layer by layer, a DataLoader for every
+step of theta with loss and accuracy brought to the host, networks evaluated one after another, images varied one by one in SciPy.
+Nothing here is done for speed, and nothing against it. Nothing is imported from gmlib: a network is any nn.Module.
+
+DC: class by class, d1, fixed steps (Eq. 4, 8). MDA: both levels, d1 + d2, the steps of Eq. 12 (Eq. 6, 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+METHODS = ("DC", "MDA")
+BATCH = 256  # images in one mini-batch of theta's steps and of the test
+
+# ---- phase 1: matching ------------------------------------------------------------------------------------
+
+
+def indices_by_class(labels: Tensor) -> list[list[int]]:
+    """The places of each class's images, one list for each class. labels: (N,) integers."""
+    indices: list[list[int]] = [[] for _ in range(int(labels.max()) + 1)]
+    for i, c in enumerate(labels.tolist()):
+        indices[c].append(i)
+    return indices
+
+
+def batch_of_class(images: Tensor, indices: list[int], n: int, rng: np.random.Generator) -> Tensor:
+    """n images at `indices`, or all, without replacement."""
+    return images[rng.permutation(indices)[:n]]
+
+
+def class_gradient(network: nn.Module, x: Tensor, c: int, create_graph: bool = False) -> Sequence[Tensor]:
+    """The gradient of the mean loss of x, all of class c: one tensor for each parameter."""
+    y = torch.full((len(x),), c, device=x.device)
+    loss = F.cross_entropy(network(x), y)
+    return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
+
+
+def distance(gS: Sequence[Tensor], gT: Sequence[Tensor], magnitude: bool) -> Tensor:
+    """d1, or d1 + d2 with `magnitude`, summed over rows and layers; biases and norm parameters are left out."""
+    total = torch.zeros((), dtype=gS[0].dtype, device=gS[0].device)
+    for a, b in zip(gS, gT, strict=True):
+        if a.dim() == 1:
+            continue
+        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        total = total + (1 - F.cosine_similarity(a, b, dim=1)).sum()
+        if magnitude:
+            total = total + (a - b).norm(dim=1).sum()
+    return total
+
+
+def matching_loss(
+    method: str,
+    network: nn.Module,
+    S: Tensor,
+    images: Tensor,
+    indices: list[list[int]],
+    batch: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Lines 5-8 of Algorithm 1. S: (C*ipc, channels, height, width), sorted by class; images: of T, on the same device."""
+    C, multi = len(indices), method == "MDA"
+    ipc = len(S) // C
+    loss = torch.zeros((), dtype=S.dtype, device=S.device)
+    every_gS, every_gT = [], []
+    for c in range(C):
+        gT = class_gradient(network, batch_of_class(images, indices[c], batch, rng), c)
+        gS = class_gradient(network, S[c * ipc : (c + 1) * ipc], c, create_graph=True)
+        loss = loss + distance(gS, gT, magnitude=multi)
+        if multi:
+            every_gS.append(gS)
+            every_gT.append(gT)
+    if multi:
+        mean_gS = [sum(layer) / C for layer in zip(*every_gS, strict=True)]
+        mean_gT = [sum(layer) / C for layer in zip(*every_gT, strict=True)]
+        loss = loss + C * distance(mean_gS, mean_gT, magnitude=True)
+    return loss
+
+
+def update(method: str, network: nn.Module, S: Tensor, optimise_S: torch.optim.Optimizer, *batches) -> float:
+    """Lines 5-9: one update of S, in place; returns the matching loss. batches: images to rng of `matching_loss`."""
+    loss = matching_loss(method, network, S, *batches)
+    optimise_S.zero_grad()
+    loss.backward()
+    optimise_S.step()
+    return loss.item()
+
+
+def epoch(
+    network: nn.Module, loader: DataLoader, optimise: torch.optim.Optimizer, vary: Callable[[Tensor], Tensor] | None = None
+) -> tuple[float, float]:
+    """One pass over `loader`; returns mean loss and accuracy in percent."""
+    device = next(network.parameters()).device
+    network.train()
+    loss_sum, right, seen = 0.0, 0, 0
+    for x, y in loader:
+        x, y = x.to(device), y.to(device)
+        if vary is not None:
+            x = vary(x)
+        scores = network(x)
+        loss = F.cross_entropy(scores, y)
+        loss_sum += loss.item() * len(y)
+        right += int((scores.detach().argmax(1).cpu().numpy() == y.cpu().numpy()).sum())
+        seen += len(y)
+        optimise.zero_grad()
+        loss.backward()
+        optimise.step()
+    return loss_sum / seen, 100 * right / seen
+
+
+def steps(method: str, t: int, zeta: int) -> int:
+    """Steps of theta after the update of S at t: zeta for DC, Eq. 12 for MDA."""
+    if method == "DC":
+        return zeta
+    if t < 4:
+        return 50 - 10 * t
+    return 10 if t < 10 else 5
+
+
+def outer_iteration(
+    method: str,
+    network: nn.Module,
+    S: Tensor,
+    optimise_S: torch.optim.Optimizer,
+    images: Tensor,
+    indices: list[list[int]],
+    *,
+    T: int,
+    zeta: int,
+    batch: int,
+    rng: np.random.Generator,
+    lr: float = 0.01,
+    momentum: float = 0.5,
+) -> float:
+    """Lines 3-13 with a fresh network: S is updated T times, in place. Returns the mean matching loss."""
+    C = len(indices)
+    labels = torch.arange(C, device=S.device).repeat_interleave(len(S) // C)
+    optimise_theta = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
+    loss_sum = 0.0
+    for t in range(T):
+        loss_sum += update(method, network, S, optimise_S, images, indices, batch, rng)
+        if t == T - 1:
+            break
+        loader = DataLoader(TensorDataset(S.detach().clone(), labels), batch_size=BATCH, shuffle=True, num_workers=0)
+        for _ in range(steps(method, t, zeta)):
+            epoch(network, loader, optimise_theta)
+    return loss_sum / T
+
+
+# ---- phase 2: evaluation ----------------------------------------------------------------------------------
+
+
+def train(
+    network: nn.Module,
+    S: Tensor,
+    labels: Tensor,
+    epochs: int,
+    vary: Callable[[Tensor], Tensor] | None = None,
+    lr: float = 0.01,
+) -> None:
+    """Train `network` on S in place: SGD, momentum 0.9, weight decay 5e-4, the learning rate divided by 10 at half."""
+    loader = DataLoader(TensorDataset(S, labels), batch_size=BATCH, shuffle=True, num_workers=0)
+    optimise = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    for e in range(epochs):
+        if e == epochs // 2:
+            optimise.param_groups[0]["lr"] = lr / 10
+        epoch(network, loader, optimise, vary)
+
+
+def accuracy(network: nn.Module, test: TensorDataset) -> float:
+    """Percent of the test images that `network` gets right."""
+    device = next(network.parameters()).device
+    network.eval()
+    right = 0
+    with torch.no_grad():
+        for x, y in DataLoader(test, batch_size=BATCH, shuffle=False, num_workers=0):
+            scores = network(x.to(device))
+            right += int((scores.argmax(1).cpu().numpy() == y.cpu().numpy()).sum())
+    return 100 * right / len(test)
+
+
+def evaluate(
+    networks: Iterable[nn.Module],
+    S: Tensor,
+    labels: Tensor,
+    test: TensorDataset,
+    epochs: int,
+    vary: Callable[[Tensor], Tensor] | None = None,
+) -> list[float]:
+    """Train each network on S and test it, one after another; accuracies in percent."""
+    found = []
+    for network in networks:
+        train(network, S, labels, epochs, vary)
+        found.append(accuracy(network, test))
+    return found
+
+
+# ---- phase 2: varied images -------------------------------------------------------------------------------
+# One image at a time, in numpy: (channels, height, width). fill: (channels, 1, 1), what comes in from outside.
+
+PAD, STRETCH, TURN = 4, 0.2, 45  # pixels, part of the size, degrees
+
+
+def crop(image: np.ndarray, down: int, right: int, fill: np.ndarray) -> np.ndarray:
+    """Moved by whole pixels, at most PAD of them."""
+    channels, height, width = image.shape
+    padded = np.empty((channels, height + 2 * PAD, width + 2 * PAD), image.dtype)
+    padded[:] = fill
+    padded[:, PAD : PAD + height, PAD : PAD + width] = image
+    top, left = PAD - down, PAD - right
+    return padded[:, top : top + height, left : left + width]
+
+
+def scale(image: np.ndarray, factor: float, fill: np.ndarray) -> np.ndarray:
+    """`factor` times the size, about the centre."""
+    middle = (np.array(image.shape) - 1) / 2
+    step = np.array([1, 1 / factor, 1 / factor])
+    return ndimage.affine_transform(image - fill, step, middle * (1 - step), order=1) + fill
+
+
+def rotate(image: np.ndarray, degrees: float, fill: np.ndarray) -> np.ndarray:
+    """Turned anticlockwise about the centre."""
+    return ndimage.rotate(image - fill, degrees, axes=(1, 2), reshape=False, order=1) + fill
+
+
+def augmented(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """A varied copy of x (n, channels, height, width): to each image one of crop, scale and rotate (the list for MNIST)."""
+    images = x.cpu().numpy()
+    fill = images.mean(axis=(0, 2, 3)).reshape(-1, 1, 1)
+    varied = np.empty_like(images)
+    for i, image in enumerate(images):
+        operation = rng.choice(["crop", "scale", "rotate"])
+        if operation == "crop":
+            down, right = rng.integers(-PAD, PAD + 1, 2)
+            varied[i] = crop(image, down, right, fill)
+        elif operation == "scale":
+            varied[i] = scale(image, rng.uniform(1 - STRETCH, 1 + STRETCH), fill)
+        else:
+            varied[i] = rotate(image, rng.uniform(-TURN, TURN), fill)
+    return torch.from_numpy(varied).to(x.device)

@@ -1,0 +1,231 @@
+"""The results that come with the repository: condensed sets to use, and what each was made with.
+
+results/ holds the runs by the paper's protocol, results/<budget>/ those of a shorter budget, each laid out as `store` says.
+Other folders of runs are read in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .coreset import CORESETS
+from .data import SyntheticSet
+from .evaluate import Evaluation
+from .recipe import BUDGETS, METHODS, choose
+from .store import HOME, _read_evaluation, _read_json
+
+FOLDER = HOME / "results"
+COLUMNS = [
+    "dataset", "ipc", "method", "seed", "budget", "images", "bytes", "network", "accuracy", "std", "n", "path",
+]  # fmt: skip
+MADE_WITH = ["folder", "sets", "networks", "seconds", "device", "commit", "command"]
+BEGIN, END = "<!-- runs: written by workflow/campaign.py, not by hand -->", "<!-- end of runs -->"  # in results/README.md
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CondensedSet(SyntheticSet):
+    """A SyntheticSet with what its run left beside it.
+
+    Attributes, further to those of a SyntheticSet:
+        record: run.json: method, budget, recipe, data with fingerprint and origin, versions, device, seconds, history.
+        evaluations: name of a network -> accuracies of such networks trained on the set, from scratch.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        made = f"{self.record['method']}, {self.budget} budget"
+        return super().__repr__().replace("SyntheticSet(", f"CondensedSet({made}: ") + f", {self.accuracy or 'not evaluated'}"
+
+    @property
+    def budget(self) -> str:
+        """The budget it was made under; only "paper" is the paper's protocol."""
+        return self.record["budget"]
+
+    @property
+    def accuracy(self) -> Evaluation | None:
+        """Of the ConvNets trained on it, or of another network where there are none; None where none was trained."""
+        return self.evaluations.get("convnet") or next(iter(self.evaluations.values()), None)
+
+
+def folder(budget: str, results_dir: str | os.PathLike | None = None) -> Path:
+    """Where runs of a budget are committed: results/ for the paper's, results/<budget>/ for another."""
+    choose(BUDGETS, "budget", budget)
+    return Path(results_dir or FOLDER) / ("" if budget == "paper" else budget)
+
+
+def load_condensed(
+    dataset: str,
+    ipc: int,
+    method: str = "MDA",
+    seed: int = 0,
+    budget: str | None = None,
+    results_dir: str | os.PathLike | None = None,
+) -> CondensedSet:
+    """A condensed set that comes with the repository: normalised images, labels, how it was made and how well it trains.
+
+    dataset, ipc, method, seed: as in `table`. budget: None takes the paper's where it is there, else the one nearest to it;
+    the set's `budget` says which. results_dir: any folder of runs; None: the repository's results/.
+
+    Raises ValueError, which lists what is there, for a set that is not, and FileNotFoundError where there is no such folder.
+    """
+    if budget is not None:
+        choose(BUDGETS, "budget", budget)
+    asked = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+    known = [run for run in _runs(results_dir) if budget in (None, run["budget"])]
+    found = [run for run in known if all(run[name] == value for name, value in asked.items())]
+    if found:
+        return _load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
+    wanted = f"{dataset!r} with ipc={ipc!r} by {method!r}, seed={seed!r}" + (f", {budget} budget" if budget else "")
+    raise ValueError(f"there is no condensed set of {wanted}: {_at_hand(known, dataset)}")
+
+
+def table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """One row for each set that comes with the repository (or is in another folder of runs); none where there is none.
+
+    Columns: dataset, ipc, method, seed, budget: as `load_condensed` takes them; images, how many; bytes of the file; network,
+    trained on it, with accuracy (mean, percent), std and n of these networks; path of the file, relative to the folder.
+    """
+    root, rows = Path(results_dir or FOLDER), []
+    for run in _runs(root) if root.is_dir() else ():
+        file, S = run["path"] / "set.safetensors", _load(run["path"])
+        e = S.accuracy
+        trained = (e.network, e.mean, e.std, e.n) if e else ("", math.nan, math.nan, 0)
+        size = {"images": len(S.images), "bytes": file.stat().st_size}
+        measured = dict(zip(("network", "accuracy", "std", "n"), trained, strict=True))
+        rows.append(run | size | measured | {"path": file.relative_to(root).as_posix()})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def evaluations(run: str | os.PathLike) -> dict[str, Evaluation]:
+    """The accuracies in a folder, by the name of the network. ValueError for a damaged file."""
+    found = [_read_evaluation(path) for path in sorted(Path(run).glob("accuracy-*.json"))]
+    return {e.network: e for e in found}
+
+
+def _load(run: Path) -> CondensedSet:
+    S, record = SyntheticSet.load(run / "set.safetensors"), _record(run)
+    made = {name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")}
+    return CondensedSet(**made, history=record.get("history") or [], record=record, evaluations=evaluations(run))
+
+
+def _record(run: Path) -> dict[str, Any]:
+    return _read_json(run / "run.json", "recipe", "method", "budget", "data")
+
+
+def _files(root: Path, pattern: str) -> list[Path]:
+    """Files of runs by the paper's protocol, then those of each budget. What lies deeper is nobody's."""
+    return [path for folder in (root, *(root / budget for budget in BUDGETS)) for path in sorted(folder.glob(pattern))]
+
+
+def _runs(results_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
+    """dataset, ipc, method, seed, budget and path (a folder) of every finished run, in the order of the paper's columns."""
+    root = Path(results_dir or FOLDER)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder of results {root}: condensed sets come with the repository, not with the installed package, so "
+            'clone it and name its folder, results_dir="PATH/results"'
+        )
+    found = []
+    for path in _files(root, "*/ipc*/*/set*/run.json"):
+        record = _record(path.parent)
+        made = {name: record["recipe"][name] for name in ("dataset", "ipc", "seed")}
+        found.append(made | {"method": record["method"], "budget": record["budget"], "path": path.parent})
+    order = [*CORESETS, *METHODS]
+
+    def key(run: dict[str, Any]) -> tuple:
+        budget, method = -_rank(BUDGETS, run["budget"]), run["method"]
+        return run["dataset"], run["ipc"], budget, order.index(method) if method in order else len(order), method, run["seed"]
+
+    return sorted(found, key=key)
+
+
+def _rank(known: dict[str, Any], name: str) -> int:
+    return list(known).index(name) if name in known else -1
+
+
+def _at_hand(runs: list[dict[str, Any]], dataset: str) -> str:
+    """What there is, of this data set if there is any of it."""
+    of_it = [run for run in runs if run["dataset"] == dataset]
+    if not of_it:
+        there = ", ".join(sorted({run["dataset"] for run in runs}))
+        return f"there are sets of {there}" if there else "there are none yet; gm.condense, or make results, makes them"
+    seeds: dict[tuple, list[str]] = {}
+    for run in of_it:
+        seeds.setdefault((run["ipc"], run["budget"], run["method"]), []).append(str(run["seed"]))
+    listed = [f"ipc={ipc} {method} seed {', '.join(some)} ({budget} budget)" for (ipc, budget, method), some in seeds.items()]
+    return f"of {dataset} there are {'; '.join(listed)}"
+
+
+# ---- what they were made with ----------------------------------------------------------------------------
+
+
+def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """One row for each folder <dataset>/ipc<N> and <dataset>/whole, read from the files in it.
+
+    Columns: folder, relative; sets; networks trained on them; seconds that took, both phases; device; commit ("+": with changes
+    that were not committed); command, which makes it.
+    """
+    root, rows = Path(results_dir or FOLDER), []
+    found: dict[Path, list[Path]] = {}
+    for path in _files(root, "*/ipc*/*/set*/run.json"):
+        found.setdefault(path.parents[2], []).append(path.parent)
+    for path in _files(root, "*/whole/accuracy-*.json"):
+        found[path.parent] = [path.parent]
+    for at, runs in found.items():
+        files = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
+        records = [_record(run) for run in runs if (run / "run.json").is_file()]
+        stored = records + [_read_json(path, "seconds", "device", "device_name", "commit", "threads") for path in files]
+        trained = [_read_evaluation(path) for path in files]
+        budget = records[0]["budget"] if records else "paper" if at.parents[1] == root else at.parents[1].name
+        dataset = records[0]["recipe"]["dataset"] if records else at.parent.name
+        ipc = f' IPC="{records[0]["recipe"]["ipc"]}"' if records else ""
+        rows.append({
+            "folder": at.relative_to(root).as_posix(),
+            "sets": len(records),
+            "networks": sum(e.n for e in trained),
+            "seconds": math.fsum(part["seconds"] for part in stored),
+            "device": _each(_device(part) for part in stored),
+            "commit": _each(part["commit"] or "unknown" for part in stored),
+            "command": f'make results BUDGET={budget} DATASETS="{dataset}"{ipc}',
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=MADE_WITH)
+
+
+def readme(text: str, results_dir: str | os.PathLike | None = None) -> str:
+    """The text of a README with what stands between its two markers, BEGIN and END, made anew from `made_with`.
+
+    Raises ValueError where a marker is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README needs the two lines {BEGIN!r} and {END!r}: what was run is written between them")
+    lines = ["| folder | sets | networks | time | device | commit | command |", "| --- " * 7 + "|"]
+    for r in made_with(results_dir).itertuples():
+        lines.append(
+            f"| `{r.folder}` | {r.sets} | {r.networks} | {_duration(r.seconds)} | {r.device} | {r.commit} | `{r.command}` |"
+        )
+    body = "\n".join(lines) if len(lines) > 2 else "No run is here yet."
+    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+
+
+def _each(words) -> str:
+    return ", ".join(sorted(set(words)))
+
+
+def _device(part: dict[str, Any]) -> str:
+    n = part["threads"]
+    return part["device_name"] + (f", {n} thread{'s' if n > 1 else ''}" if part["device"] == "cpu" else "")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -1,0 +1,247 @@
+"""gmlib.shipped: sets that come with the repository, found by name, with what they were made with."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_data
+
+import gmlib as gm
+from gmlib import recipe as recipes
+from gmlib import shipped, store
+
+ROOT = Path(__file__).parent.parent
+TINY = recipes.Budget(
+    recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 2}, many={"inner_loops": 2, "zeta_theta": 1},
+    sets=2, networks=3, epochs=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def budgets():
+    """Two budgets of milliseconds under the names of the real ones."""
+    paper = replace(TINY, recipe={**TINY.recipe, "outer_loops": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes.BUDGETS, "lite", TINY)
+        patch.setitem(recipes.BUDGETS, "paper", paper)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data((12, 12, 12), dtype=torch.float32, n_test=30)
+
+
+def run(data, root, method="M", ipc=1, budget="paper", **options):
+    options = {"device": "cpu", "progress": False, "results_dir": shipped.folder(budget, root), **options}
+    return store.run(data, method, ipc, budget=budget, **options)
+
+
+@pytest.fixture(scope="module")
+def made(budgets, data, tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    run(data, root, "M", seed=0)
+    run(data, root, "M", seed=0, budget="lite")
+    run(data, root, "M", seed=1, budget="lite")
+    run(data, root, "DC", budget="lite", targets=["mlp", "convnet"])
+    run(data, root, "random", ipc=10, budget="lite")
+    return root
+
+
+@pytest.fixture
+def results(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "results")
+
+
+# ---- a set by its name -----------------------------------------------------------------------------------
+
+
+def test_a_loaded_set_is_what_was_stored(results, data):
+    S = gm.load_condensed("made-up", 1, "M", seed=1, results_dir=results)
+    stored = run(data, results, "M", seed=1, budget="lite")  # read back
+    assert isinstance(S, gm.SyntheticSet) and torch.equal(S.images, stored.S.images) and S.images.dtype == torch.float32
+    assert S.labels.tolist() == [0, 1, 2] and (S.mean, S.std, S.classes) == (data.mean, data.std, data.classes)
+    assert S.recipe == gm.Recipe.for_method("M", "made-up", 1, "lite", 1).as_dict() and S.record == stored.record
+    assert S.evaluations == stored.evaluations and S.accuracy == stored.evaluation
+    assert S.record["data"]["fingerprint"] == data.fingerprint and len(S.history) == 2
+    assert len(S.to_dataset()) == 3
+
+
+def test_networks_trained_on_a_loaded_set_have_the_stored_accuracy(results, data):
+    """The same seed and protocol: bit for bit, on one machine's CPU."""
+    for method, ipc in (("M", 1), ("DC", 1)):
+        S = gm.load_condensed("made-up", ipc, method, results_dir=results, budget="lite")
+        e = S.accuracy
+        again = gm.evaluate(S, data, e.network, e.n, e.seed, epochs=e.protocol["epochs"], device="cpu", progress=False)
+        assert again.accuracies == e.accuracies and again.protocol == e.protocol
+
+
+def test_the_papers_budget_comes_first_and_is_seen(results):
+    for budget, K in ((None, 3), ("paper", 3), ("lite", 2)):
+        S = gm.load_condensed("made-up", 1, "M", budget=budget, results_dir=results)
+        assert (S.budget, S.recipe["outer_loops"]) == (budget or "paper", K)
+    assert repr(S) == f"CondensedSet(M, lite budget: 3 images of (1, 8, 8), 1 for each of 3 classes), {S.accuracy}"
+    assert gm.load_condensed("made-up", 1, "M", seed=1, results_dir=results).budget == "lite"
+
+
+def test_any_folder_of_runs_will_do(data, tmp_path):
+    """And what lies deeper in it, as runs that a page keeps to itself, is left alone."""
+    run(data, tmp_path, "MD", budget="lite", results_dir=tmp_path / "runs")
+    run(data, tmp_path, "MD", budget="lite", results_dir=tmp_path / "runs" / "efficiency", outer_loops=1)
+    S = gm.load_condensed("made-up", 1, "MD", results_dir=tmp_path / "runs")
+    assert (S.budget, S.recipe["outer_loops"], len(shipped.table(tmp_path / "runs"))) == ("lite", 2, 1)
+
+
+def test_the_accuracy_of_a_set_with_several_networks_is_the_convnets(results):
+    S = gm.load_condensed("made-up", 1, "DC", results_dir=results)
+    assert set(S.evaluations) == {"mlp", "convnet"} and S.accuracy.network == "convnet"
+
+
+def test_a_set_without_accuracies_is_still_a_set(results):
+    shutil.rmtree(results / "made-up")
+    (results / "lite" / "made-up" / "ipc1" / "M" / "set0" / "accuracy-convnet.json").unlink()
+    S = gm.load_condensed("made-up", 1, "M", results_dir=results)
+    assert S.accuracy is None and repr(S).endswith("not evaluated")
+    row = shipped.table(results).query("method == 'M' and seed == 0").iloc[0]
+    assert row["n"] == 0 and row["accuracy"] != row["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            {"method": "XX"},
+            r"no condensed set of 'made-up' with ipc=1 by 'XX', seed=0: of made-up there are ipc=1 M seed 0 \(paper budget\); "
+            r"ipc=1 DC seed 0 \(lite budget\); ipc=1 M seed 0, 1 \(lite budget\); ipc=10 random seed 0 \(lite budget\)$",
+        ),
+        ({"seed": 7}, "by 'M', seed=7: of made-up there are"),
+        ({"budget": "paper", "seed": 1}, r"by 'M', seed=1, paper budget: of made-up there are ipc=1 M seed 0 \(paper budget\)$"),
+        ({"budget": "huge"}, "unknown budget 'huge'"),
+        ({"dataset": "MNIST"}, "no condensed set of 'MNIST' .*: there are sets of made-up$"),
+        ({"budget": "smoke"}, "there are none yet; gm.condense, or make results, makes them"),
+    ],
+)
+def test_a_set_that_is_not_there_is_told_with_those_that_are(call, sentence, results):
+    with pytest.raises(ValueError, match=sentence):
+        gm.load_condensed(**{"dataset": "made-up", "ipc": 1, "method": "M", "results_dir": results, **call})
+
+
+def test_gmlib_without_its_repository_says_where_the_sets_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "site-packages" / "results")
+    with pytest.raises(FileNotFoundError, match=r"no folder of results .*come with the repository.*clone it.*results_dir="):
+        gm.load_condensed("MNIST", 1)
+    assert shipped.table().empty and list(shipped.table()) == shipped.COLUMNS
+
+
+def test_damaged_files_are_named(results):
+    folder = results / "made-up" / "ipc1" / "M" / "set0"
+    whole = (folder / "set.safetensors").read_bytes()
+    (folder / "set.safetensors").write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"set\.safetensors is not a whole gmlib set"):
+        gm.load_condensed("made-up", 1, "M", results_dir=results)
+    (folder / "set.safetensors").write_bytes(whole)
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        gm.load_condensed("made-up", 1, "M", results_dir=results)
+
+
+# ---- all of them -----------------------------------------------------------------------------------------
+
+
+def test_the_table_of_all_sets(results):
+    t = shipped.table(results)
+    assert list(t) == shipped.COLUMNS
+    assert t[["dataset", "ipc", "method", "seed", "budget", "images", "network", "n"]].values.tolist() == [
+        ["made-up", 1, "M", 0, "paper", 3, "convnet", 3],
+        ["made-up", 1, "DC", 0, "lite", 3, "convnet", 3],
+        ["made-up", 1, "M", 0, "lite", 3, "convnet", 3],
+        ["made-up", 1, "M", 1, "lite", 3, "convnet", 3],
+        ["made-up", 10, "random", 0, "lite", 30, "convnet", 3],
+    ]
+    assert t["path"].iloc[1] == "lite/made-up/ipc1/DC/set0/set.safetensors"
+    assert t["bytes"].tolist() == [(results / path).stat().st_size for path in t["path"]]
+    accuracies = json.loads((results / "lite/made-up/ipc10/random/set0/accuracy-convnet.json").read_text())["accuracies"]
+    assert t["accuracy"].iloc[4] == pytest.approx(sum(accuracies) / 3)
+    assert t["std"].iloc[4] == pytest.approx(torch.tensor(accuracies, dtype=torch.float64).std().item())
+
+
+def test_where_results_of_a_budget_go(tmp_path):
+    assert shipped.folder("paper") == ROOT / "results" and shipped.folder("lite") == ROOT / "results" / "lite"
+    assert shipped.folder("lite", tmp_path) == tmp_path / "lite"
+    with pytest.raises(ValueError, match="unknown budget 'huge'"):
+        shipped.folder("huge")
+
+
+def test_what_the_results_were_made_with(results, data):
+    store.whole(data, budget="lite", networks=2, device="cpu", results_dir=results / "lite", progress=False)
+    for path, seconds in {"made-up/ipc1/M/set0/run.json": 3600.0, "made-up/ipc1/M/set0/accuracy-convnet.json": 120.0}.items():
+        content = json.loads((results / path).read_text())
+        machine = {"device": "cuda", "device_name": "a GPU", "commit": "0123456789ab"}
+        (results / path).write_text(json.dumps({**content, "seconds": seconds, **machine}))
+    t = shipped.made_with(results).set_index("folder")
+    assert list(t.index) == ["made-up/ipc1", "lite/made-up/ipc1", "lite/made-up/ipc10", "lite/made-up/whole"]
+    assert t[["sets", "networks"]].values.tolist() == [[1, 3], [3, 12], [1, 3], [0, 2]]
+    assert t.loc["made-up/ipc1"].tolist() == [
+        1, 3, 3720.0, "a GPU", "0123456789ab", 'make results BUDGET=paper DATASETS="made-up" IPC="1"'
+    ]  # fmt: skip
+    assert t.loc["lite/made-up/whole", "command"] == 'make results BUDGET=lite DATASETS="made-up"'
+    assert t.loc["lite/made-up/ipc1", "device"].endswith(", 1 thread")
+    text = shipped.readme(f"before\n{shipped.BEGIN}\nstale{shipped.END}\nafter\n", results)
+    assert text.startswith(f"before\n{shipped.BEGIN}\n\n| folder |") and text.endswith(f"\n\n{shipped.END}\nafter\n")
+    command = '`make results BUDGET=paper DATASETS="made-up" IPC="1"`'
+    assert f"| `made-up/ipc1` | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | {command} |" in text
+    assert "stale" not in text and shipped.readme(text, results) == text
+
+
+def test_a_readme_without_the_place_for_it(tmp_path):
+    tmp_path.joinpath("results").mkdir()
+    assert "No run is here yet." in shipped.readme(f"{shipped.BEGIN}{shipped.END}", tmp_path / "results")
+    with pytest.raises(ValueError, match="the README needs the two lines"):
+        shipped.readme(f"{shipped.BEGIN} and no end", tmp_path / "results")
+
+
+# ---- the page --------------------------------------------------------------------------------------------
+
+
+def page(monkeypatch, folder):
+    """What the code of book/sets.md shows for the sets in a folder, as HTML or text."""
+    import IPython.display
+
+    shown = []
+
+    def display(*objects, raw=False):
+        for thing in objects:
+            shown.append(thing["text/html"] if raw else getattr(thing, "_repr_html_", lambda thing=thing: thing.data)())
+
+    monkeypatch.setattr(shipped, "FOLDER", folder)
+    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr("gmlib.report.style.display", display)
+    text, names = (ROOT / "book" / "sets.md").read_text(), {}
+    for cell in re.findall(r"```\{code-cell\}[^\n]*\n:tags:[^\n]*\n(.*?)\n```\n", text, flags=re.DOTALL):
+        exec(cell, names)
+    return shown
+
+
+def test_the_page_shows_every_set(results, monkeypatch):
+    shown = page(monkeypatch, results)
+    text = "\n".join(shown)
+    assert shown[0].startswith("**5 sets** of made-up, from ")
+    assert 'gm.load_condensed("made-up", ipc=1, method="M", seed=0)' in shown[1]
+    exec(shown[1].removeprefix("```python\n").removesuffix("```"), names := {})
+    assert len(names["dataset"]) == 3
+    for row in shipped.table().itertuples():
+        assert f"<td>{row.path}</td>" in text and f"<td>{row.bytes:,}</td>" in text
+        assert f"<td>{row.accuracy:.1f}±{row.std:.1f} % (n = 3)</td>" in text
+    assert text.count("<img ") == 3, "two figures of small sets, one frame of a slider"
+    assert "random, set 0: 10 images of each class" in text and "lite/made-up/ipc10" in shown[-1]
+
+
+def test_the_page_says_so_where_there_is_none(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    shown = page(monkeypatch, tmp_path / "results")
+    assert shown[0].startswith("**No set is shipped yet.**") and len(shown) == 2
+    assert 'gm.load_condensed("MNIST", ipc=1, method="MD", seed=0)' in shown[1]

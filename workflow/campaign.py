@@ -1,0 +1,381 @@
+"""Work through the paper's tables, in order of what tells most, and leave the results where the report reads them:
+
+    python workflow/campaign.py --budget lite --datasets MNIST FashionMNIST --ipc 1 10 --time-budget 3600
+
+What is stored is not done again, so the same command goes on after a stop, a kill or the end of the time budget. Runs by the
+paper's protocol go to results/, those of another budget to results/<budget>/. Needs no notebook.
+
+Exit status: 0 done, or the time budget was used up; 1 something could not be done, as the log says; 2 bad input, nothing was
+run; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from gmlib import BUDGETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, reach, shipped, store
+from gmlib.data import write_atomically
+from gmlib.reach import noise_set
+from gmlib.recipe import check_number, choose, device_of
+
+# Section 5: where a descent ends, as in notebooks/hypothesis.md, and from how many starts for each set.
+DESCENT = {"eps": [0.5, 0.2, 0.1], "lr": 0.1, "max_steps": 500}
+STARTS, FEW_STARTS = 16, 4
+# Networks trained on all training images: fewer epochs than in phase 2, which has a handful of images in each.
+WHOLE, SHORT_WHOLE = {"networks": 5, "epochs": 30}, {"networks": 2, "epochs": 10}
+
+DTYPE = torch.float16  # of the stored images: half the size, and networks are trained on what was stored
+
+log = logging.getLogger("campaign")
+Kind = tuple  # work that takes about as long wherever it is of one kind, so that what was measured tells of what is left
+Spent = dict[Kind, tuple[float, int]]  # kind -> seconds, and for how much of it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    budget: str
+    results_dir: Path
+    data_dir: Path | None = None
+    device: torch.device | None = None
+    progress: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of this budget go."""
+        return shipped.folder(self.budget, self.results_dir)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Work that is told of in one line, and stored as it is done: a set, networks on all training images, or descents."""
+
+    key: tuple  # two pieces of one key are the same work
+    name: str
+    left: Callable[[], Counter[Kind]]  # how much of each kind is not stored yet
+    do: Callable[[float | None], tuple[str, Spent]]  # do it, or read it back, until a deadline
+
+
+def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
+    """One set, condensed or selected, and the networks trained on it."""
+    preset, _, source = method.partition("@")
+    options = {"budget": asked.budget, "seed": seed, "targets": targets, "results_dir": asked.folder, "dtype": DTYPE}
+    options |= {"network": source} if source else {}
+    job = store.plan(data, preset, ipc, **options)
+    make = ("set", data.name, ipc, method)
+    train = {network: ("networks", data.name, ipc, network) for network in job.targets}
+
+    def left() -> Counter[Kind]:
+        stored = shipped.evaluations(job.folder)
+        todo = Counter({kind: job.n_networks - (stored[n].n if n in stored else 0) for n, kind in train.items()})
+        todo[make] = not (job.folder / "run.json").is_file()
+        return +todo  # what is above zero
+
+    def do(deadline: float | None) -> tuple[str, Spent]:
+        run = store.run(data, preset, ipc, device=asked.device, progress=asked.progress, deadline=deadline, **options)
+        told = [f"{network} {e}" if len(train) > 1 else str(e) for network, e in run.evaluations.items()]
+        spent = {train[network]: (e.seconds, e.n) for network, e in run.evaluations.items()}
+        return ", ".join(told), spent | {make: (run.record["seconds"], 1)}
+
+    return Piece((data.name, ipc, method, seed, job.targets), f"{data.name}, {method}, set {seed}", left, do)
+
+
+def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
+    """Section 5: how far from its start training on a set comes to rest; method "noise" is the control."""
+    recipe = Recipe.for_method("M", data.name, ipc, asked.budget)
+    starts = STARTS if asked.budget == "paper" else FEW_STARTS
+    settings = {**DESCENT, "n_starts": starts, "width": recipe.width, "depth": recipe.depth}
+    folder = store.run_folder(asked.folder, data.name, ipc, method, seed)
+    path, kind = folder / "reach.json", ("descents", data.name, ipc)
+
+    def left() -> Counter[Kind]:
+        return Counter() if path.is_file() else Counter({kind: 1})
+
+    def do(deadline: float | None) -> tuple[str, Spent]:
+        begun, there = time.monotonic(), path.is_file()
+        S = noise_set(data, ipc, seed) if method == "noise" else SyntheticSet.load(folder / "set.safetensors")
+        table = store.kept(
+            path, {**settings, "data": data.fingerprint},
+            lambda: reach(S, data=data, device=asked.device, progress=asked.progress, **settings), deadline=deadline,
+        )  # fmt: skip
+        least = table[table["eps"] == min(DESCENT["eps"])]
+        met = least["reached"].sum()
+        told = f"{met} of {len(least)} starts are trapped" + (f", the nearest at {least['distance'].min():.2f}" if met else "")
+        return told, {} if there else {kind: (time.monotonic() - begun, 1)}
+
+    return Piece((*kind, method, seed), f"{data.name}, {method}, set {seed}", left, do)
+
+
+def whole(asked: Asked, data: Data, *_: object) -> Piece:
+    """ConvNets trained on all training images: no method, and one piece for all sets."""
+    protocol = WHOLE if asked.budget == "paper" else SHORT_WHOLE
+    folder = store.run_folder(asked.folder, data.name, 1, "DC", 0).parents[2] / "whole"
+    kind = ("networks", data.name)
+
+    def left() -> Counter[Kind]:
+        stored = shipped.evaluations(folder)
+        return +Counter({kind: protocol["networks"] - (stored["convnet"].n if "convnet" in stored else 0)})
+
+    def do(deadline: float | None) -> tuple[str, Spent]:
+        e = store.whole(
+            data, budget=asked.budget, results_dir=asked.folder, device=asked.device, progress=asked.progress,
+            deadline=deadline, **protocol,
+        )  # fmt: skip
+        return str(e), {kind: (e.seconds, e.n)}
+
+    return Piece(kind, f"{data.name}, all training images", left, do)
+
+
+# ---- the tables ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of a table: each method on each data set, all methods with one seed before the next seed."""
+
+    name: str
+    ipc: int | None  # None: all training images
+    methods: tuple[str, ...]
+    targets: tuple[str, ...] | None = None  # networks trained on each set; None: the one it was made with
+    only: str | None = None  # the paper's one data set for it; where that is not asked for, the first that is stands in
+    piece: Callable[..., Piece] = made
+
+    @property
+    def title(self) -> str:
+        return self.name if self.ipc is None else f"{self.name}, IPC {self.ipc}"
+
+    def cells(self, found: Sequence[Data], sets: int) -> Iterator[tuple]:
+        """(data, method, ipc, seed, targets) in order, for `found`, the data sets at hand."""
+        if self.only:
+            found = [data for data in found if data.name == self.only] or found[:1]
+        for data in found:
+            for seed in range(sets):
+                for method in self.methods:
+                    yield data, method, self.ipc, seed, self.targets
+
+
+# What an earlier stage makes is not made again. Herding trains a network on all training images: it comes after what it is
+# compared with.
+STAGES = (
+    Stage("Table 3", 1, ("random", "DC", "M", "MD")),
+    Stage("Table 3", 1, ("herding",)),
+    Stage("Table 1", 1, ("DC", "Inter", "Interleaved", "M")),
+    Stage(
+        "Table 2", 1, ("M", "multi,d2,fixed", "multi,d3,fixed", "multi,100*d4,fixed", "MD", "multi,d1+d3,fixed",
+                       "multi,d1+100*d4,fixed"), only="SVHN",
+    ),
+    Stage("Section 5", 1, ("noise", "random", "DC", "Inter", "M", "MD"), piece=descended),
+    Stage(
+        "Table 4", 1, ("random", "MD", "MD@mlp", "MD@lenet", "MD@alexnet", "MD@vgg11bn", "MD@resnet18bn"),
+        targets=("mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"), only="MNIST",
+    ),
+    Stage("Table 3", 10, ("random", "DC", "M", "MD", "MDO", "MDA")),
+    Stage("Table 3", 10, ("herding",)),
+    Stage("Table 1", 10, ("DC", "Inter", "Interleaved", "M")),
+    Stage("Table 3, all training images", None, ("whole",), piece=whole),
+    Stage("Table 3", 50, ("random", "DC", "M", "MD", "MDO", "MDA")),
+    Stage("Table 3", 50, ("herding",)),
+)  # fmt: skip
+
+
+# ---- one after the other ---------------------------------------------------------------------------------
+
+
+class Clock:
+    """What is left, judged by what was measured, on whatever day it was."""
+
+    def __init__(self) -> None:
+        self.spent: dict[Kind, tuple[float, int]] = {}
+
+    def note(self, spent: Spent) -> None:
+        for kind, (seconds, amount) in spent.items():
+            before = self.spent.get(kind, (0.0, 0))
+            self.spent[kind] = before[0] + seconds, before[1] + amount
+
+    def rate(self, kind: Kind) -> float:
+        """Seconds for one of a kind. A set by a method not run yet counts as the longest so far of these data and size; NaN
+        where nothing tells, as of another source network."""
+        if kind in self.spent:
+            seconds, amount = self.spent[kind]
+            return seconds / amount
+        what, *_, method = kind
+        if what != "set" or "@" in method:
+            return math.nan
+        return max((self.rate(other) for other in self.spent if other[:-1] == kind[:-1]), default=math.nan)
+
+    def left(self, pieces: Sequence[Piece]) -> str:
+        """The time that these pieces take; those that nothing tells of are counted apart."""
+        todo = [work for work in (piece.left() for piece in pieces) if work]
+        seconds = [sum(amount * self.rate(kind) for kind, amount in work.items()) for work in todo]
+        told = [s for s in seconds if not math.isnan(s)]
+        parts = [f"about {timedelta(seconds=round(sum(told)))} for {len(told)}"] if told else []
+        parts += [f"no measure yet for {len(todo) - len(told)}"] if len(todo) > len(told) else []
+        return f"{len(todo)} left: {', '.join(parts)}" if todo else "nothing left"
+
+
+def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
+    """(stage, piece) in order, each piece once, and what cannot be done, in sentences."""
+    pieces, refused = {}, {}
+    for stage in STAGES:
+        for cell in stage.cells(found, BUDGETS[asked.budget].sets) if stage.ipc in (None, *ipcs) else ():
+            try:
+                piece = stage.piece(asked, *cell)
+            except ValueError as error:
+                refused[f"{stage.title}: {error}"] = None
+            else:
+                pieces.setdefault(piece.key, (stage.title, piece))
+    return list(pieces.values()), list(refused)
+
+
+def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None) -> tuple[list[tuple[str, Piece]], list[str]]:
+    """Do them one after the other. Returns those that time left, and what failed, in sentences."""
+    clock, failed = Clock(), []
+
+    def attempt(stage: str, piece: Piece) -> str | None:
+        try:
+            told, spent = piece.do(deadline)
+        except (Diverged, ValueError, FileNotFoundError) as error:
+            failed.append(f"{stage}: {piece.name}: {error}")
+            log.warning("%s", failed[-1])
+            return None
+        clock.note(spent)
+        return told
+
+    there = [(stage, piece) for stage, piece in pieces if not piece.left()]
+    todo = [(stage, piece) for stage, piece in pieces if piece.left()]
+    for stage, piece in there:  # read back, for what it took
+        with suppress(OutOfTime):  # another process is at it
+            attempt(stage, piece)
+    log.info("%d of %d are there; %s", len(there), len(pieces), clock.left([piece for _, piece in todo]))
+    for i, (stage, piece) in enumerate(todo):
+        if deadline is not None and time.monotonic() > deadline:
+            return todo[i:], failed
+        begun = time.monotonic()
+        try:
+            told = attempt(stage, piece)
+        except OutOfTime as late:
+            log.info("%s: %s: %s", stage, piece.name, late)
+            return todo[i:], failed
+        if told is not None:
+            took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([later for _, later in todo[i + 1 :]])
+            log.info("%s: %s: %s, in %s; %s", stage, piece.name, told, took, rest)
+    return [], failed
+
+
+def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
+    """What --dry-run says: the pieces by stage, and what is left of each."""
+    for stage, some in groupby(pieces, key=lambda pair: pair[0]):
+        yield stage
+        for _, piece in some:
+            left: Counter[str] = Counter()
+            for (what, *_), amount in piece.left().items():
+                left[what] += amount
+            yield f"  {piece.name}: " + (", ".join(f"{n} {what}" for what, n in left.items()) if left else "done")
+
+
+def prepare(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
+    """`plan` for the data sets that are at hand; what is left out is logged. Raises ValueError for bad input."""
+    known = sorted({stage.ipc for stage in STAGES if stage.ipc is not None})
+    for ipc in ipcs:
+        if ipc not in known:
+            raise ValueError(f"no table has {ipc} images per class: choose from {', '.join(map(str, known))}")
+    found = []
+    for name in dict.fromkeys(datasets):
+        try:
+            found.append(load_data(name, data_dir=asked.data_dir, progress=asked.progress))
+        except FileNotFoundError as error:
+            log.warning("left out: %s", error)
+    pieces, refused = plan(asked, found, ipcs)
+    for sentence in refused:
+        log.warning("left out: %s", sentence)
+    return pieces, refused
+
+
+def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: float | None) -> int:
+    """The campaign; returns the exit status."""
+    pieces, refused = prepare(asked, datasets, ipcs)
+    try:
+        late, failed = work(pieces, deadline)
+    finally:
+        update_readme(asked.results_dir)
+    log.info("the results are in %s", asked.folder)
+    if late:
+        stages = "; ".join(f"{stage}: {n}" for stage, n in Counter(stage for stage, _ in late).items())
+        log.info("the time budget is used up and %d of %d are left (%s): run again to go on", len(late), len(pieces), stages)
+    return 1 if refused or failed else 0
+
+
+def update_readme(results_dir: Path) -> None:
+    """Write into the README of the results, where it has the place for it, what each folder was made with."""
+    path = results_dir / "README.md"
+    text = path.read_text() if path.is_file() else ""
+    if shipped.BEGIN in text:
+        write_atomically(path, shipped.readme(text, results_dir).encode())
+
+
+def start_log(file: Path | None) -> None:
+    """Lines with the time go to stdout and, where one is given, to the end of a file."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--datasets", nargs="+", default=["MNIST"], help="names, or imagefolder:PATH; one that is not at hand is left out")
+    add("--ipc", nargs="+", type=int, default=[1, 10, 50], help="images per class: only these parts of the tables")
+    add("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
+    add("--time-budget", type=float, metavar="SECONDS", help="stop after this many; default: until done")
+    add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
+    add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")
+    add("--device", help="default: a GPU where there is one")
+    add("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
+    add("--log", type=Path, help="default: campaign-BUDGET.log, in the repository under runs/")
+    add("--dry-run", action="store_true", help="list the work, and what of it is left; nothing is run or written")
+    given = parser.parse_args(arguments)
+    try:
+        deadline = store.deadline(given.time_budget)
+        choose(BUDGETS, "budget", given.budget)
+        if given.threads is not None:
+            check_number("threads", given.threads, least=1, whole=True)
+            torch.set_num_threads(given.threads)
+        asked = Asked(given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty())
+        file = given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log")
+        start_log(None if given.dry_run else file)
+        if given.dry_run:
+            print("\n".join(listing(prepare(asked, given.datasets, given.ipc)[0])))
+            return 0
+        log.info("campaign %s", shlex.join(sys.argv[1:] if arguments is None else arguments))
+        return run(asked, given.datasets, given.ipc, deadline)
+    except ValueError as error:
+        print(f"campaign: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"campaign: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("campaign: stopped; the same command goes on from what is stored", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
