@@ -127,7 +127,11 @@ def condense(
 
 
 def losses_on_the_way(
-    data: Data, recipe: Recipe, device: torch.device | str | None = None, progress: bool = True
+    data: Data,
+    recipe: Recipe,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """Condense, and note the losses at every theta (Figure 3): columns k, t, i, loss_S, loss_T (nats).
 
@@ -135,7 +139,8 @@ def losses_on_the_way(
     loss_T is measured on one batch of real images for each t, as the overfitting test does. Raises as `condense` does.
     """
     rows: list[tuple[float, ...]] = []
-    condense(data, recipe, device, progress=progress, watch=lambda k, t, i, losses: rows.append((k, t, i, *losses)))
+    see = lambda k, t, i, losses: rows.append((k, t, i, *losses))  # noqa: E731
+    condense(data, recipe, device, progress=progress, deadline=deadline, watch=see)
     return pd.DataFrame(rows, columns=["k", "t", "i", "loss_S", "loss_T"])
 
 
@@ -204,8 +209,9 @@ def move(
     now = measure(network, S, labels, validation, on_S) if look else None
     if see:
         see(0, now)
+    memory = networks.memory_for(network, recipe.batch_theta)
     for i in range(most):  # line 11
-        networks.train_one_pass(network, optimiser, S, labels, recipe.batch_theta, streams["shuffle"])  # line 12
+        networks.train_one_pass(network, optimiser, S, labels, recipe.batch_theta, streams["shuffle"], memory)  # line 12
         if look:
             before, now = now, measure(network, S, labels, validation, on_S)
         if see:

@@ -408,7 +408,8 @@ def pass_size(network: nn.Module, x: Tensor) -> int | None:
     """
     if x.device.type != "cpu" or any(isinstance(m, _BatchNorm) and m.training for m in network.modules()):
         return None
-    width = max((p.shape[0] for p in network.parameters() if p.ndim == 4), default=x.shape[1])
+    # The first convolution's is the widest: where later ones have more channels, they have fewer pixels.
+    width = next((p.shape[0] for p in network.parameters() if p.ndim == 4), x.shape[1])
     return max(1, CACHE // (width * x[0, 0].numel() * x.element_size()))
 
 

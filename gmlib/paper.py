@@ -68,6 +68,6 @@ def published(table: str) -> pd.DataFrame:
 def neighbours() -> pd.DataFrame:
     """Published test accuracy of related methods on a ConvNet of three blocks: method, venue, dataset, ipc, value (percent).
 
-    The figures are those of each method's own paper, by its own protocol: context, not a comparison.
+    The figures are as later papers quote them, each by its own protocol: context, not a comparison.
     """
     return pd.read_csv(FILE.with_name("neighbours.csv"))

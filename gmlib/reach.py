@@ -14,6 +14,7 @@ one CPU core): 2.9 ms per step and start against 3.0 at 1 image per class, 18 ag
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,7 +33,7 @@ from .condense import STREAMS, check, draw, fresh_network, initial, match, move,
 from .data import Data, SyntheticSet
 from .evaluate import accuracy
 from .memory import Memory
-from .recipe import Recipe, check_number, device_of, generator, progress_bar
+from .recipe import OutOfTime, Recipe, check_number, device_of, generator, progress_bar
 from .what import union
 
 BATCH = 1024  # images in one backward pass: bounds memory, changes results by rounding only
@@ -126,6 +127,7 @@ def reach(
     max_real: int = 4096,
     device: torch.device | str | None = None,
     progress: bool = True,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """Train on S from `n_starts` random theta0 by full-batch gradient descent; say where ||grad L(S, theta)|| < eps first.
 
@@ -158,6 +160,9 @@ def reach(
     rows = []
     bar = progress_bar("reach", n_starts, "start", progress)
     for j in range(n_starts):
+        if deadline is not None and time.monotonic() > deadline:
+            bar.close()
+            raise OutOfTime(f"out of time after {j} of {n_starts} starts: run again to go on")
         f = start(j)
         theta, there, measured_at = list(f.parameters()), {}, None
         for stop in descend(lambda theta, f=f: loss_and_gradient(f, theta, x, y), theta, eps, lr, max_steps):

@@ -188,7 +188,7 @@ BUDGETS: dict[str, Budget] = {
         # Many images begin as real ones: from noise they would take hundreds of updates to get as good.
         many={"outer_loops": 6, "inner_loops": 4, "zeta_theta": 5, "init": "real"},
         sets=3,
-        networks=4,
+        networks=3,
         epochs=100,
     ),
     # For a machine without a GPU: fewer and smaller real batches than the paper's, fewer networks.

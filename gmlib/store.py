@@ -125,13 +125,17 @@ def plan(
     if own:
         raise ValueError(f"{own[0]} is an argument of its own and no override: leave it out of the overrides")
     preset = "DC" if chosen else method  # a coreset takes only the sizes of a recipe
-    recipe = Recipe.for_method(preset, data.name, ipc, budget, seed, **overrides)
+    any_ipc = {"inner_loops": 1, "zeta_theta": 1} if chosen else {}
+    recipe = Recipe.for_method(preset, data.name, ipc, budget, seed, **{**any_ipc, **overrides})
     check(data, recipe, () if chosen else snapshots)
     n_networks = size.networks if networks is None else networks
     check_number("networks", n_networks, least=1, whole=True)
     if dtype not in (None, *STORED_DTYPES):
         raise ValueError(f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}")
+    usual = Recipe.for_method(preset, data.name, ipc, budget, seed, network=recipe.network, **any_ipc)
     folder = run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed)
+    if _settled(recipe) != _settled(usual):  # no longer that budget's protocol, and never to be taken for it
+        budget = f"{budget}, changed"
     protocol = Protocol(recipe.width, recipe.depth, size.epochs)
     targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(listed(targets)))
     if not targets:
@@ -162,7 +166,7 @@ def run(
     results_dir (None takes `default_folder(budget)`); snapshots, numbers of outer iterations after which S is kept and evaluated
     too (a stored run returns those it has); dtype to store images as, torch.float16 for half the size (networks are trained on
     what was stored); and Recipe fields. A run whose what, how, where or network are changed so is
-    stored under the name that `Recipe.method` gives it.
+    stored under the name that `Recipe.method` gives it; one with any other field changed has "changed" behind its budget's name.
 
     Raises ValueError for unknown names, a recipe that does not fit the data, or a folder that holds a run of another recipe,
     protocol or copy of the data, before any work; OutOfTime at the deadline, after which the same call goes on.
@@ -334,7 +338,8 @@ def kept(
 ) -> pd.DataFrame:
     """The table in a file, or compute()'s, which is then stored there with its settings (plain JSON types).
 
-    Numbers come back bit for bit. Raises ValueError where the file was made with other settings or is damaged, and OutOfTime
+    Finite numbers come back bit for bit, others as NaN.
+    Raises ValueError where the file was made with other settings or is damaged, and OutOfTime
     where nothing is stored and `deadline` (time.monotonic()) is past.
     """
     path = Path(path)
@@ -347,7 +352,8 @@ def kept(
         raise OutOfTime(f"out of time before {path} was made: run again to go on")
     table = compute()
     _make_folder(path.parent)
-    columns = {name: [None if pd.isna(v) else v for v in column.tolist()] for name, column in table.items()}
+    missing = (math.inf, -math.inf)  # JSON has neither NaN nor infinities
+    columns = {name: [None if pd.isna(v) or v in missing else v for v in column.tolist()] for name, column in table.items()}
     _write_json(path, {"settings": settings, "columns": columns, "dtypes": table.dtypes.astype(str).to_dict()})
     return table
 
@@ -418,6 +424,12 @@ def rows_of(record: dict[str, Any], network: str, accuracies: Collection[float])
 
 
 # ---- the pieces ------------------------------------------------------------------------------------------
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe, T and zeta_theta worked out."""
+    T, zeta = recipe.schedule()
+    return {**recipe.as_dict(), "inner_loops": T, "zeta_theta": zeta}
 
 
 def _finished(job: Job) -> dict[str, Any] | None:
@@ -504,7 +516,9 @@ def _traced(
     trace = {}
     for k in sorted(int(name[1:]) for name in tensors):
         at = replace(S, images=tensors[f"k{k}"].to(S.images.dtype))
-        if k not in stored or stored[k].n < job.n_networks:
+        by = stored.get(k)
+        alike = by is not None and (by.network, by.seed, by.protocol) == (final.network, final.seed, final.protocol)
+        if not alike or by.n < job.n_networks:
             same = torch.equal(at.images, S.images)
             stored[k] = final if same else evaluate(
                 at, job.data, job.targets[0], job.n_networks, job.recipe.seed, protocol=job.protocol,

@@ -366,4 +366,5 @@ def test_it_needs_no_notebook(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
-    assert "Table 3, IPC 10\n  digits, random, set 0: 4 networks, 1 set\n" in found.stdout
+    networks = gm.BUDGETS["smoke"].networks
+    assert f"Table 3, IPC 10\n  digits, random, set 0: {networks} networks, 1 set\n" in found.stdout

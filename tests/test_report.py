@@ -520,12 +520,13 @@ def test_reach_table_counts_sets_and_starts():
         (0.8, 0.1, 0.9, "yes"),
         (-0.8, -0.9, -0.1, "no, the other way round"),
         (0.3, -0.2, 0.6, "not decided"),
-        (math.nan, math.nan, math.nan, "not decided (why)"),
+        (math.nan, math.nan, math.nan, "not decided"),
     ],
 )
 def test_correlation_answers_by_its_rule(rho, low, high, answer):
     found = SimpleNamespace(rho=rho, low=low, high=high, note="why")
-    assert report.correlation("So?", found).data.endswith(f"**{answer}**.")
+    said = report.correlation("So?", found).data
+    assert said.endswith(f"**{answer}**." if math.isfinite(rho) else "So? **not decided** (why).")
 
 
 def test_figures_of_section_5_show_every_method_and_layer():

@@ -430,3 +430,17 @@ def test_two_processes_that_want_one_run_take_turns(data, tmp_path):
     assert run(data, tmp_path).evaluation.n == 2
     assert time.monotonic() - begun > 0.4
     run(data, tmp_path)  # free again
+
+
+def test_a_changed_recipe_does_not_carry_the_budgets_name(data, tmp_path):
+    usual = run(data, tmp_path / "a", inner_loops=1)  # what the schedule gives at one image per class anyway
+    assert usual.record["budget"] == "tiny"
+    assert run(data, tmp_path / "b", lr_images=0.2).record["budget"] == "tiny, changed"
+    assert run(data, tmp_path / "c", method="random", ipc=3).record["budget"] == "tiny", "a coreset needs no schedule"
+    assert set(store.load_results(tmp_path / "b")["budget"]) == {"tiny, changed"}
+
+
+def test_a_kept_table_with_infinities_is_stored(tmp_path):
+    table = pd.DataFrame({"a": [1.5, float("inf"), float("nan")]})
+    store.kept(tmp_path / "table.json", {}, lambda: table)
+    assert store.kept(tmp_path / "table.json", {}, lambda: 0)["a"].isna().tolist() == [False, True, True]

@@ -249,7 +249,7 @@ def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None) -> tuple[l
     def attempt(stage: str, piece: Piece) -> str | None:
         try:
             told, spent = piece.do(deadline)
-        except (Diverged, ValueError, FileNotFoundError) as error:
+        except (Diverged, ValueError, OSError, RuntimeError) as error:
             failed.append(f"{stage}: {piece.name}: {error}")
             log.warning("%s", failed[-1])
             return None

@@ -301,7 +301,7 @@ def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markd
         interval = "no interval" if math.isnan(v.low) else f"95% interval {v.low:+.2f} to {v.high:+.2f}"
         lines.append(
             f"- {v.dataset}, {per_class(v.ipc)}: {one} is like {other} if their difference, {v.difference:+.2f} points "
-            f"({interval}), is within ±{margin:.2f}: **{outcome}**."
+            f"({interval}), is within {'two standard deviations' if math.isnan(margin) else f'±{margin:.2f}'}: **{outcome}**."
         )
     return Markdown("\n".join(lines))
 
@@ -332,7 +332,6 @@ def correlation(question: str, found) -> Markdown:
     Rule: "yes" if the 95% interval lies above 0, "no, the other way round" if below, "not decided" otherwise.
     """
     if math.isnan(found.rho):
-        answer = f"not decided ({found.note})"
-    else:
-        answer = "yes" if found.low > 0 else "no, the other way round" if found.high < 0 else "not decided"
+        return Markdown(f"- {question} **not decided** ({found.note}).")
+    answer = "yes" if found.low > 0 else "no, the other way round" if found.high < 0 else "not decided"
     return Markdown(f"- {question} Spearman's rho {found}: **{answer}**.")

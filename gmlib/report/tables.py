@@ -161,7 +161,7 @@ def neighbours_table(found: pd.DataFrame) -> Table:
     for (method, venue, dataset), rows in found.groupby(["method", "venue", "dataset"], sort=False):
         figures, ipcs = " / ".join(f"{value:.1f}" for value in rows["value"]), " / ".join(map(str, rows["ipc"]))
         cells[f"{method} ({venue})", dataset] = [figures, f"IPC {ipcs}"]
-    caption = "Published test accuracy in percent, by images per class; each by its own paper's protocol."
+    caption = "Published test accuracy in percent, by images per class, as later papers quote it; each by its own protocol."
     return _filled(list(dict.fromkeys(row for row, _ in cells)), cells, caption, empty="none")
 
 
