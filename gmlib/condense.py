@@ -25,7 +25,7 @@ from .coreset import check_ipc, random
 from .data import Data, SyntheticSet, write_atomically
 from .gradients import batch_gradient, class_gradients
 from .memory import Memory
-from .recipe import OutOfTime, Recipe, device_of, generator, progress_bar
+from .recipe import OutOfTime, Recipe, device_of, generator, late, progress_bar
 from .what import WHAT
 
 # The released scripts' mixed mini-batches for the inter-class gradient, and the real images of each class from which
@@ -78,7 +78,7 @@ def condense(
     S = initial(data, recipe).requires_grad_()  # line 1: (C*ipc, channels, height, width)
     labels = torch.arange(C, device=device).repeat_interleave(recipe.ipc)
     optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
-    weights = data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / C)
+    weights = class_weights(data, recipe)
     k0, kept, history = saved.restore(S, optimise_S)
 
     bar = progress_bar(f"{recipe.method} ipc {recipe.ipc}", K * T, "update", progress, initial=k0 * T + saved.log.t)
@@ -91,8 +91,7 @@ def condense(
 
         for t in range(log.t, T):  # line 4: inner loop
             begun = time.monotonic()
-            # One stream for each purpose: runs that differ only in `where` still meet the same networks and real batches.
-            streams = {use: generator(recipe.seed, use, k, t) for use in STREAMS}
+            streams = streams_of(recipe, k, t)
             for _ in range(recipe.zeta_S):  # Eq. 10; the paper finds one update at each theta best
                 B = sample(data, recipe, streams)  # lines 5-6
                 loss, S.grad, gS, gT = match(network, S, labels, B, weights, recipe, k, memory)  # lines 7-8
@@ -113,11 +112,11 @@ def condense(
                 history.append(log.entry(k))
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
             bar.update()
-            late = deadline is not None and time.monotonic() > deadline and done < K
-            if late or done == K or saved.age() > checkpoint_seconds:
+            stop = late(deadline) and done < K
+            if stop or done == K or saved.age() > checkpoint_seconds:
                 inside = (log, network, optimise_theta) if done == k else None
                 saved.write(S, optimise_S, done, kept, history, inside)
-            if late:
+            if stop:
                 bar.close()
                 raise OutOfTime(f"out of time after {done} of {K} outer iterations: run again to go on" + saved.whereabouts())
     bar.close()
@@ -139,8 +138,10 @@ def losses_on_the_way(
     loss_T is measured on one batch of real images for each t, as the overfitting test does. Raises as `condense` does.
     """
     rows: list[tuple[float, ...]] = []
-    see = lambda k, t, i, losses: rows.append((k, t, i, *losses))  # noqa: E731
-    condense(data, recipe, device, progress=progress, deadline=deadline, watch=see)
+    condense(
+        data, recipe, device, progress=progress, deadline=deadline,
+        watch=lambda k, t, i, losses: rows.append((k, t, i, *losses)),
+    )  # fmt: skip
     return pd.DataFrame(rows, columns=["k", "t", "i", "loss_S", "loss_T"])
 
 
@@ -204,7 +205,7 @@ def move(
     Returns the number of steps taken and, where overfitting was seen, (i, L(S, theta), L(T, theta)) at that step.
     """
     stop = where.STOP.get(recipe.where)
-    look, on_S = bool(stop or see), bool(see) or recipe.where == "overfit-gap"  # the rise of L(T, theta) needs no L(S, theta)
+    look, on_S = bool(stop or see), bool(see) or recipe.where in where.NEED_S
     validation = draw(data, where.VALIDATION_BATCH, streams["validation"]) if look else None
     now = measure(network, S, labels, validation, on_S) if look else None
     if see:
@@ -245,6 +246,16 @@ def initial(data: Data, recipe: Recipe) -> Tensor:
         ).clone()
     noise = torch.randn(data.n_classes * recipe.ipc, *data.shape, generator=generator(recipe.seed, "init"))
     return noise.to(data.train_images)
+
+
+def class_weights(data: Data, recipe: Recipe) -> Tensor:
+    """Eq. 5's weight of each class, (C,), with sum 1."""
+    return data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / data.n_classes)
+
+
+def streams_of(recipe: Recipe, k: int, t: int) -> dict[str, torch.Generator]:
+    """One stream for each purpose: runs that differ only in `where` still meet the same networks and real batches."""
+    return {use: generator(recipe.seed, use, k, t) for use in STREAMS}
 
 
 def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:

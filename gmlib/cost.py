@@ -19,14 +19,13 @@ import pandas as pd
 import torch
 
 from . import where
-from .condense import STREAMS, check, draw, fresh_network, initial, match, move, sample
+from .condense import check, class_weights, draw, fresh_network, initial, match, move, sample, streams_of
 from .condense import measure as look
 from .data import Data
 from .memory import Memory, PeakMemory
-from .recipe import OutOfTime, Recipe, check_number, device_of, generator, progress_bar
+from .recipe import OutOfTime, Recipe, check_number, device_of, late, progress_bar
 from .store import Run, environment, listed
 
-GAP = "overfit-gap"  # it needs L(S, theta) too
 STEPS, LOOKS = 10, 5  # steps of theta and looks for overfitting that are timed together: one alone is short
 
 
@@ -72,7 +71,7 @@ def measure(
     for r in range(-1, rounds + 1):  # -1 warms up, 0 measures memory
         turn = r % len(names)
         for m in names[turn:] + names[:turn]:
-            if deadline is not None and time.monotonic() > deadline:
+            if late(deadline):
                 bar.close()
                 raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to begin anew")
             peak = PeakMemory(device) if r == 0 else None
@@ -97,14 +96,14 @@ def _pieces(data: Data, recipe: Recipe, k: int, memory: Memory) -> dict[str, flo
     C = data.n_classes
     S = initial(data, recipe).requires_grad_()
     labels = torch.arange(C, device=S.device).repeat_interleave(recipe.ipc)
-    weights = data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / C)
+    weights = class_weights(data, recipe)
     optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
     network = fresh_network(data, recipe, k)
     optimise_theta = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
     plain = replace(recipe, where=f"steps:{STEPS}")  # steps alone: nothing is looked for, nothing ends them
 
     begun = _now(S.device)
-    streams = {use: generator(recipe.seed, use, k, 0) for use in STREAMS}
+    streams = streams_of(recipe, k, 0)
     B = sample(data, recipe, streams)
     _, S.grad, _, _ = match(network, S, labels, B, weights, recipe, k, memory)
     optimise_S.step()
@@ -116,7 +115,7 @@ def _pieces(data: Data, recipe: Recipe, k: int, memory: Memory) -> dict[str, flo
         validation = draw(data, where.VALIDATION_BATCH, streams["validation"])
         begun = _now(S.device)
         for _ in range(LOOKS):
-            look(network, S.detach(), labels, validation, recipe.where == GAP)
+            look(network, S.detach(), labels, validation, recipe.where in where.NEED_S)
         found["seconds_per_look"] = (_now(S.device) - begun) / LOOKS
     return found
 
@@ -142,7 +141,7 @@ def outer_iteration(pieces: pd.DataFrame, T: int, zeta: int, steps: Mapping[str,
     theta_steps = pieces["method"].map({**taken, **(steps or {})}).astype(float)
     # The losses before the first step are needed too, at every t but the last: after it theta does not move.
     looks = (theta_steps + T - 1).where(pieces["where"].isin(where.STOP), 0.0)
-    evaluated = looks * (1 + (pieces["where"] == GAP))
+    evaluated = looks * (1 + pieces["where"].isin(where.NEED_S))
     parts = {
         "seconds_matching": T * pieces["seconds_per_update"],
         "seconds_moving": theta_steps * pieces["seconds_per_step"],

@@ -16,7 +16,7 @@ from . import networks
 from .augment import independent, one_of, operations_for, strategy_for
 from .data import Data, SyntheticSet
 from .memory import Memory
-from .recipe import OutOfTime, check_number, choose, device_of, generator, progress_bar
+from .recipe import OutOfTime, check_number, choose, device_of, generator, late, progress_bar
 
 TEST_BATCH = 2048  # images in one forward pass of the test
 AUGMENT = ("paper", "dsa", "none")
@@ -138,7 +138,7 @@ def evaluate(
     found = Evaluation(tuple(known)[:n_networks], network, seed, settled)
     bar = progress_bar(f"{network} on {_named(S)}", n_networks, "network", progress, initial=found.n)
     for j in range(found.n, n_networks):
-        if deadline is not None and time.monotonic() > deadline:
+        if late(deadline):
             bar.close()
             raise OutOfTime(f"out of time after {j} of {n_networks} networks: run again to go on")
         f = _build(network, data, settled, generator(seed, "evaluate", j)).to(device, x.dtype)

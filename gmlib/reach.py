@@ -14,7 +14,6 @@ one CPU core): 2.9 ms per step and start against 3.0 at 1 image per class, 18 ag
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from . import networks, where
-from .condense import STREAMS, check, draw, fresh_network, initial, match, move, sample
+from .condense import check, class_weights, draw, fresh_network, initial, match, move, sample, streams_of
 from .data import Data, SyntheticSet
 from .evaluate import accuracy
 from .memory import Memory
-from .recipe import OutOfTime, Recipe, check_number, device_of, generator, progress_bar
+from .recipe import OutOfTime, Recipe, check_number, device_of, generator, late, progress_bar
 from .what import union
 
 BATCH = 1024  # images in one backward pass: bounds memory, changes results by rounding only
@@ -160,7 +159,7 @@ def reach(
     rows = []
     bar = progress_bar("reach", n_starts, "start", progress)
     for j in range(n_starts):
-        if deadline is not None and time.monotonic() > deadline:
+        if late(deadline):
             bar.close()
             raise OutOfTime(f"out of time after {j} of {n_starts} starts: run again to go on")
         f = start(j)
@@ -533,7 +532,7 @@ def angles(
     device = device_of(device)
     data = data.to(device)
     images, labels = S.images.detach().to(data.train_images).requires_grad_(), S.labels.to(device)
-    weights = data.class_weights if recipe.class_weights == "share" else torch.full_like(data.class_weights, 1 / data.n_classes)
+    weights = class_weights(data, recipe)
     network = fresh_network(data, recipe, k)
     optimiser = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
     layers = [name for name, _ in networks.matched(network)]
@@ -541,7 +540,7 @@ def angles(
     T, zeta = recipe.schedule()
     rows = []
     for t in range(T):
-        streams = {use: generator(recipe.seed, use, k, t) for use in STREAMS}
+        streams = streams_of(recipe, k, t)
         if t in (0, T - 1):
             B = sample(data, recipe, streams)
             _, _, gS, gT = match(network, images, labels, B, weights, recipe, k, memory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -250,6 +251,11 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
     """A bar on stderr with the time left; a line every ten seconds where that is a file or a notebook and no terminal."""
     mininterval = 0.5 if sys.stderr is not None and sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=what, unit=unit, disable=not show, mininterval=mininterval, dynamic_ncols=True, **options)
+
+
+def late(deadline: float | None) -> bool:
+    """Whether a deadline, in time.monotonic(), is past; None never is."""
+    return deadline is not None and time.monotonic() > deadline
 
 
 class OutOfTime(Exception):

@@ -18,7 +18,7 @@ from .coreset import CORESETS
 from .data import SyntheticSet
 from .evaluate import Evaluation
 from .recipe import BUDGETS, METHODS, choose
-from .store import HOME, _read_evaluation, _read_json
+from .store import HOME, read_evaluation, read_json
 
 FOLDER = HOME / "results"
 COLUMNS = [
@@ -82,7 +82,7 @@ def load_condensed(
     known = [run for run in _runs(results_dir) if budget in (None, run["budget"])]
     found = [run for run in known if all(run[name] == value for name, value in asked.items())]
     if found:
-        return _load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
+        return load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
     wanted = f"{dataset!r} with ipc={ipc!r} by {method!r}, seed={seed!r}" + (f", {budget} budget" if budget else "")
     raise ValueError(f"there is no condensed set of {wanted}: {_at_hand(known, dataset)}")
 
@@ -95,7 +95,7 @@ def table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     """
     root, rows = Path(results_dir or FOLDER), []
     for run in _runs(root) if root.is_dir() else ():
-        file, S = run["path"] / "set.safetensors", _load(run["path"])
+        file, S = run["path"] / "set.safetensors", load(run["path"])
         e = S.accuracy
         trained = (e.network, e.mean, e.std, e.n) if e else ("", math.nan, math.nan, 0)
         size = {"images": len(S.images), "bytes": file.stat().st_size}
@@ -106,18 +106,20 @@ def table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
 
 def evaluations(run: str | os.PathLike) -> dict[str, Evaluation]:
     """The accuracies in a folder, by the name of the network. ValueError for a damaged file."""
-    found = [_read_evaluation(path) for path in sorted(Path(run).glob("accuracy-*.json"))]
+    found = [read_evaluation(path) for path in sorted(Path(run).glob("accuracy-*.json"))]
     return {e.network: e for e in found}
 
 
-def _load(run: Path) -> CondensedSet:
+def load(run: str | os.PathLike) -> CondensedSet:
+    """The set in the folder of one run, with what lies beside it."""
+    run = Path(run)
     S, record = SyntheticSet.load(run / "set.safetensors"), _record(run)
     made = {name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")}
     return CondensedSet(**made, history=record.get("history") or [], record=record, evaluations=evaluations(run))
 
 
 def _record(run: Path) -> dict[str, Any]:
-    return _read_json(run / "run.json", "recipe", "method", "budget", "data")
+    return read_json(run / "run.json", "recipe", "method", "budget", "data")
 
 
 def _files(root: Path, pattern: str) -> list[Path]:
@@ -182,8 +184,8 @@ def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     for at, runs in found.items():
         files = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
         records = [_record(run) for run in runs if (run / "run.json").is_file()]
-        stored = records + [_read_json(path, "seconds", "device", "device_name", "commit", "threads") for path in files]
-        trained = [_read_evaluation(path) for path in files]
+        stored = records + [read_json(path, "seconds", "device", "device_name", "commit", "threads") for path in files]
+        trained = [read_evaluation(path) for path in files]
         budget = records[0]["budget"] if records else "paper" if at.parents[1] == root else at.parents[1].name
         dataset = records[0]["recipe"]["dataset"] if records else at.parent.name
         ipc = f' IPC="{records[0]["recipe"]["ipc"]}"' if records else ""

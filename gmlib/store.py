@@ -41,7 +41,7 @@ from .coreset import CORESETS, coreset, recipe_of
 from .data import STORED_DTYPES, Data, SyntheticSet, write_atomically
 from .evaluate import Evaluation, Protocol, evaluate, settle
 from .memory import PeakMemory
-from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of, progress_bar
+from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, device_of, late, progress_bar
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
 log = logging.getLogger(__name__)
@@ -100,6 +100,11 @@ def default_folder(budget: str) -> Path:
 def run_folder(results_dir: str | os.PathLike, dataset: str, ipc: int, method: str, seed: int) -> Path:
     """The folder of one run."""
     return Path(results_dir, *map(_slug, (dataset, f"ipc{ipc}", method, f"set{seed}")))
+
+
+def whole_folder(results_dir: str | os.PathLike, dataset: str) -> Path:
+    """The folder of the networks trained on all training images."""
+    return Path(results_dir, _slug(dataset), "whole")
 
 
 def plan(
@@ -182,7 +187,7 @@ def _do(job: Job, device: torch.device, progress: bool, deadline: float | None) 
 def _done(job: Job, device: torch.device, progress: bool, deadline: float | None) -> Run:
     record = _finished(job)
     if record is None:
-        if deadline is not None and time.monotonic() > deadline:
+        if late(deadline):
             raise OutOfTime(f"out of time before {job.folder} was begun: run again to go on")
         record = _make(job, device, progress, deadline)
     S = SyntheticSet.load(job.folder / "set.safetensors")
@@ -328,7 +333,7 @@ def whole(
     check_number("seed", seed, least=0, whole=True)
     sizes = {name: value for name, value in size.recipe.items() if name in ("width", "depth")}
     how_trained = Protocol(**{**sizes, "epochs": size.epochs, **protocol})
-    folder = Path(results_dir or default_folder(budget), _slug(data.name), "whole")
+    folder = whole_folder(results_dir or default_folder(budget), data.name)
     with _alone(folder, deadline):
         return _evaluated(folder, data, data, network, n, seed, how_trained, device_of(device), progress, deadline)
 
@@ -344,11 +349,11 @@ def kept(
     """
     path = Path(path)
     if path.is_file():
-        content = _read_json(path, "settings", "columns", "dtypes")
+        content = read_json(path, "settings", "columns", "dtypes")
         if content["settings"] != json.loads(json.dumps(settings)):
             raise ValueError(f"{path} was made with other settings: delete it or choose another results_dir")
         return pd.DataFrame(content["columns"]).astype(content["dtypes"])
-    if deadline is not None and time.monotonic() > deadline:
+    if late(deadline):
         raise OutOfTime(f"out of time before {path} was made: run again to go on")
     table = compute()
     _make_folder(path.parent)
@@ -377,9 +382,9 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
         raise FileNotFoundError(f"there is no results folder {root}: run something first, or name another")
     rows = []
     for path in sorted(root.glob("*/ipc*/*/set*/run.json")):
-        record = _read_json(path, "recipe", "method", "budget")
+        record = read_json(path, "recipe", "method", "budget")
         for file in sorted(path.parent.glob("accuracy-*.json")):
-            stored = _read_json(file, "network", "accuracies")
+            stored = read_json(file, "network", "accuracies")
             rows += rows_of(record, stored["network"], stored["accuracies"])
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -396,7 +401,7 @@ def shipped_whole() -> dict[str, Evaluation]:
     Those beside the runs by the paper's protocol come before those of another budget.
     """
     paths = [path for folder in _shipped_folders() for path in sorted(folder.glob("*/whole/accuracy-convnet.json"))]
-    return {path.parts[-3]: _read_evaluation(path) for path in reversed(paths)}
+    return {path.parts[-3]: read_evaluation(path) for path in reversed(paths)}
 
 
 def _shipped_folders() -> list[Path]:
@@ -437,7 +442,7 @@ def _finished(job: Job) -> dict[str, Any] | None:
     path = job.folder / "run.json"
     if not path.is_file():
         return None
-    record = _read_json(path, "recipe", "data", "method", "budget")
+    record = read_json(path, "recipe", "data", "method", "budget")
     stored, asked = record["recipe"], job.made_by
     name = _differing(stored, asked)
     if name is not None:
@@ -460,7 +465,7 @@ def _known(folder: Path, network: str, seed: int, protocol: dict[str, Any]) -> E
     path = folder / f"accuracy-{_slug(network)}.json"
     if not path.is_file():
         return None
-    stored = _read_evaluation(path)
+    stored = read_evaluation(path)
     found, asked = {"seed": stored.seed, **stored.protocol}, {"seed": seed, **protocol}
     name = _differing(found, asked)
     if name is not None:
@@ -512,7 +517,7 @@ def _traced(
         tensors = load_file(snapshots)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{snapshots} is damaged ({error}): delete {job.folder} and run again") from error
-    stored = {int(k): _from_json(e) for k, e in _read_json(path).items()} if path.is_file() else {}
+    stored = {int(k): _from_json(e) for k, e in read_json(path).items()} if path.is_file() else {}
     trace = {}
     for k in sorted(int(name[1:]) for name in tensors):
         at = replace(S, images=tensors[f"k{k}"].to(S.images.dtype))
@@ -542,7 +547,7 @@ def _alone(folder: Path, deadline: float | None) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if deadline is not None and time.monotonic() > deadline:
+                if late(deadline):
                     raise OutOfTime(f"out of time while another process works in {folder}: run again to go on") from None
                 time.sleep(0.2)
                 continue
@@ -578,15 +583,16 @@ def _from_json(stored: dict[str, Any]) -> Evaluation:
     )
 
 
-def _read_evaluation(path: Path) -> Evaluation:
-    return _from_json(_read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
+def read_evaluation(path: Path) -> Evaluation:
+    """What an accuracy-<network>.json holds."""
+    return _from_json(read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
-def _read_json(path: Path, *keys: str) -> dict[str, Any]:
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """The object in a file, which must have these keys."""
     try:
         content = json.loads(path.read_text())

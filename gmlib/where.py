@@ -81,6 +81,7 @@ def gap_opens(before: Losses, after: Losses, gap: float) -> bool:
 
 
 STOP: dict[str, Callable[[Losses, Losses, float], bool]] = {"overfit": loss_rises, "overfit-gap": gap_opens}
+NEED_S = frozenset({"overfit-gap"})  # criteria that look at L(S, theta) too
 
 
 def overfits(path: Sequence[Losses], criterion: str, gap: float) -> list[bool]:

@@ -30,7 +30,7 @@ import torch
 from gmlib import BUDGETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, reach, shipped, store
 from gmlib.data import write_atomically
 from gmlib.reach import noise_set
-from gmlib.recipe import check_number, choose, device_of
+from gmlib.recipe import check_number, choose, device_of, late
 
 # Section 5: where a descent ends, as in notebooks/hypothesis.md, and from how many starts for each set.
 DESCENT = {"eps": [0.5, 0.2, 0.1], "lr": 0.1, "max_steps": 500}
@@ -124,7 +124,7 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
 def whole(asked: Asked, data: Data, *_: object) -> Piece:
     """ConvNets trained on all training images: no method, and one piece for all sets."""
     protocol = WHOLE if asked.budget == "paper" else SHORT_WHOLE
-    folder = store.run_folder(asked.folder, data.name, 1, "DC", 0).parents[2] / "whole"
+    folder = store.whole_folder(asked.folder, data.name)
     kind = ("networks", data.name)
 
     def left() -> Counter[Kind]:
@@ -263,13 +263,13 @@ def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None) -> tuple[l
             attempt(stage, piece)
     log.info("%d of %d are there; %s", len(there), len(pieces), clock.left([piece for _, piece in todo]))
     for i, (stage, piece) in enumerate(todo):
-        if deadline is not None and time.monotonic() > deadline:
+        if late(deadline):
             return todo[i:], failed
         begun = time.monotonic()
         try:
             told = attempt(stage, piece)
-        except OutOfTime as late:
-            log.info("%s: %s: %s", stage, piece.name, late)
+        except OutOfTime as stopped:
+            log.info("%s: %s: %s", stage, piece.name, stopped)
             return todo[i:], failed
         if told is not None:
             took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([later for _, later in todo[i + 1 :]])
@@ -310,13 +310,13 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
     """The campaign; returns the exit status."""
     pieces, refused = prepare(asked, datasets, ipcs)
     try:
-        late, failed = work(pieces, deadline)
+        undone, failed = work(pieces, deadline)
     finally:
         update_readme(asked.results_dir)
     log.info("the results are in %s", asked.folder)
-    if late:
-        stages = "; ".join(f"{stage}: {n}" for stage, n in Counter(stage for stage, _ in late).items())
-        log.info("the time budget is used up and %d of %d are left (%s): run again to go on", len(late), len(pieces), stages)
+    if undone:
+        stages = "; ".join(f"{stage}: {n}" for stage, n in Counter(stage for stage, _ in undone).items())
+        log.info("the time budget is used up and %d of %d are left (%s): run again to go on", len(undone), len(pieces), stages)
     return 1 if refused or failed else 0
 
 

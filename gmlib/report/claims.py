@@ -14,7 +14,8 @@ from ..evaluate import Evaluation, Protocol
 from ..recipe import BUDGETS, check_number, choose
 from ..store import shipped
 from .numbers import OUTCOMES as VERDICTS
-from .numbers import checked, summarise, verdict
+from .numbers import checked, summarise, verdict, within
+from .style import counted
 from .tables import Table, table, text_table, transfer_table
 
 OUTCOMES = ["reproduced", "differs", *VERDICTS, "another budget", "not run"]
@@ -137,7 +138,7 @@ def _judged(c, ours: dict) -> dict:
 
 
 def _against(c, low: float, high: float) -> str:
-    return _within(low - c.value, high - c.value, _tolerance(c.value, c.std, c.unit), "reproduced", "differs")
+    return within(low - c.value, high - c.value, _tolerance(c.value, c.std, c.unit) + _SLACK, "reproduced", "differs")
 
 
 def _tolerance(value: float, std: float, unit: str) -> float:
@@ -147,14 +148,6 @@ def _tolerance(value: float, std: float, unit: str) -> float:
 
 def _digits(value: float, unit: str) -> int:
     return max(_DIGITS[unit], len(f"{value:g}".partition(".")[2]))
-
-
-def _within(low: float, high: float, tolerance: float, inside: str, outside: str) -> str:
-    """How the interval of a difference lies to plus/minus a tolerance."""
-    tolerance += _SLACK
-    if -tolerance <= low and high <= tolerance:
-        return inside
-    return outside if low > tolerance or high < -tolerance else "not decided"
 
 
 def _counted_steps() -> dict[str, tuple[float, float, float]]:
@@ -298,7 +291,7 @@ def _outcome(o: Ordering, runs: pd.DataFrame) -> str:
         return "too few sets"
     if o.alike:
         margin = 2 * summarise(runs[runs["method"] == o.worse[0]])["std"].iloc[0]
-        outcomes = [_within(v.low, v.high, margin, "held", "reversed") for v in found]
+        outcomes = [within(v.low, v.high, margin + _SLACK) for v in found]
     if "reversed" in outcomes:
         return "reversed"
     return "held" if set(outcomes) == {"held"} else "not decided"
@@ -340,7 +333,7 @@ def claims_table(found: pd.DataFrame) -> Table:
         more = digits if c.unit == "steps" else max(digits, 1)
         cells[row, "ours"] = ["" if math.isnan(c.ours) else _number(c.ours, c.ours_std, more)]
         if not pd.isna(c.n):
-            sets = "" if pd.isna(c.n_sets) else f", {c.n_sets} set{'' if c.n_sets == 1 else 's'}"
+            sets = "" if pd.isna(c.n_sets) else f", {counted(c.n_sets, 'set')}"
             cells[row, "ours"].append(f"n={c.n}{sets}" + ("" if c.budget == "paper" else f", budget: {c.budget}"))
         cells[row, "95% interval"] = ["" if math.isnan(c.low) else f"{c.low:.{more}f} to {c.high:.{more}f}"]
         cells[row, "outcome"] = [c.outcome] + ([c.note] if c.note else [])
@@ -358,7 +351,7 @@ def orderings_table(found: pd.DataFrame) -> Table:
     for sentence, rows in found.groupby("sentence", sort=False):
         first = rows.iloc[0]
         cells[sentence, "stands in"] = ["Sections 4.4, 4.5" if first["table"] == "text" else first["table"]]
-        cells[sentence, "in the paper"] = [f"{first['shown']} of {_cells(first['cells'])}"]
+        cells[sentence, "in the paper"] = [f"{first['shown']} of {counted(first['cells'], 'cell')}"]
         cells[sentence, "ours"] = [_became(r) for r in rows.itertuples()]
     columns = ["stands in", "in the paper", "ours"]
     return Table(list(found["sentence"].unique()), columns, cells, "What the paper says in words.", corner="ordering")
@@ -369,11 +362,7 @@ def _became(r) -> str:
         return f"not run: {r.note}"
     counts = {"held": r.held, "reversed": r.reversed, "not decided": r.not_decided, "too few sets": r.too_few}
     told = ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
-    return f"{told} of {_cells(r.run)}" + ("" if r.budget == "paper" else f" (budget: {r.budget})")
-
-
-def _cells(n: int) -> str:
-    return f"{n} cell{'' if n == 1 else 's'}"
+    return f"{told} of {counted(r.run, 'cell')}" + ("" if r.budget == "paper" else f" (budget: {r.budget})")
 
 
 def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:

@@ -282,6 +282,13 @@ def claim(results: pd.DataFrame, best: str, others: Sequence[str], *, network=No
     )
 
 
+def within(low: float, high: float, tolerance: float, inside: str = "held", outside: str = "reversed") -> str:
+    """How the interval of a difference lies to plus/minus a tolerance: "not decided" where it reaches across an edge."""
+    if -tolerance <= low and high <= tolerance:
+        return inside
+    return outside if low > tolerance or high < -tolerance else "not decided"
+
+
 def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markdown:
     """Whether two methods do equally well, which takes more than no difference found: a line for each cell with both.
 
@@ -296,8 +303,7 @@ def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markd
         margin = 2 * summarise(cell)["std"].iloc[0]
         outcome = v.outcome
         if outcome != "too few sets":
-            inside, outside = -margin <= v.low and v.high <= margin, v.low > margin or v.high < -margin
-            outcome = "held" if inside else "reversed" if outside else "not decided"
+            outcome = within(v.low, v.high, margin)
         interval = "no interval" if math.isnan(v.low) else f"95% interval {v.low:+.2f} to {v.high:+.2f}"
         lines.append(
             f"- {v.dataset}, {per_class(v.ipc)}: {one} is like {other} if their difference, {v.difference:+.2f} points "

@@ -44,6 +44,11 @@ def method_order(methods: Iterable[str]) -> list[str]:
     return [m for m in COLOURS if m in seen] + [m for m in seen if m not in COLOURS]
 
 
+def counted(n: int, what: str) -> str:
+    """"1 set", "3 sets"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def per_class(ipc: int) -> str:
     return f"{ipc} image{'' if ipc == 1 else 's'} per class"
 

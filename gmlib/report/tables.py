@@ -17,7 +17,7 @@ from ..recipe import Recipe, generator
 from ..store import Run
 from .figures import overfitting
 from .numbers import checked, half_width, select, summarise, verdict
-from .style import method_order, per_class
+from .style import counted, method_order, per_class
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def noise_table(results: pd.DataFrame) -> Table:
     cells, column = {}, _column_names(results)
     for s in summarise(select(checked(results), network=None, budget=None)).itertuples():
         at = column(s.dataset, s.ipc)
-        cells[s.method, f"{at}: between sets"] = [*_unless_missing(s.std_between_sets, "{:.2f}"), _sets(s.n_sets)]
+        cells[s.method, f"{at}: between sets"] = [*_unless_missing(s.std_between_sets, "{:.2f}"), counted(s.n_sets, 'set')]
         cells[s.method, f"{at}: between networks"] = [*_unless_missing(s.std_within_sets, "{:.2f}"), f"n={s.n}"]
     caption = "Standard deviation of test accuracy, in points: of the means of sets, and of networks around their set's mean."
     return _filled(method_order(results["method"]), cells, caption)
@@ -194,13 +194,9 @@ def text_table(frame: pd.DataFrame, caption: str, corner: str = "method") -> Tab
 
 def _cell_lines(s: pd.Series, decimals: int, name_budget: bool) -> list[str]:
     spread = "" if math.isnan(s["std"]) else f"±{s['std']:.{decimals}f}"
-    ours = f"{s['mean']:.{decimals}f}{spread} (n={s['n']}, {_sets(s['n_sets'])})"
+    ours = f"{s['mean']:.{decimals}f}{spread} (n={s['n']}, {counted(s['n_sets'], 'set')})"
     interval = s["note"] if math.isnan(s["ci95"]) else f"95% CI [{s['low']:.{decimals}f}, {s['high']:.{decimals}f}]"
     return [ours, interval] + ([f"budget: {s['budget']}"] if name_budget else [])
-
-
-def _sets(n: int) -> str:
-    return f"{n} set{'' if n == 1 else 's'}"
 
 
 def _published(paper: pd.DataFrame | None, dataset: str, ipc: int, method: str) -> tuple[float, float] | None:
@@ -237,8 +233,7 @@ def reach_table(sums: pd.DataFrame, budget: str) -> Table:
             spread = f"±{distances.std():.2f}" if len(distances) > 1 else ""
             first = f"{distances.mean():.2f}{spread}" if len(distances) else "not reached"
             starts, arrived = rows["starts"].sum(), (rows["starts"] * rows["reached"]).sum()
-            sets = f"{len(rows)} set{'s' if len(rows) > 1 else ''}"
-            cells[method, f"eps = {e:g}"] = [first, f"{sets}, {arrived:.0f} of {starts} starts"]
+            cells[method, f"eps = {e:g}"] = [first, f"{counted(len(rows), 'set')}, {arrived:.0f} of {starts} starts"]
     caption = (
         f"Distance from the start to the nearest trap, mean±std over sets; sets, and starts that reached it (budget: {budget})."
     )
@@ -455,7 +450,7 @@ def steps_table(runs: Collection[Run], methods: Sequence[str], why: Mapping[tupl
         last = sum(record["history"][-1]["loss"] for record in own) / len(own)
         row = [[beforehand], [f"{taken.mean():.0f}", *spread], [losses], [f"{seconds:.3g}", *share], [f"{last:.4g}"]]
         cells |= {(method, c): lines for c, lines in zip(columns, row, strict=True)}
-        counts = (_counted(len(entries), "outer iteration"), _counted(len(own), "set"))
+        counts = (counted(len(entries), "outer iteration"), counted(len(own), "set"))
         cells[method, "steps, taken"].append(", ".join(counts))
     caption = "One outer iteration: steps of theta, evaluations of L(T), seconds, and the matching loss at the end."
     return _filled(list(methods), cells, caption)
@@ -479,7 +474,7 @@ def overfitting_table(losses: pd.DataFrame, gap: float) -> Table:
         cells[method, f"left a gap over {gap:g}"] = [f"{open_}", f"{100 * open_ / n:.0f} %"]
         cells[method, "L(S) at the end"] = [f"{last['loss_S'].mean():.2f}"]
         cells[method, "L(T) at the end"] = [f"{last['loss_T'].mean():.2f}"]
-    caption = f"Steps of theta that overfit, over {_counted(ks, 'outer iteration')} of one set; losses in nats."
+    caption = f"Steps of theta that overfit, over {counted(ks, 'outer iteration')} of one set; losses in nats."
     return _filled(method_order(losses["method"]), cells, caption)
 
 
@@ -487,15 +482,11 @@ def log_sentence(log: Mapping) -> Markdown:
     """What a log of detections under results/overfitting/ is of, from its own fields."""
     recipe = Recipe(**log["recipe"])
     size = f"width {recipe.width} and {recipe.batch_real} real images per class and update"
-    length = f"{_counted(log['outer_iterations'], 'outer iteration')}, stopped {log['stopped']}"
+    length = f"{counted(log['outer_iterations'], 'outer iteration')}, stopped {log['stopped']}"
     return Markdown(
         f"The log **{log['data']['name']}** is of {log['data']['origin']}, made with a ConvNet of {size}, where the paper has "
         f"{Recipe.width} and {Recipe.batch_real}. Method {recipe.method}, {per_class(recipe.ipc)}, {length}."
     )
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def schedule_sentence(name: str, seen: Sequence[Sequence[int]], learned: Sequence[int]) -> Markdown:
@@ -511,7 +502,7 @@ def schedule_sentence(name: str, seen: Sequence[Sequence[int]], learned: Sequenc
     falls = learned[-1] < learned[0]
     has = "has" if falls and not outside else "does not have"
     return Markdown(
-        f"- {name}, {_counted(len(seen), 'outer iteration')}: the learned schedule is "
+        f"- {name}, {counted(len(seen), 'outer iteration')}: the learned schedule is "
         f"`steps:{','.join(map(str, learned))}`, {sum(learned)} steps against Eq. 12's {sum(eq12)}. "
         f"It {'falls' if falls else 'does not fall'}, and Eq. 12 lies {lies}: **it {has} Eq. 12's shape**."
     )
