@@ -262,7 +262,7 @@ def test_convnet_variants(name):
     ("name", "layers"),
     [
         ("convnet:norm=batch,pooling=max,activation=leaky", [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU, nn.MaxPool2d]),
-        ("convnet:activation=sigmoid,norm=layer", [nn.Conv2d, networks.LayerNorm, nn.Sigmoid, nn.AvgPool2d]),
+        ("convnet:activation=sigmoid,norm=layer", [nn.Conv2d, networks.LayerNorm, nn.Sigmoid, networks.HalvingPool]),
         ("convnet:pooling=none,norm=none", [nn.Conv2d, nn.ReLU]),
     ],
 )
@@ -524,3 +524,20 @@ def test_both_ways_to_the_class_gradients_agree(own_networks, name, monkeypatch)
     step[2, 1, 3, 3] = 1e-6
     difference = (total(x + step) - total(x - step)) / 2e-6
     assert difference.item() == pytest.approx(found[0][-1][2, 1, 3, 3].item(), rel=1e-5) and abs(difference) > 1e-6
+
+
+@pytest.mark.parametrize("side", [2, 8, 7])
+def test_the_pool_as_a_product_is_the_pool(side):
+    x = torch.randn(3, 2, side, side, dtype=torch.float64, requires_grad=True)
+    ours, theirs = networks.HalvingPool(side), nn.AvgPool2d(2)
+    assert torch.allclose(ours(x), theirs(x), rtol=1e-15)
+    v = torch.randn_like(theirs(x))
+    assert torch.allclose(*(torch.autograd.grad(pool(x), x, v)[0] for pool in (ours, theirs)), rtol=1e-15)
+    # Another size than it was made for, and images batched by vmap, are averaged all the same.
+    other = torch.randn(2, 3, 1, 6, 4)
+    assert torch.equal(torch.func.vmap(ours)(other), torch.func.vmap(theirs)(other))
+
+
+def test_the_pool_adds_nothing_to_the_state_of_a_network():
+    network = build((1, 8, 8), width=4, depth=2)
+    assert not list(network.buffers()) and not any("average" in name for name in network.state_dict())
