@@ -78,6 +78,7 @@ class Job:
     folder: Path
     snapshots: tuple[int, ...]
     dtype: torch.dtype | None  # of the stored images
+    coreset_options: dict[str, Any]  # of `coreset` and `recipe_of`
 
     @property
     def method(self) -> str:
@@ -88,8 +89,7 @@ class Job:
         """The recipe as run.json and the set hold it."""
         if not self.coreset:
             return self.recipe.as_dict()
-        r = self.recipe
-        return recipe_of(self.coreset, self.data, r.ipc, r.seed, network=r.network, width=r.width, depth=r.depth)
+        return recipe_of(self.coreset, self.data, self.recipe.ipc, self.recipe.seed, **self.coreset_options)
 
 
 def default_folder(budget: str) -> Path:
@@ -145,7 +145,9 @@ def plan(
     targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(listed(targets)))
     if not targets:
         raise ValueError("targets is empty: name a network, or give None for the recipe's own")
-    job = Job(data, recipe, chosen, budget, n_networks, protocol, targets, folder, () if chosen else tuple(snapshots), dtype)
+    snapshots = () if chosen else tuple(snapshots)
+    features = {name: getattr(recipe, name) for name in ("network", "width", "depth")} | {"epochs": size.coreset_epochs}
+    job = Job(data, recipe, chosen, budget, n_networks, protocol, targets, folder, snapshots, dtype, features)
     _finished(job)
     for network in targets:
         _known(job.folder, network, seed, settle(data, data, network, protocol))
@@ -205,8 +207,7 @@ def _make(job: Job, device: torch.device, progress: bool, deadline: float | None
     begun, peak, checkpoint = time.monotonic(), PeakMemory(device), job.folder / "checkpoint.safetensors"
     r = job.recipe
     if job.coreset:
-        size = {"network": r.network, "width": r.width, "depth": r.depth}
-        S = coreset(job.coreset, job.data, r.ipc, r.seed, device=device, **size)
+        S = coreset(job.coreset, job.data, r.ipc, r.seed, device=device, **job.coreset_options)
         seconds = time.monotonic() - begun
     else:
         S = condense(job.data, r, device, checkpoint, progress, snapshots=job.snapshots, deadline=deadline)

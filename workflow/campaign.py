@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -54,6 +54,16 @@ class Asked:
     data_dir: Path | None = None
     device: torch.device | None = None
     progress: bool = False
+    tables: tuple[str, ...] = ()  # those alone; (): all
+    methods: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> Iterator[Stage]:
+        """STAGES, or what is asked for of them."""
+        for stage in STAGES:
+            methods = tuple(m for m in stage.methods if not self.methods or m in self.methods)
+            if methods and (not self.tables or stage.name in self.tables):
+                yield replace(stage, methods=methods)
 
     @property
     def folder(self) -> Path:
@@ -231,7 +241,7 @@ class Clock:
 def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
     """(stage, piece) in order, each piece once, and what cannot be done, in sentences."""
     pieces, refused = {}, {}
-    for stage in STAGES:
+    for stage in asked.stages:
         for cell in stage.cells(found, BUDGETS[asked.budget].sets) if stage.ipc in (None, *ipcs) else ():
             try:
                 piece = stage.piece(asked, *cell)
@@ -290,6 +300,10 @@ def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
 
 def prepare(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
     """`plan` for the data sets that are at hand; what is left out is logged. Raises ValueError for bad input."""
+    for table in asked.tables:
+        choose({stage.name: None for stage in STAGES}, "table", table)
+    for method in asked.methods:
+        choose({m: None for stage in STAGES for m in stage.methods}, "method", method)
     known = sorted({stage.ipc for stage in STAGES if stage.ipc is not None})
     for ipc in ipcs:
         if ipc not in known:
@@ -344,6 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--datasets", nargs="+", default=["MNIST"], help="names, or imagefolder:PATH; one that is not at hand is left out")
     add("--ipc", nargs="+", type=int, default=[1, 10, 50], help="images per class: only these parts of the tables")
     add("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
+    add("--tables", nargs="+", default=[], help='only these, as in --tables "Table 3"; default: all')
+    add("--methods", nargs="+", default=[], help="only these of the tables' methods; default: all")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after this many; default: until done")
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
     add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")
@@ -358,7 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.threads is not None:
             check_number("threads", given.threads, least=1, whole=True)
             torch.set_num_threads(given.threads)
-        asked = Asked(given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty())
+        only = {"tables": tuple(given.tables), "methods": tuple(given.methods)}
+        asked = Asked(given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty(), **only)
         file = given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log")
         start_log(None if given.dry_run else file)
         if given.dry_run:
