@@ -20,6 +20,7 @@ from .recipe import OutOfTime, check_number, choose, device_of, generator, late,
 
 TEST_BATCH = 2048  # images in one forward pass of the test
 AUGMENT = ("paper", "dsa", "none")
+PRECISIONS = ("float32", "tf32")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Protocol:
     weight_decay: float = 5e-4
     batch: int = 256
     augment: str = "paper"  # paper: as its scripts do, for MNIST and for networks with BatchNorm; dsa: always; none: never
+    precision: str = "float32"  # tf32: products on CUDA in TF32
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "batch"):
@@ -49,6 +51,7 @@ class Protocol:
         check_number("weight_decay", self.weight_decay, least=0)
         choose(networks.OPTIMISERS, "optimiser", self.optimiser)
         choose(dict.fromkeys(AUGMENT), "augmentation", self.augment)
+        choose(dict.fromkeys(PRECISIONS), "precision", self.precision)
 
     def settled(self, data: Data, network: nn.Module) -> dict[str, Any]:
         """What this comes to for these data and this network: plain JSON types, epochs a number, augment spelt out."""

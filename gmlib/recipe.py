@@ -25,6 +25,7 @@ INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
 CLASS_WEIGHTS = ("equal", "share")
 AUGMENT = ("none", "dsa")
+PRECISIONS = ("float32", "tf32", "bf16", "tf32+bf16")
 
 # name -> (what, how, where): the columns of Table 3, then the two further columns of Table 1.
 METHODS: dict[str, dict[str, str]] = {
@@ -94,11 +95,13 @@ class Recipe:
 
     init: str = "noise"  # S at k = 0: N(0, 1) in normalised pixels ("noise") or random real images ("real")
     augment: str = "none"  # of both sides while matching: "dsa", differentiable Siamese augmentation (the paper's [29])
+    precision: str = "float32"  # "tf32": products on CUDA in TF32; "bf16": the pass over real images in bfloat16; or both, +
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in {
             "what": WHAT, "inter_batches": INTER_BATCHES, "class_weights": CLASS_WEIGHTS, "init": INIT, "augment": AUGMENT,
+            "precision": PRECISIONS,
         }.items():  # fmt: skip
             choose(dict.fromkeys(known), name, getattr(self, name))
         object.__setattr__(self, "how", how_.spell(how_.parse(self.how)))  # one spelling for one distance

@@ -32,7 +32,7 @@ def judged(results, claim, **more):
 def evaluation(accuracies, **changes):
     by_the_paper = {
         "width": 128, "depth": 3, "epochs": 300, "optimiser": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
-        "batch": 256, "augment": "none",
+        "batch": 256, "augment": "none", "precision": "float32",
     }  # fmt: skip
     return Evaluation(tuple(accuracies), "convnet", 0, by_the_paper | changes)
 

@@ -36,7 +36,7 @@ def test_the_protocol_step_by_step():
     assert found.accuracies == (100 * right / 60,)
     assert found.protocol == {
         "width": 4, "depth": 2, "epochs": 4, "optimiser": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4,
-        "batch": 256, "augment": "none",
+        "batch": 256, "augment": "none", "precision": "float32",
     }  # fmt: skip
 
 
@@ -113,6 +113,7 @@ def test_only_mnist_is_augmented_by_the_papers_protocol():
         ({"seed": -1}, "seed=-1 does not fit"),
         ({"device": "cudax"}, "the device 'cudax' cannot be used here .*: try cpu"),
         ({"augment": "cutout"}, "unknown augmentation 'cutout': choose from paper, dsa, none"),
+        ({"precision": "bf16"}, "unknown precision 'bf16': choose from float32, tf32"),
         ({"n_networks": 0}, "n_networks=0 does not fit"),
         ({"epochs": 0}, "epochs=0 does not fit"),
         ({"lr": -1}, "lr=-1 does not fit: give a positive number"),

@@ -82,6 +82,7 @@ def test_footnote_5():
         ({"where": "steps:"}, "unknown where 'steps:'"),
         ({"init": "zeros"}, "unknown init 'zeros': choose from noise, real"),
         ({"augment": "mixup"}, "unknown augment 'mixup'"),
+        ({"precision": "float16"}, "unknown precision 'float16': choose from float32, tf32, bf16, tf32.bf16"),
         ({"ipc": 0}, "ipc=0 does not fit: give a whole number of at least 1"),
         ({"ipc": 1.0}, "ipc=1.0 does not fit"),
         ({"ipc": True}, "ipc=True does not fit"),
