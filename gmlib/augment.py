@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,30 +43,51 @@ def operations_for(data_name: str, has_batchnorm: bool = False) -> tuple[str, ..
     return WITH_BATCHNORM if has_batchnorm else AUGMENTED.get(data_name, ())
 
 
-def _crop(x: Tensor, fill: Tensor, rng: torch.Generator) -> Tensor:
-    down, right = torch.randint(-PAD, PAD + 1, (2, len(x)), generator=rng)
-    return _moved(x, down, right, fill)
+class Operation(NamedTuple):
+    """What is drawn for some images is apart from what is done to them: one network's numbers do not hang on another's.
+
+    draw: (number of images n, their shape (channels, height, width), generator) -> (n, ...), on the CPU.
+    move: (images (n, channels, height, width), drawn, value of pixels from outside (1, channels, 1, 1)) -> varied images.
+    """
+
+    draw: Callable[[int, torch.Size, torch.Generator], Tensor]
+    move: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _scale(x: Tensor, fill: Tensor, rng: torch.Generator) -> Tensor:
-    step = 1 / _between(_uniform(rng, len(x)), 1 - STRETCH, 1 + STRETCH)
+def _draw_shifts(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
+    return torch.randint(-PAD, PAD + 1, (2, n), generator=rng).T  # (n, 2): down, right
+
+
+def _draw_strengths(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
+    return _uniform(rng, n)
+
+
+def _draw_noise(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
+    return torch.randn((n, *shape), generator=rng)
+
+
+def _crop(x: Tensor, shifts: Tensor, fill: Tensor) -> Tensor:
+    return _moved(x, *shifts.T, fill)
+
+
+def _scale(x: Tensor, u: Tensor, fill: Tensor) -> Tensor:
+    step = 1 / _between(u, 1 - STRETCH, 1 + STRETCH)
     return _resized(x, step, step, fill)
 
 
-def _rotate(x: Tensor, fill: Tensor, rng: torch.Generator) -> Tensor:
-    return _turned(x, _between(_uniform(rng, len(x)), -TURN, TURN), fill)
+def _rotate(x: Tensor, u: Tensor, fill: Tensor) -> Tensor:
+    return _turned(x, _between(u, -TURN, TURN), fill)
 
 
-def _noise(x: Tensor, fill: Tensor, rng: torch.Generator) -> Tensor:
-    return x + NOISE * torch.randn(x.shape, generator=rng).to(x)
+def _noise(x: Tensor, drawn: Tensor, fill: Tensor) -> Tensor:
+    return x + NOISE * _beside(x, drawn)
 
 
-# (images (n, channels, height, width), value of pixels from outside (1, channels, 1, 1), generator) -> varied images
-OPERATIONS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
-    "crop": _crop,
-    "scale": _scale,
-    "rotate": _rotate,
-    "noise": _noise,
+OPERATIONS: dict[str, Operation] = {
+    "crop": Operation(_draw_shifts, _crop),
+    "scale": Operation(_draw_strengths, _scale),
+    "rotate": Operation(_draw_strengths, _rotate),
+    "noise": Operation(_draw_noise, _noise),
 }
 
 
@@ -76,13 +98,24 @@ def one_of(x: Tensor, operations: Sequence[str], rng: torch.Generator) -> Tensor
     standard deviation 0.001. Pixels from outside the image take the mean of their channel over x.
     rng: a CPU generator, wherever x lies. Raises ValueError for an operation outside OPERATIONS and for x that are no images.
     """
+    return one_of_for_each(x, operations, [rng])[0]
+
+
+def one_of_for_each(x: Tensor, operations: Sequence[str], rngs: Sequence[torch.Generator]) -> Tensor:
+    """`one_of` by each of several generators, (len(rngs), n, channels, height, width): drawn one by one, moved all at once."""
     known = [choose(OPERATIONS, "operation", name) for name in operations]
     _check_images(x)
     if not known:
-        return x
-    which = torch.randint(len(known), (len(x),), generator=rng)
+        return x.expand(len(rngs), *x.shape)
+    which, drawn = [], []  # by generator; of drawn, then by operation
+    for rng in rngs:
+        which.append(torch.randint(len(known), (len(x),), generator=rng))
+        listed = which[-1].tolist()
+        drawn.append([op.draw(listed.count(k), x.shape[1:], rng) for k, op in enumerate(known)])
     fill = x.mean((0, 2, 3), keepdim=True)
-    return _by_group(x, which, [lambda part, _, vary=vary: vary(part, fill, rng) for vary in known])
+    numbers = [torch.cat(of_op) for of_op in zip(*drawn, strict=True)]  # in the order of the images, as `_by_group` hands them
+    functions = [lambda part, _, op=op, own=own: op.move(part, own, fill) for op, own in zip(known, numbers, strict=True)]
+    return _by_group(x, torch.stack(which), functions)
 
 
 # ---- differentiable Siamese augmentation -------------------------------------------------------------------
@@ -110,7 +143,7 @@ def _cutout_siamese(x: Tensor, u: Tensor) -> Tensor:
         place = torch.arange(side) - start[:, None]
         hidden.append((place >= 0) & (place < length))
     rows, columns = hidden
-    return x.masked_fill((rows[:, None, :, None] & columns[:, None, None, :]).to(x.device), 0.0)
+    return x.masked_fill(_beside(x, rows[:, None, :, None] & columns[:, None, None, :]), 0.0)
 
 
 def _scale_siamese(x: Tensor, u: Tensor) -> Tensor:
@@ -193,9 +226,15 @@ def independent(x: Tensor, strategy: str | Sequence[str], rng: torch.Generator) 
     The published code draws the operation once for a mini-batch and only its strength for each image.
     rng: a CPU generator. Raises ValueError for x that are no images, else see `parse`.
     """
+    return independent_for_each(x, strategy, [rng])[0]
+
+
+def independent_for_each(x: Tensor, strategy: str | Sequence[str], rngs: Sequence[torch.Generator]) -> Tensor:
+    """`independent` by each of several generators, (len(rngs), n, channels, height, width), moved all at once."""
     names = parse(strategy)
     _check_images(x)
-    which, u = _draws(len(names), len(x), rng)
+    which, u = (torch.stack(drawn) for drawn in zip(*(_draws(len(names), len(x), rng) for rng in rngs), strict=True))
+    u = u.flatten(0, 1)
     return _by_group(x, which, [lambda part, i, vary=SIAMESE[name]: vary(part, u[i]) for name in names])
 
 
@@ -227,25 +266,35 @@ def _draws(n_operations: int, n: int, rng: torch.Generator) -> tuple[Tensor, Ten
     return torch.randint(n_operations, (n,), generator=rng), _uniform(rng, n, 3)
 
 
+def _beside(x: Tensor, v: Tensor) -> Tensor:
+    """v, drawn on the CPU, on the device of x and, if real, in its dtype; without waiting for what the device is still at."""
+    return v.to(x.device, x.dtype if v.is_floating_point() else v.dtype, non_blocking=x.is_cuda)
+
+
 def _per_image(v: Tensor, x: Tensor) -> Tensor:
-    """v (m,), on the device of x and, if real, in its dtype, as (m, 1, 1, 1)."""
-    return (v.to(x) if v.is_floating_point() else v.to(x.device))[:, None, None, None]
+    """v (m,), beside x, as (m, 1, 1, 1)."""
+    return _beside(x, v)[:, None, None, None]
 
 
 def _by_group(x: Tensor, which: Tensor, functions: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
-    """functions[which[i]] of image i for every i: each function is called once, on (its images, their places in x)."""
-    groups = [(function, (which == k).nonzero()[:, 0]) for k, function in enumerate(functions)]
-    groups = [(function, places) for function, places in groups if len(places)]
-    varied = torch.cat([function(x[places.to(x.device)], places) for function, places in groups])
-    back = torch.cat([places for _, places in groups]).argsort()
-    return varied[back.to(x.device)]
+    """functions[which[j, i]] of image i, for every copy j of x: (copies, n, channels, height, width).
+
+    which: (copies, n). Each function is called once, on (its images, their places in the flattened `which`, ascending).
+    """
+    order = which.flatten().argsort(stable=True)  # the places of the first function's images, then of the second's, ...
+    listed = which.flatten().tolist()
+    counts = [listed.count(k) for k in range(len(functions))]
+    beside = _beside(x, order)
+    groups = zip(functions, x[beside % len(x)].split(counts), order.split(counts), strict=True)
+    varied = torch.cat([function(images, places) for function, images, places in groups if len(places)])
+    return torch.empty_like(varied).index_copy_(0, beside, varied).view(*which.shape, *x.shape[1:])
 
 
 def _moved(x: Tensor, down: Tensor, right: Tensor, fill: Tensor | float) -> Tensor:
     """x moved by whole pixels, exactly. down, right: (n,) or (1,) int64 on the CPU; what comes in from outside is `fill`."""
     height, width = x.shape[-2:]
-    rows = (torch.arange(height) - down[:, None])[:, None, :, None].to(x.device)  # row of x that each row is taken from
-    columns = (torch.arange(width) - right[:, None])[:, None, None, :].to(x.device)
+    rows = (torch.arange(height, device=x.device) - _beside(x, down)[:, None])[:, None, :, None]  # of x, that each is taken from
+    columns = (torch.arange(width, device=x.device) - _beside(x, right)[:, None])[:, None, None, :]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     moved = x.take_along_dim(rows.clamp(0, height - 1), 2).take_along_dim(columns.clamp(0, width - 1), 3)
     return torch.where(inside, moved, fill)
@@ -269,7 +318,7 @@ def _sampled(x: Tensor, linear: Sequence[Tensor], fill: Tensor | float) -> Tenso
     """x read off, bilinearly, at [[a, b], [c, d]] (across, down) of each pixel's place; the four are (n,) or (1,)."""
     a, b, c, d = linear
     zero = torch.zeros_like(a)
-    theta = torch.stack([a, b, zero, c, d, zero], 1).view(-1, 2, 3).to(x)
+    theta = _beside(x, torch.stack([a, b, zero, c, d, zero], 1).view(-1, 2, 3))
     grid = F.affine_grid(theta, [len(theta), *x.shape[1:]], align_corners=False).expand(len(x), -1, -1, -1)
     return F.grid_sample(x - fill, grid, padding_mode="zeros", align_corners=False) + fill
 

@@ -23,7 +23,7 @@ from . import how, networks, where
 from .augment import AUGMENT
 from .coreset import check_ipc, random
 from .data import Data, SyntheticSet, write_atomically
-from .gradients import batch_gradient, class_gradients
+from .gradients import Recorder, Resident, batch_gradient, class_gradients, products
 from .memory import Memory
 from .recipe import OutOfTime, Recipe, device_of, generator, late, progress_bar
 from .what import WHAT
@@ -79,12 +79,13 @@ def condense(
     labels = torch.arange(C, device=device).repeat_interleave(recipe.ipc)
     optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
     weights = class_weights(data, recipe)
+    theta, record = Resident(device, recipe.lr_network, recipe.momentum_network), Recorder(device, recipe.precision)
     k0, kept, history = saved.restore(S, optimise_S)
+    losses = _Losses(S)
 
     bar = progress_bar(f"{recipe.method} ipc {recipe.ipc}", K * T, "update", progress, initial=k0 * T + saved.log.t)
     for k in range(k0, K):  # line 2: outer loop, one network each
-        network = fresh_network(data, recipe, k)  # line 3: theta_0 ~ P_theta0
-        optimise_theta = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
+        network, optimise_theta = theta.start(fresh_network(data, recipe, k))  # line 3: theta_0 ~ P_theta0
         log = saved.resume(network, optimise_theta)
         if k in snapshots and log.t == 0:
             kept[k] = S.detach().clone()
@@ -94,21 +95,24 @@ def condense(
             streams = streams_of(recipe, k, t)
             for _ in range(recipe.zeta_S):  # Eq. 10; the paper finds one update at each theta best
                 B = sample(data, recipe, streams)  # lines 5-6
-                loss, S.grad, gS, gT = match(network, S, labels, B, weights, recipe, k, memory)  # lines 7-8
-                log.losses.append(loss)
-                last_good = S.detach().clone()
+                loss, S.grad, gS, gT = match(network, S, labels, B, weights, recipe, k, memory, record)  # lines 7-8
                 optimise_S.step()  # line 9
-                if not (math.isfinite(loss) and S.isfinite().all()):
-                    raise saved.diverged(_as_set(last_good, labels, data, recipe, history), network, gS, gT, k, t)
-            if t < T - 1:  # after the last update of S theta would move for nothing: it is drawn anew
+                losses.add(t, loss)
+            at_end = t == T - 1
+            if at_end or not record.possible or saved.age() > checkpoint_seconds or late(deadline):
+                wrong = losses.read(log.losses)
+                if wrong is not None:
+                    raise saved.diverged(_as_set(losses.last_good, labels, data, recipe, history), network, gS, gT, k, wrong)
+            if not at_end:  # after the last update of S theta would move for nothing: it is drawn anew
                 most, see = where.steps(recipe.where, t, zeta), watch and partial(watch, k, t)
-                taken, seen = move(network, optimise_theta, S.detach(), labels, data, recipe, most, streams, see)  # lines 10-13
+                now = S.detach()
+                taken, seen = move(network, optimise_theta, now, labels, data, recipe, most, streams, see, record)  # lines 10-13
                 log.theta_steps += taken
                 log.detections += [[t, *seen]] if seen else []
             log.t, log.seconds = t + 1, log.seconds + time.monotonic() - begun
 
-            done = k + (t == T - 1)
-            if t == T - 1:
+            done = k + at_end
+            if at_end:
                 history.append(log.entry(k))
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
             bar.update()
@@ -156,7 +160,7 @@ class Batches(NamedTuple):
 
 def sample(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> Batches:
     """Lines 5-6: mini-batches of each class of T; S is small and is taken whole."""
-    real = [data.sample(c, recipe.batch_real, streams["batches"]) for c in range(data.n_classes)]
+    real = data.sample_classes(recipe.batch_real, streams["batches"])
     transforms = [AUGMENT[recipe.augment](data.name, streams["augment"]) for _ in real]
     if recipe.inter_batches == "classes":
         return Batches(real, transforms, None, None)
@@ -165,28 +169,51 @@ def sample(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> B
 
 
 def match(
-    network: nn.Module, S: Tensor, labels: Tensor, B: Batches, weights: Tensor, recipe: Recipe, k: int, memory: Memory
-) -> tuple[float, Tensor, how.Gradient, how.Gradient]:
-    """Lines 7-8: the matching loss, its gradient with respect to S, and the class gradients of S and T."""
+    network: nn.Module,
+    S: Tensor,
+    labels: Tensor,
+    B: Batches,
+    weights: Tensor,
+    recipe: Recipe,
+    k: int,
+    memory: Memory,
+    record: Recorder | None = None,
+) -> tuple[Tensor, Tensor, how.Gradient, how.Gradient]:
+    """Lines 7-8: the matching loss, a scalar, its gradient with respect to S, and the class gradients of S and T.
+
+    record: on CUDA, the `Recorder` of a run whose tensors stay; what is returned is then overwritten by the next call.
+    """
     D, loss_of = how.distance(recipe.how), WHAT[recipe.what]
     lam = len(B.real) if recipe.lam is None else recipe.lam
+    sizes, precision = [len(real) for real in B.real], recipe.precision
     networks.freeze_batchnorm(network, torch.cat([real[:BATCHNORM_IMAGES] for real in B.real]))
+
+    def lines_7_and_8(real: Tensor, *mixed_batches: Tensor) -> tuple[Tensor, Tensor, how.Gradient, how.Gradient]:
+        chunk = memory.chunk
+        B_S = [transform(images) for transform, images in zip(B.transforms, S.split(recipe.ipc), strict=True)]
+        B_T = [transform(images) for transform, images in zip(B.transforms, real.split(sizes), strict=True)]
+        gS = class_gradients(network, B_S, create_graph=True, chunk=chunk)  # line 7
+        gT = class_gradients(network, B_T, chunk=chunk, precision=precision)
+        mixed = None
+        if mixed_batches:
+            some, x, y = mixed_batches
+            mixed = (
+                batch_gradient(network, S[some], labels[some], create_graph=True, chunk=chunk),
+                batch_gradient(network, x, y, chunk=chunk, precision=precision),
+            )
+        loss = loss_of(D, gS, gT, lam=lam, weights=weights, k=k, mixed=mixed)  # line 8
+        (dS,) = torch.autograd.grad(loss, S)
+        return loss.detach(), dS, [g.detach() for g in gS], gT
+
+    inputs = (torch.cat(B.real), *(() if B.mixed_T is None else (B.mixed_S, *B.mixed_T)))
     for attempt in memory:  # again, in smaller passes, where memory runs out
         with attempt:
-            B_S = [transform(images) for transform, images in zip(B.transforms, S.split(recipe.ipc), strict=True)]
-            B_T = [transform(images) for transform, images in zip(B.transforms, B.real, strict=True)]
-            gS = class_gradients(network, B_S, create_graph=True, chunk=memory.chunk)  # line 7
-            gT = class_gradients(network, B_T, chunk=memory.chunk)
-            mixed = None
-            if B.mixed_T is not None:
-                some, chunk = B.mixed_S, memory.chunk
-                mixed = (
-                    batch_gradient(network, S[some], labels[some], create_graph=True, chunk=chunk),
-                    batch_gradient(network, *B.mixed_T, chunk=chunk),
-                )
-            loss = loss_of(D, gS, gT, lam=lam, weights=weights, k=k, mixed=mixed)  # line 8
-            (dS,) = torch.autograd.grad(loss, S)
-    return loss.item(), dS, gS, gT
+            if record is None or recipe.augment != "none":  # other transformations each time
+                with products(precision):
+                    found = lines_7_and_8(*inputs)
+            else:
+                found = record(("match", memory.chunk, recipe.what == "interleaved" and k % 2), lines_7_and_8, *inputs)
+    return found
 
 
 def move(
@@ -199,6 +226,7 @@ def move(
     most: int,
     streams: dict[str, torch.Generator],
     see: Callable[[int, where.Losses], None] | None = None,
+    record: Recorder | None = None,
 ) -> tuple[int, tuple[int, float, float] | None]:
     """Lines 10-13: `most` steps of theta on S, or fewer where overfitting ends them; `see` is told of the losses at each.
 
@@ -212,7 +240,7 @@ def move(
         see(0, now)
     memory = networks.memory_for(network, recipe.batch_theta)
     for i in range(most):  # line 11
-        networks.train_one_pass(network, optimiser, S, labels, recipe.batch_theta, streams["shuffle"], memory)  # line 12
+        networks.train_one_pass(network, optimiser, S, labels, recipe.batch_theta, streams["shuffle"], memory, record)  # line 12
         if look:
             before, now = now, measure(network, S, labels, validation, on_S)
         if see:
@@ -304,6 +332,28 @@ class Diverged(FloatingPointError):
     def __init__(self, message: str, k: int, t: int, layer: str, S: SyntheticSet):
         super().__init__(message)
         self.k, self.t, self.layer, self.S = k, t, layer, S
+
+
+class _Losses:
+    """The matching losses since they were last read. Reading waits for the device, so on CUDA it is done once for each k."""
+
+    def __init__(self, S: Tensor):
+        self.S, self.last_good = S, S.detach().clone()
+        self.unread: list[tuple[int, Tensor]] = []
+
+    def add(self, t: int, loss: Tensor) -> None:
+        """The loss that led to S as it is now; NaN where S is no longer finite."""
+        self.unread.append((t, torch.where(self.S.isfinite().all(), loss, math.nan)))
+
+    def read(self, into: list[float]) -> int | None:
+        """Add them to a list, and return the first t whose loss is not finite, if there is one."""
+        values = torch.stack([loss for _, loss in self.unread]).tolist()
+        wrong = next((t for (t, _), value in zip(self.unread, values, strict=True) if not math.isfinite(value)), None)
+        into += values
+        self.unread = []
+        if wrong is None:
+            self.last_good = self.S.detach().clone()
+        return wrong
 
 
 @dataclass

@@ -141,6 +141,15 @@ class Data:
         chosen = torch.randperm(len(images), generator=generator, device=generator.device)[:n]
         return images[chosen.to(images.device)]
 
+    def sample_classes(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        """`sample` for every class in turn, the same images by the same draws, gathered at once where the data lie."""
+        if n < 1:
+            raise ValueError(f"cannot draw {n} images: n must be at least 1")
+        starts = zip(self._starts, self.counts, strict=False)
+        chosen = [start + torch.randperm(count, generator=generator)[:n] for start, count in starts]
+        drawn = self.train_images[torch.cat(chosen).to(self.train_images.device)]
+        return list(drawn.split([len(part) for part in chosen]))
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Data":
         """The same data, tensors on `device` and images as `dtype`; None leaves either as it is."""
         return replace(

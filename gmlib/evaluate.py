@@ -1,4 +1,8 @@
-"""Phase 2: train networks from scratch on a synthetic set S, and test them on real images (Section 4.1)."""
+"""Phase 2: train networks from scratch on a synthetic set S, and test them on real images (Section 4.1).
+
+A step on ten images keeps a GPU busy for less time than it takes to launch. So on CUDA many networks take their steps together,
+as one recorded graph that spreads over several streams; each by the same operations, and with the same numbers drawn, as alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +18,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from . import networks
-from .augment import independent, one_of, operations_for, strategy_for
+from .augment import independent_for_each, one_of_for_each, operations_for, strategy_for
 from .data import Data, SyntheticSet
+from .gradients import Replay, products
 from .memory import Memory
 from .recipe import OutOfTime, check_number, choose, device_of, generator, late, progress_bar
 
 TEST_BATCH = 2048  # images in one forward pass of the test
+TOGETHER = 1024  # on CUDA as many networks are trained side by side as have sets of so many images between them
 AUGMENT = ("paper", "dsa", "none")
 PRECISIONS = ("float32", "tf32")
 
@@ -39,7 +46,7 @@ class Protocol:
     weight_decay: float = 5e-4
     batch: int = 256
     augment: str = "paper"  # paper: as its scripts do, for MNIST and for networks with BatchNorm; dsa: always; none: never
-    precision: str = "float32"  # tf32: products on CUDA in TF32
+    precision: str = "float32"  # tf32: products on CUDA in TF32, training and testing
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "batch"):
@@ -117,6 +124,7 @@ def evaluate(
     known: Sequence[float] = (),
     each: Callable[[Evaluation], None] | None = None,
     deadline: float | None = None,
+    side_by_side: int | None = None,
     **changes: Any,
 ) -> Evaluation:
     """Train `n_networks` fresh networks on S and test each, after its last epoch, on `data`'s test images.
@@ -125,13 +133,18 @@ def evaluate(
     protocol, changes: a Protocol, and fields of it to change. Without either the paper's is followed, but with the width
     and depth of ConvNet that S was condensed with: name them to compare sets of different origin.
     known: accuracies of the first networks, if they were trained before; they are not trained again.
-    each: called after every network with what there is so far. deadline: time.monotonic() after which no network is begun.
+    side_by_side: networks trained at once (None: on CUDA many, the smaller the set the more, elsewhere one), halved where memory
+    runs out. It changes a network's training by rounding at most, and on a CPU not at all.
+    each: called after every network, or every group of them, with what there is so far.
+    deadline: time.monotonic() after which no network or group is begun; what has begun is finished.
 
     Returns an Evaluation with n_networks accuracies in percent. The same seed gives the same bits on one machine's CPU.
     Raises ValueError where S does not fit the data, for unknown names and for numbers out of range; OutOfTime at the deadline.
     """
     check_number("n_networks", n_networks, least=1, whole=True)
     check_number("seed", seed, least=0, whole=True)
+    if side_by_side is not None:
+        check_number("side_by_side", side_by_side, least=1, whole=True)
     settled = settle(S, data, network, protocol, **changes)
     device = device_of(device)
     x, y = (S.train_images, S.train_labels) if isinstance(S, Data) else (S.images, S.labels)
@@ -140,21 +153,54 @@ def evaluate(
     begun = time.monotonic()
     found = Evaluation(tuple(known)[:n_networks], network, seed, settled)
     bar = progress_bar(f"{network} on {_named(S)}", n_networks, "network", progress, initial=found.n)
-    for j in range(found.n, n_networks):
+    at_once = side_by_side or _fitting(n_networks - found.n, len(y), device)
+    memory = Memory(largest=at_once * len(y))
+    while found.n < n_networks:
         if late(deadline):
             bar.close()
-            raise OutOfTime(f"out of time after {j} of {n_networks} networks: run again to go on")
-        f = _build(network, data, settled, generator(seed, "evaluate", j)).to(device, x.dtype)
-        rng = generator(seed, "evaluate batches", j)
-        training = {name: settled[name] for name in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "batch")}
-        networks.fit(f, x, y, rng=rng, vary=_varying(settled["augment"], rng), **training)
-        accuracies = (*found.accuracies, accuracy(f, x_test, y_test))
-        found = replace(found, accuracies=accuracies, seconds=time.monotonic() - begun)
-        bar.update()
+            raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: run again to go on")
+        group = range(found.n, min(found.n + at_once, n_networks))
+        with products(settled["precision"]):
+            trained = _trained(group, network, data, settled, seed, x, y, memory)
+            accuracies = [accuracy(f, x_test, y_test) for f in trained]
+        found = replace(found, accuracies=(*found.accuracies, *accuracies), seconds=time.monotonic() - begun)
+        bar.update(len(trained))
         if each:
             each(found)
     bar.close()
     return found
+
+
+def _fitting(n_networks: int, n_images: int, device: torch.device) -> int:
+    """How many networks to train side by side. A CPU is busy with one; those for a GPU are shared out evenly over groups."""
+    if n_networks < 1 or device.type != "cuda":
+        return 1
+    groups = math.ceil(n_networks / max(1, TOGETHER // n_images))
+    return math.ceil(n_networks / groups)
+
+
+def _trained(
+    numbers: Sequence[int], network: str, data: Data, settled: dict[str, Any], seed: int, x: Tensor, y: Tensor, memory: Memory
+) -> list[nn.Module]:
+    """The networks of these numbers, or the first of them as memory allows, trained side by side on x and y.
+
+    Network j draws its weights, mini-batches and varied images from generators of its own, whoever stands beside it.
+    """
+    training = {name: settled[name] for name in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "batch")}
+    record = partial(Replay, device=x.device) if x.device.type == "cuda" else None
+
+    def train(numbers: Sequence[int]) -> list[nn.Module]:
+        group = [_build(network, data, settled, generator(seed, "evaluate", j)).to(x.device, x.dtype) for j in numbers]
+        rngs = [generator(seed, "evaluate batches", j) for j in numbers]
+        return networks.fit(group, x, y, rng=rngs, vary=_varying(settled["augment"], rngs), record=record, **training)
+
+    for attempt in memory:  # again, from the start with fewer, where memory runs out: it does so in the first steps
+        numbers = numbers[: max(1, (memory.chunk or memory.largest) // len(y))]
+        if len(numbers) == 1:
+            break  # whose passes are split
+        with attempt:
+            return train(numbers)
+    return train(numbers)
 
 
 def _named(S: SyntheticSet | Data) -> str:
@@ -189,14 +235,14 @@ def _build(network: str, data: Data, settled: dict[str, Any], rng: torch.Generat
     return networks.build(network, data.shape, data.n_classes, generator=rng, **size)
 
 
-def _varying(augment: str, rng: torch.Generator) -> Callable[[Tensor], Tensor] | None:
-    """The function that varies S anew for each epoch, from the spelling in `Protocol.settled`."""
+def _varying(augment: str, rngs: Sequence[torch.Generator]) -> Callable[[Tensor], Tensor] | None:
+    """The function that varies S anew for each epoch and network, from the spelling in `Protocol.settled`."""
     if augment == "none":
         return None
     first, *rest = operations = augment.split("+")
     if first == "dsa":
-        return lambda x: independent(x, rest, rng)
-    return lambda x: one_of(x, operations, rng)
+        return lambda x: independent_for_each(x, rest, rngs)
+    return lambda x: one_of_for_each(x, operations, rngs)
 
 
 @torch.no_grad()
@@ -209,8 +255,7 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
         with attempt:
             size = min(memory.chunk or TEST_BATCH, fits)
             right = sum(
-                (network(part).argmax(1) == labels).sum().item()
-                for part, labels in zip(x.split(size), y.split(size), strict=True)
+                (network(part).argmax(1) == labels).sum() for part, labels in zip(x.split(size), y.split(size), strict=True)
             )
     network.train()
-    return 100.0 * right / len(y)
+    return 100.0 * right.item() / len(y)

@@ -1,60 +1,101 @@
 """Class gradients gS_c, gT_c (line 7 of Algorithm 1): the only module that knows about speed.
 
-A gradient is returned as `how` wants it: one (C, rows, n) tensor per matched layer. Two ways give the same numbers to
-rounding; `class_gradients` picks by the size of the work:
+A gradient is returned as `how` wants it: one (C, rows, n) tensor per matched layer. Three ways (WAYS) give the same numbers to
+rounding, and `best_way` picks one by device and size of the work:
 
 - loop: one backward pass per class. The passes are large enough to fill a CPU for real batches and full-size images.
-- vmap: all classes in one batched pass. Where images are tiny, most of the loop is overhead, and this halves it.
+- vmap: all classes in one pass by torch.func.
+- grouped: the images of all classes in one pass; only the weight gradients are taken class by class, from what went into each
+  layer and the gradient of what came out. A GPU is launched a few times for each layer and not for each class.
 
-Measured on two CPU cores, ConvNet-3, ten classes, one pass over S with its second derivative: 8x8 images, width 32, 1 image
-per class: loop 21 ms, vmap 7 ms; 10 per class: 41 and 14 ms. 28x28 images, width 128, 1 per class: 129 and 251 ms; 10 per
-class: 760 and 5078 ms. So vmap up to `SMALL` pixels per class.
+Measured on one CPU core, ten classes, milliseconds by loop, vmap, grouped. The pass over S with its second derivative: 8x8
+images, ConvNet-3-32, 1 image per class 22, 7, 6; 10 per class 40, 16, 21. 28x28 images, ConvNet-3-128, 1 per class 140, 112,
+114; 10 per class 991, far more, 1404. The pass over real images: 8x8 images, 10 per class 13, 10, 7; 32 per class 20, 16, 13;
+28x28 images, 10 per class 338, not measured, 385. So grouped while the images of all classes fit the cache together, vmap
+for several tiny images per class of S, else loop.
+
+On CUDA both steps of Algorithm 1, the update of S and the step of theta, are recorded once and replayed: `Replay`, `Resident`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from .how import as_rows
 from .networks import matched, pass_size
+
+log = logging.getLogger(__name__)
 
 SMALL = 640  # pixels per class: 10 images of 8x8
 
 
 def class_gradients(
-    network: nn.Module, batches: Sequence[Tensor], *, create_graph: bool = False, chunk: int | None = None
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    chunk: int | None = None,
+    way: str | None = None,
+    precision: str = "float32",
 ) -> list[Tensor]:
     """Gradient of the mean cross-entropy of each class batch with respect to every matched weight.
 
     batches: C tensors (n_c, channels, height, width), the batch of class c at place c; sizes may differ.
     create_graph: keep what it takes to differentiate a function of the result with respect to the images (gS).
     chunk: at most so many images in one pass, for less memory; the result is the same to rounding (None: no limit).
+    way: a name in WAYS; None: `best_way`. precision: "bf16" takes the pass in bfloat16, by autocast.
     Returns one (C, rows, n) tensor per matched layer, in layer order, in the images' dtype and on their device.
     """
-    sizes = {len(b) for b in batches}
-    small = len(sizes) == 1 and batches[0][:, 0].numel() <= SMALL
-    if small and create_graph and chunk is None and not _wrong_under_vmap(network):
-        g = _vmap(network, batches)
-    else:
-        labels = [torch.full((len(batch),), c, device=batch.device) for c, batch in enumerate(batches)]
-        each = [_gradient(network, x, y, create_graph, chunk) for x, y in zip(batches, labels, strict=True)]
-        g = [torch.stack(layer) for layer in zip(*each, strict=True)]
+    way = way or best_way(network, batches, create_graph, chunk)
+    with _cast(batches[0], precision):
+        g = WAYS[way](network, batches, create_graph, chunk)
     return _rows(network, g)
 
 
+def best_way(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> str:
+    """The name in WAYS of the one to take: by measurement on a CPU, by what launches least on CUDA."""
+    first, every = batches[0], sum(map(len, batches))
+    on_cuda, even = first.device.type == "cuda", len({len(batch) for batch in batches}) == 1
+    grouped = (chunk is None or every <= chunk) and _apart(network)
+    small = create_graph and even and first[:, 0].numel() <= SMALL and not on_cuda
+    if small and chunk is None and (len(first) > 1 or not grouped) and not _wrong_under_vmap(network):
+        return "vmap"
+    together = every <= (pass_size(network, first) or every)
+    # On CUDA a pass over real images goes class group by class group where not all fit; graphs for S must all be held at once.
+    return "grouped" if grouped and (together or (on_cuda and not create_graph)) else "loop"
+
+
 def batch_gradient(
-    network: nn.Module, x: Tensor, y: Tensor, *, create_graph: bool = False, chunk: int | None = None
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    create_graph: bool = False,
+    chunk: int | None = None,
+    precision: str = "float32",
 ) -> list[Tensor]:
     """Gradient of the mean cross-entropy of one batch of any classes: one (rows, n) tensor per matched layer.
 
-    x: (n, channels, height, width), y: (n,) int64. create_graph, chunk: see `class_gradients`.
+    x: (n, channels, height, width), y: (n,) int64. create_graph, chunk, precision: see `class_gradients`.
     """
-    return _rows(network, _gradient(network, x, y, create_graph, chunk))
+    with _cast(x, precision):
+        return _rows(network, _gradient(network, x, y, create_graph, chunk))
+
+
+def _cast(x: Tensor, precision: str) -> torch.autocast:
+    return torch.autocast(x.device.type, torch.bfloat16, enabled="bf16" in precision)
 
 
 def _rows(network: nn.Module, g: Sequence[Tensor]) -> list[Tensor]:
@@ -110,7 +151,16 @@ def _wrong_under_vmap(network: nn.Module) -> bool:
     return any(type(m) is nn.LayerNorm and m.elementwise_affine and len(m.normalized_shape) > 1 for m in network.modules())
 
 
-def _vmap(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+# ---- ways: (network, C batches, create_graph, chunk) -> one (C, *shape) tensor per matched weight -------------
+
+
+def _loop(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> list[Tensor]:
+    labels = [torch.full((len(batch),), c, device=batch.device) for c, batch in enumerate(batches)]
+    each = [_gradient(network, x, y, create_graph, chunk) for x, y in zip(batches, labels, strict=True)]
+    return [torch.stack(layer) for layer in zip(*each, strict=True)]
+
+
+def _vmap(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> list[Tensor]:
     theta = {name: p.detach() for name, p in network.named_parameters()}
     weights = {name: theta.pop(name) for name, _ in matched(network)}
     images = torch.stack(tuple(batches))
@@ -120,3 +170,215 @@ def _vmap(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
         return F.cross_entropy(functional_call(network, {**theta, **weights}, (x,)), y)
 
     return list(vmap(grad(loss), in_dims=(None, 0, 0))(weights, images, labels).values())
+
+
+def _grouped(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> list[Tensor]:
+    labels = [torch.full((len(batch),), c, device=batch.device) for c, batch in enumerate(batches)]
+    most = max(1, (pass_size(network, batches[0]) or sum(map(len, batches))) // max(map(len, batches)))  # classes in a pass
+    passes = [slice(i, i + most) for i in range(0, len(batches), most)]
+    each = [_grouped_pass(network, batches[part], labels[part], create_graph) for part in passes]
+    return [torch.cat(layer) for layer in zip(*each, strict=True)]
+
+
+def _grouped_pass(network: nn.Module, batches: Sequence[Tensor], labels: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
+    sizes = [len(batch) for batch in batches]
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # layer -> what went in, what came out
+    layers = _layers(network)
+    hooks = [layer.register_forward_hook(lambda layer, x, y: seen.update({layer: (x[0], y)})) for layer in layers]
+    try:
+        losses = F.cross_entropy(network(torch.cat(tuple(batches))), torch.cat(tuple(labels)), reduction="none")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = sum(loss.mean() for loss in losses.split(sizes))  # an image's gradient is that of its own class's mean
+    dy = torch.autograd.grad(total, [seen[layer][1] for layer in layers], create_graph=create_graph)
+    pairs = [(seen[layer][0].split(sizes), d.split(sizes)) for layer, d in zip(layers, dy, strict=True)]
+    return [
+        torch.stack([_weight_gradient(layer, *pair) for pair in zip(*by_class, strict=True)])
+        for layer, by_class in zip(layers, pairs, strict=True)
+    ]
+
+
+def _weight_gradient(layer: nn.Conv2d | nn.Linear, x: Tensor, dy: Tensor) -> Tensor:
+    """Of the images x that went into a layer, and the gradient dy of what came out: (*weight.shape), differentiable in both."""
+    if isinstance(layer, nn.Linear):
+        return (dy.T @ x.to(dy)).to(layer.weight)
+    sizes = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups)
+    weight = layer.weight.detach().to(dy)
+    return torch.ops.aten.convolution_backward(dy, x.to(dy), weight, None, *sizes, (False, True, False))[1].to(layer.weight)
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """The convolutions and linear layers, in the order of their weights; an empty list where others have weights to match."""
+    owners = {id(m.weight): m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    layers = [owners.get(id(p)) for _, p in matched(network)]
+    return [] if None in layers else layers
+
+
+def _apart(network: nn.Module) -> bool:
+    """Whether the way "grouped" is open: convolutions and linear layers hold every weight that is matched, and no image has a
+    part in another's score. Only of layers that are known can that be told, and that each is used once."""
+    known = all(type(m).__module__.startswith(("torch.nn.modules", "gmlib.networks")) for m in network.modules())
+    mixing = any(isinstance(m, (_BatchNorm, _DropoutNd)) and m.training for m in network.modules())
+    layers = _layers(network)
+    once = len(list(network.named_modules(remove_duplicate=False))) == len(list(network.modules()))
+    usual = all(m.padding_mode == "zeros" and not isinstance(m.padding, str) for m in layers if isinstance(m, nn.Conv2d))
+    return known and not mixing and once and usual and 0 < len(layers) == len(set(layers))
+
+
+WAYS: dict[str, Callable[[nn.Module, Sequence[Tensor], bool, int | None], list[Tensor]]] = {
+    "loop": _loop,
+    "vmap": _vmap,
+    "grouped": _grouped,
+}
+
+
+# ---- recorded steps ----------------------------------------------------------------------------------------
+
+_RECORDING = threading.Lock()
+WARM_UP = 2  # calls before one is recorded: libraries choose their algorithms, optimisers make their buffers
+
+
+def recordable(device: torch.device) -> bool:
+    """Whether steps are recorded on this device."""
+    return device.type == "cuda"
+
+
+class Replay:
+    """A function of tensors that on CUDA is recorded as a graph, and from then on replayed: one launch instead of hundreds.
+
+        step = Replay(function, device)
+        outputs = step(x, y)  # what function(x, y) returns
+
+    Every call counts: the first two of each shape of inputs run as they are, the third is recorded. `function` returns None, a
+    tensor or a tuple of tensors. It may change tensors that it holds (weights, momentum, gradients) in place, and these have to
+    stay the same tensors; it must not look at values on the host, or draw random numbers. Its inputs are copied into buffers of
+    the graph, and its outputs are buffers too, which the next call overwrites: clone what is kept.
+
+    On another device the function is just called, and so it is, with one line in the log that says why, where it cannot be
+    recorded.
+    """
+
+    def __init__(self, function: Callable[..., Any], device: torch.device):
+        self.function, self.device = function, device
+        self.possible = recordable(device)
+        self.calls: Counter[tuple] = Counter()
+        self.graphs: dict[tuple, Graph] = {}
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        if not self.possible:
+            return self.function(*inputs)
+        key = tuple((x.shape, x.dtype) for x in inputs)
+        self.calls[key] += 1
+        if self.calls[key] <= WARM_UP:
+            return self._beside(inputs)
+        if key not in self.graphs:
+            try:
+                self.graphs[key] = Graph(self.function, inputs, self.device)
+            except torch.OutOfMemoryError:
+                raise  # for smaller passes: see `memory.Memory`
+            except RuntimeError as error:
+                self.possible = False
+                self.graphs.clear()
+                log.warning("a step cannot be recorded as a CUDA graph (%s): going on without", str(error).splitlines()[0])
+                return self.function(*inputs)
+        return self.graphs[key](*inputs)
+
+    def _beside(self, inputs: Sequence[Tensor]) -> Any:
+        """On a stream of its own, as recording wants what comes before it."""
+        if self.device.type != "cuda":
+            return self.function(*inputs)
+        here, beside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            outputs = self.function(*inputs)
+        here.wait_stream(beside)
+        return outputs
+
+
+class Graph:
+    """A recorded function, its inputs and its outputs. Recording runs nothing."""
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], device: torch.device):
+        self.inputs, self.graph = tuple(x.detach().clone() for x in inputs), torch.cuda.CUDAGraph()
+        # One thread records at a time; the others may go on with work of their own on the device.
+        own = torch.cuda.Stream(device)
+        with _RECORDING, torch.cuda.graph(self.graph, stream=own, capture_error_mode="thread_local"):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        for here, x in zip(self.inputs, inputs, strict=True):
+            here.copy_(x)
+        self.graph.replay()
+        return self.outputs
+
+
+class Recorder:
+    """The steps of one run by name: each recorded by a `Replay` on CUDA, called as it is elsewhere, in the run's precision."""
+
+    def __init__(self, device: torch.device, precision: str = "float32"):
+        self.device, self.precision, self.possible = device, precision, recordable(device)
+        self.steps: dict[Hashable, Replay] = {}
+
+    def __call__(self, name: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """function(*inputs). One name stands for one function, which is taken from the first call with it."""
+        with products(self.precision):
+            if not self.possible:
+                return function(*inputs)
+            return self.steps.setdefault(name, Replay(function, self.device))(*inputs)
+
+
+class Resident:
+    """theta and the optimiser that moves it. On CUDA the tensors stay and are overwritten, so that recorded steps hold."""
+
+    def __init__(self, device: torch.device, lr: float, momentum: float):
+        self.stays, self.options = recordable(device), {"lr": lr, "momentum": momentum}
+        self.network: nn.Module | None = None
+
+    @torch.no_grad()
+    def start(self, fresh: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The network with the weights of `fresh`, and its optimiser without momentum."""
+        if self.network is None or not self.stays:
+            self.network, self.optimiser = fresh, torch.optim.SGD(fresh.parameters(), **self.options)
+            return self.network, self.optimiser
+        for here, new in zip(_tensors(self.network), _tensors(fresh), strict=True):
+            here.copy_(new)
+        for state in self.optimiser.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].zero_()  # the first step then makes it the gradient, as without one
+        return self.network, self.optimiser
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+_PRODUCTS = threading.Lock()
+_inside: list[str] = []  # the precisions of the runs that are inside `products` now, in any thread
+_outside: list[bool] = []  # the settings to go back to
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Matrix products and convolutions on CUDA in TF32 where "tf32" is in `precision`, else in full float32, for these lines.
+
+    The settings are the whole process's: threads may be inside together where they want the same, else RuntimeError.
+    """
+    # By these names torch can be asked afterwards by its older and its newer ones; set by the newer, the older raise.
+    settings, tf32 = (torch.backends.cuda.matmul, torch.backends.cudnn), "tf32" in precision
+    with _PRODUCTS:
+        if any(tf32 != ("tf32" in other) for other in _inside):
+            raise RuntimeError("one thread wants TF32 and another does not: run them one after the other, or in processes")
+        if not _inside:
+            _outside[:] = [each.allow_tf32 for each in settings]
+            for each in settings:
+                each.allow_tf32 = tf32
+        _inside.append(precision)
+    try:
+        yield
+    finally:
+        with _PRODUCTS:
+            _inside.remove(precision)
+            if not _inside:
+                for each, value in zip(settings, _outside, strict=True):
+                    each.allow_tf32 = value

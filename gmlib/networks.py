@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,9 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .memory import Memory
 
 Make = Callable[..., nn.Module]
+Step = Callable[[Tensor, Tensor], None]  # of images and labels
+Record = Callable[[Step], Step]
 
 _DRAWING = threading.Lock()  # torch's global generator is one for all threads
-CACHE = 2**22  # bytes of the widest activation in one pass on a CPU
+CACHE = 2**24  # bytes of the widest activation in one pass on a CPU
+KEPT = 16  # activations as large as the widest that a pass holds at once, at most: four to a layer, and their gradients
 
 
 def instance_norm(width: int) -> nn.Module:
@@ -403,39 +406,103 @@ def train_one_pass(
     batch: int,
     rng: torch.Generator,
     memory: Memory | None = None,
+    record: Callable[..., None] | None = None,
 ) -> None:
     """An epoch over x (n, channels, height, width) and its labels y (n,) in shuffled mini-batches, cross-entropy loss.
 
     This is one "step" of theta in Algorithm 1 (line 12): a single gradient step while S fits in one batch. BatchNorm layers
     normalise by their batch and update their running statistics, frozen or not before. The gradient of a mini-batch is
     summed up over parts of it, the same to rounding, where a pass is faster in parts (`pass_size`) or memory runs out; not
-    with BatchNorm, which needs the batch whole.
+    with BatchNorm, which needs the batch whole. record: the `gradients.Recorder` of a run whose network and optimiser stay.
     """
     network.train()
-    memory, fits = memory or memory_for(network, batch), pass_size(network, x)
-    for chosen in torch.randperm(len(y), generator=rng).split(batch):
-        chosen = chosen.to(y.device)
+    memory = memory or memory_for(network, batch)
+    step = partial(_step, [network], optimiser, memory, pass_size(network, x), ())
+    recorded = record and (lambda *inputs: record(("theta", memory.chunk), step, *inputs))
+    _one_pass(recorded or step, memory, x[None], y, batch, [rng])
+
+
+def _one_pass(step: Step, memory: Memory, x: Tensor, y: Tensor, batch: int, rngs: Sequence[torch.Generator]) -> None:
+    """`step` on shuffled mini-batches, each network's by its generator, of its own images in x (len(rngs), n, ...); y (n,)."""
+    order = torch.stack([torch.randperm(len(y), generator=rng) for rng in rngs]).to(y.device, non_blocking=y.is_cuda)
+    own = torch.arange(len(rngs), device=y.device)[:, None]
+    for chosen in order.split(batch, 1):
+        images, labels = x[own, chosen], y[chosen]
         for attempt in memory:
             with attempt:
-                optimiser.zero_grad()
-                for part in chosen.split(min(memory.chunk or batch, fits or batch)):
-                    loss = F.cross_entropy(network(x[part]), y[part]) * (len(part) / len(chosen))
-                    loss.backward()
-        optimiser.step()
+                step(images, labels)
+
+
+def _step(
+    group: Sequence[nn.Module],
+    optimiser: torch.optim.Optimizer,
+    memory: Memory,
+    fits: int | None,
+    streams: Sequence[torch.cuda.Stream],
+    x: Tensor,
+    y: Tensor,
+) -> None:
+    """A gradient step of each network on a mini-batch of its own: x (len(group), b, channels, height, width), y (.., b).
+
+    fits: `pass_size`. streams: see `_on_streams`.
+    """
+    batch = y.shape[1]
+    size = min(memory.chunk or batch, fits or batch)
+
+    def backward(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+        if size >= batch:
+            F.cross_entropy(network(images), labels).backward()
+            return
+        for part, classes in zip(images.split(size), labels.split(size), strict=True):
+            loss = F.cross_entropy(network(part), classes) * (len(part) / batch)
+            loss.backward()
+
+    optimiser.zero_grad()
+    _on_streams(streams, [partial(backward, *own) for own in zip(group, x, y, strict=True)])
+    optimiser.step()
+
+
+def _on_streams(streams: Sequence[torch.cuda.Stream], work: Sequence[Callable[[], None]]) -> None:
+    """Call each function: one after the other, or handed out in turn to CUDA streams, between which a device shares itself."""
+    if not streams:
+        for each in work:
+            each()
+        return
+    here = torch.cuda.current_stream(streams[0].device)
+    for stream in streams:
+        stream.wait_stream(here)
+    try:
+        for i, each in enumerate(work):
+            with torch.cuda.stream(streams[i % len(streams)]):
+                each()
+    finally:  # also where memory ran out: what a graph records has to come together again
+        for stream in streams:
+            here.wait_stream(stream)
 
 
 def pass_size(network: nn.Module, x: Tensor) -> int | None:
     """How many images of x (n, channels, height, width) to take in one pass: None for all of them.
 
-    On a CPU a pass is faster in parts whose widest activation stays in the cache (CACHE): a large one is fresh memory
-    at every layer. Measured on one core, ConvNet-3-128: class gradients of 256 grey 28x28 images 1.9 s whole, 1.1 s in parts;
-    a training pass over 256 colour 32x32 images 1.9 and 1.2 s; a forward pass over 512 grey 28x28 images 1.5 and 0.8 s.
+    On CUDA as many as there is memory for. On a CPU a pass is faster in parts whose widest activation stays in the cache
+    (CACHE): a large one is fresh memory at every layer. Measured on one core, ConvNet-3-128: class gradients of 256 grey 28x28
+    images 1.9 s whole, 1.1 s in parts; a training pass over 256 colour 32x32 images 1.9 and 1.2 s; a forward pass over 512 grey
+    28x28 images 1.5 and 0.8 s.
     """
-    if x.device.type != "cpu" or any(isinstance(m, _BatchNorm) and m.training for m in network.modules()):
+    if x.device.type not in ("cpu", "cuda") or any(isinstance(m, _BatchNorm) and m.training for m in network.modules()):
         return None
     # The first convolution's is the widest: where later ones have more channels, they have fewer pixels.
     width = next((p.shape[0] for p in network.parameters() if p.ndim == 4), x.shape[1])
-    return max(1, CACHE // (width * x[0, 0].numel() * x.element_size()))
+    widest = width * x[0, 0].numel() * x.element_size()  # bytes of an image
+    return max(1, (CACHE if x.device.type == "cpu" else _room(x.device)) // widest)
+
+
+@cache
+def _room(device: torch.device) -> int:
+    """Bytes of the widest activation for which a CUDA device has room: half of what is free, shared among those kept for the
+    gradient. Asked once, so that passes are cut alike all along; `memory.Memory` sees to it where this was too much."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // (2 * KEPT)
 
 
 def memory_for(network: nn.Module, batch: int) -> Memory:
@@ -450,35 +517,67 @@ def has_batchnorm(network: nn.Module) -> bool:
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
-    "adam": lambda parameters, lr, momentum, weight_decay: torch.optim.Adam(
-        parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay
+    "adam": lambda parameters, lr, momentum, weight_decay, **options: torch.optim.Adam(
+        parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, **options
     ),
 }
+# What lets a step be recorded: a learning rate and a count of steps that are read on the device.
+RECORDABLE: dict[str, dict[str, bool]] = {"sgd": {"fused": True}, "adam": {"fused": True, "capturable": True}}
+STREAMS = 16  # at most so many CUDA streams, to which networks that are trained side by side are handed out
 
 
 def fit(
-    network: nn.Module,
+    network: nn.Module | Sequence[nn.Module],
     x: Tensor,
     y: Tensor,
     *,
     epochs: int,
-    rng: torch.Generator,
+    rng: torch.Generator | Sequence[torch.Generator],
     optimiser: str = "sgd",
     lr: float = 0.01,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     batch: int = 256,
     vary: Callable[[Tensor], Tensor] | None = None,
-) -> nn.Module:
+    record: Record | None = None,
+) -> nn.Module | Sequence[nn.Module]:
     """Train `network` in place by the protocol of phase 2: SGD, the learning rate divided by 10 after half the epochs.
 
-    optimiser: a name in OPTIMISERS; of "adam", momentum is the first beta. vary: maps x to a varied copy of it, anew for
-    each epoch. Returns the network.
+    network: one, or several of a kind that are trained side by side, each as it is alone: then rng is a generator for each.
+    optimiser: a name in OPTIMISERS; of "adam", momentum is the first beta. vary: maps x (n, channels, height, width) to a varied
+    copy of it, for several networks to (networks, n, channels, height, width), anew for each epoch.
+    record: makes of a step one that is recorded and replayed, on CUDA `gradients.Replay`. There several networks take their
+    steps on several streams, each by the same operations as alone; so this holds for BatchNorm too, and for every network.
+
+    Where memory runs out, passes of a single network are split; for several the error is raised, to begin again with fewer.
+    Returns the network, or networks.
     """
-    memory = memory_for(network, batch)
-    steps = OPTIMISERS[optimiser](network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    group, rngs = ([network], [rng]) if isinstance(network, nn.Module) else (network, rng)
+    memory = memory_for(group[0], batch) if len(group) == 1 else Memory(largest=1)
+    parameters = [p for each in group for p in each.parameters()]
+    options = RECORDABLE[optimiser] if record else {}
+    steps = OPTIMISERS[optimiser](parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
+    if record:
+        steps.param_groups[0]["lr"] = torch.tensor(lr, device=x.device)
+    for each in group:
+        each.train()
+    fits = pass_size(group[0], x)
+    step = partial(_step, group, steps, memory, fits, _streams(len(group), x, min(batch, len(x)), fits))
+    step = record(step) if record else step
     for epoch in range(epochs):
         if epoch == epochs // 2:
-            steps.param_groups[0]["lr"] = lr / 10
-        train_one_pass(network, steps, x if vary is None else vary(x), y, batch, rng, memory)
+            if record:
+                steps.param_groups[0]["lr"].fill_(lr / 10)
+            else:
+                steps.param_groups[0]["lr"] = lr / 10
+        varied = (x if vary is None else vary(x)).expand(len(group), *x.shape)
+        _one_pass(step, memory, varied, y, batch, rngs)
     return network
+
+
+def _streams(n_networks: int, x: Tensor, batch: int, fits: int | None) -> list[torch.cuda.Stream]:
+    """As many as there are networks, but so that their passes over `batch` images fit into memory at once; none for one."""
+    if x.device.type != "cuda":
+        return []
+    n = min(STREAMS, n_networks, (fits or STREAMS * batch) // batch)
+    return [torch.cuda.Stream(x.device) for _ in range(n)] if n > 1 else []

@@ -22,7 +22,6 @@ EXPRESSIONS = {
     "d1 + 0.1*d2": [(1.0, "d1"), (0.1, "d2")],
     "d1 + 100*d4": [(1.0, "d1"), (100.0, "d4")],
 }
-WAYS = {"loop": 0, "vmap": 10**9}  # values of gradients.SMALL that force each way
 
 
 def relative(ours, theirs):
@@ -41,16 +40,15 @@ def problem(shape, ipc, counts, seed=0):
     return data, network, S, labels, real
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", gradients.WAYS)
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 @pytest.mark.parametrize("mode", WHAT)
-def test_matching_loss_and_its_gradient(mode, expression, way, monkeypatch):
-    monkeypatch.setattr(gradients, "SMALL", WAYS[way])
+def test_matching_loss_and_its_gradient(mode, expression, way):
     for shape, ipc, counts in itertools.product([(1, 8, 8), (3, 8, 8)], [1, 3], [(4, 4, 4), (7, 2, 4)]):
         data, network, S, labels, real = problem(shape, ipc, counts)
         S.requires_grad_()
-        gT = gradients.class_gradients(network, real)
-        gS = gradients.class_gradients(network, S.split(ipc), create_graph=True)
+        gT = gradients.class_gradients(network, real, way="loop" if way == "vmap" else way)  # vmap wants classes of one size
+        gS = gradients.class_gradients(network, S.split(ipc), create_graph=True, way=way)
         for k in (0, 1):
             loss = WHAT[mode](how.distance(expression), gS, gT, lam=2.5, weights=data.class_weights, k=k)
             (ours,) = torch.autograd.grad(loss, S, retain_graph=True)
@@ -102,7 +100,7 @@ def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
     assert any(relative(a, b) > 1e-3 for a, b in zip(unweighted, ours, strict=True)), "the weights make a difference here"
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*gradients.WAYS, "recorded"])
 @pytest.mark.parametrize(
     "choice",
     [
@@ -116,9 +114,14 @@ def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
     ],
     ids=lambda choice: f"{choice['what']}-{choice['where']}",
 )
-def test_whole_runs_of_algorithm_1(choice, way, monkeypatch):
+def test_whole_runs_of_algorithm_1(choice, way, monkeypatch, request):
     """The same networks and batches, drawn here as `condense` draws them, give the same S step by step."""
-    monkeypatch.setattr(gradients, "SMALL", WAYS[way])
+    if way == "recorded":
+        graphs = request.getfixturevalue("recorded")
+        choice = {**choice, "outer_loops": 3}  # some more steps than those before a recording
+    else:  # vmap wants classes of one size
+        fits = lambda x: way != "vmap" or len({*map(len, x)}) == 1  # noqa: E731
+        monkeypatch.setattr(gradients, "best_way", lambda network, x, *_: way if fits(x) else "loop")
     data = make_data((8, 6, 7), (1, 8, 8))
     recipe = tiny_recipe(**{"ipc": 2, "seed": 5, "momentum_network": 0.5, "class_weights": "share", **choice})
     T, zeta = recipe.schedule()
@@ -141,6 +144,7 @@ def test_whole_runs_of_algorithm_1(choice, way, monkeypatch):
         gap=recipe.gap if recipe.where == "overfit-gap" else None,
     )  # fmt: skip
     assert relative(S.images, theirs) < 1e-8
+    assert way != "recorded" or graphs.made > 0
     for k, entry in enumerate(S.history):
         assert entry["loss"] == pytest.approx(sum(losses[k * T : (k + 1) * T]) / T, rel=1e-9)
     if recipe.where.startswith("overfit"):

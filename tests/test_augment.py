@@ -379,6 +379,37 @@ def test_images_keep_their_places():
             assert torch.equal((middle / size.repeat(8)).round(), torch.ones(40))
 
 
+# ---- many copies at once, for networks trained side by side
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("each", "alone", "names"),
+    [
+        (augment.one_of_for_each, one_of, ("crop", "scale", "rotate")),
+        (augment.one_of_for_each, one_of, tuple(OPERATIONS)),
+        (augment.one_of_for_each, one_of, ("noise",)),
+        (augment.independent_for_each, independent, tuple(SIAMESE)),
+    ],
+)
+def test_each_generator_draws_as_it_does_alone(each, alone, names, channels):
+    """Epoch after epoch: the copies, and what every generator draws next."""
+    x = images(7, channels)
+    together, apart = ([generator(j, "copies") for j in range(5)] for _ in range(2))
+    for _ in range(3):
+        copies = each(x, names, together)
+        assert torch.equal(copies, torch.stack([alone(x, names, rng) for rng in apart]))
+        assert len(copies.flatten(1).unique(dim=0)) == 5
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(together, apart, strict=True))
+
+
+def test_copies_of_nothing_varied_are_the_images():
+    x, rngs = images(), [generator(0), generator(1)]
+    before = [rng.get_state() for rng in rngs]
+    assert torch.equal(augment.one_of_for_each(x, (), rngs), torch.stack([x, x]))
+    assert all(torch.equal(rng.get_state(), state) for rng, state in zip(rngs, before, strict=True))
+
+
 # ---- gradients
 
 
@@ -431,8 +462,9 @@ def test_operations_run_where_the_images_lie():
         for vary in SIAMESE.values():
             for n in (1, 4):
                 assert vary(x, torch.empty(n, 3, dtype=torch.float64)).device.type == "cuda"
-        for vary in OPERATIONS.values():
-            assert vary(x, torch.empty(1, 3, 1, 1, device="cuda"), torch.Generator()).device.type == "cuda"
+        for operation in OPERATIONS.values():
+            drawn, fill = operation.draw(4, x.shape[1:], torch.Generator()), torch.empty(1, 3, 1, 1, device="cuda")
+            assert drawn.device.type == "cpu" and operation.move(x, drawn, fill).device.type == "cuda"
 
 
 @pytest.mark.parametrize("strategy", ["", (), [], " "])

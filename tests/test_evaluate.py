@@ -1,6 +1,9 @@
 """Phase 2: the protocol step by step, statistics against numpy and scipy, augmentation pixel by pixel."""
 
+import dataclasses
+import logging
 import math
+import sys
 import time
 
 import numpy as np
@@ -12,7 +15,7 @@ from conftest import make_data
 
 import gmlib as gm
 from gmlib import networks
-from gmlib.evaluate import Evaluation, Protocol, accuracy, settle
+from gmlib.evaluate import TOGETHER, Evaluation, Protocol, _fitting, accuracy, settle
 from gmlib.recipe import OutOfTime, generator
 
 QUICK = {"n_networks": 2, "epochs": 3, "width": 4, "depth": 2, "device": "cpu", "progress": False}
@@ -115,6 +118,7 @@ def test_only_mnist_is_augmented_by_the_papers_protocol():
         ({"augment": "cutout"}, "unknown augmentation 'cutout': choose from paper, dsa, none"),
         ({"precision": "bf16"}, "unknown precision 'bf16': choose from float32, tf32"),
         ({"n_networks": 0}, "n_networks=0 does not fit"),
+        ({"side_by_side": 0}, "side_by_side=0 does not fit: give a whole number of at least 1"),
         ({"epochs": 0}, "epochs=0 does not fit"),
         ({"lr": -1}, "lr=-1 does not fit: give a positive number"),
         ({"momentum": 1.5}, "momentum=1.5 does not fit"),
@@ -186,3 +190,170 @@ def test_a_set_of_other_data_is_refused():
     S = gm.coreset("random", make_data((3, 3), dtype=torch.float32), 1)
     with pytest.raises(ValueError, match=r"the set has 2 classes .* but made-up has 3"):
         gm.evaluate(S, make_data((3, 3, 3), dtype=torch.float32), **QUICK)
+
+
+# ---- many networks side by side ----------------------------------------------------------------------------
+
+
+class Loose(torch.nn.Module):
+    """Which way it goes depends on the pixels."""
+
+    def __init__(self, channels, size, n_classes):
+        super().__init__()
+        self.last = torch.nn.Linear(channels * size * size, n_classes)
+
+    def forward(self, x):
+        return self.last(x.flatten(1) if x.mean() > 0 else 2 * x.flatten(1))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Fills with the groups that `evaluate` trains: the final weights of each network."""
+    known, fit, groups = dict(networks.NETWORKS), networks.fit, []
+
+    def keep(group, *args, **options):
+        groups.append([network.state_dict() for network in fit(group, *args, **options)])
+        return group
+
+    monkeypatch.setattr(networks, "fit", keep)
+    networks.register("loose", Loose)
+    yield groups
+    networks.NETWORKS.clear()
+    networks.NETWORKS.update(known)
+
+
+def named(name, shape):
+    """Made-up data under the name of a real set, whose images the paper's protocol may vary."""
+    return dataclasses.replace(make_data((6, 6, 6), shape, n_test=60), name=name)
+
+
+SIDE_BY_SIDE = [
+    ("MNIST", (1, 28, 28), {}),  # crop, scale, rotate
+    ("MNIST", (1, 28, 28), {"augment": "none", "batch": 4}),
+    ("made-up", (1, 8, 8), {"augment": "dsa", "batch": 4}),
+    ("made-up", (3, 8, 8), {"augment": "dsa"}),
+    ("made-up", (3, 8, 8), {"batch": 7}),
+    ("made-up", (3, 8, 8), {"batch": 4, "network": "convnet:norm=batch"}),  # crop, noise
+    ("made-up", (1, 8, 8), {"batch": 4, "optimiser": "adam"}),
+    ("made-up", (1, 8, 8), {"batch": 4, "network": "loose"}),
+]
+
+
+def check_sides(trained, name, shape, change, device, exact):
+    """One by one, by threes and all at once; returns the accuracies of one by one."""
+    data = named(name, shape)
+    S, quick = gm.coreset("random", data, 3), {**QUICK, "n_networks": 4, "device": device, **change}
+    found = []
+    for side_by_side, groups in ((1, [1, 1, 1, 1]), (3, [3, 1]), (4, [4]), (9, [4])):
+        trained.clear()
+        accuracies = gm.evaluate(S, data, **quick, side_by_side=side_by_side).accuracies
+        found.append((accuracies, [weights for group in trained for weights in group]))
+        assert [len(group) for group in trained] == groups
+    (accuracies, alone), *others = found
+    near = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-6, "atol": 1e-9}
+    for others_accuracies, weights in others:
+        assert others_accuracies == pytest.approx(accuracies, abs=0 if exact else 2)
+        for one, other in zip(alone, weights, strict=True):
+            assert all(torch.allclose(one[key], other[key], **near) for key in one)
+    return alone
+
+
+@pytest.mark.parametrize(("name", "shape", "change"), SIDE_BY_SIDE)
+def test_side_by_side_is_one_by_one(trained, name, shape, change):
+    """On a CPU to the bit, whoever stands beside a network."""
+    check_sides(trained, name, shape, change, "cpu", exact=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "shape", "change"), SIDE_BY_SIDE)
+def test_side_by_side_on_a_gpu_is_one_by_one_on_a_cpu(trained, caplog, name, shape, change):
+    """Steps are recorded, on several streams; where they cannot be, one line for every group says so."""
+    change = {"epochs": 8, **change}
+    there = check_sides(trained, name, shape, change, "cuda", exact=False)
+    said = [r.getMessage() for r in caplog.records if "cannot be recorded as a CUDA graph" in r.getMessage()]
+    assert len(said) == (4 + 2 + 1 + 1 if change.get("network") == "loose" else 0)
+    trained.clear()
+    gm.evaluate(gm.coreset("random", named(name, shape), 3), named(name, shape), **{**QUICK, "n_networks": 4, **change})
+    for one, (other,) in zip(there, trained, strict=True):
+        assert all(torch.allclose(one[key].cpu(), other[key], rtol=1e-4, atol=1e-6) for key in one)
+
+
+def test_groups_go_on_from_known_networks_and_stop_at_the_deadline(trained, monkeypatch):
+    data = make_data(dtype=torch.float32, n_test=90)
+    S, five = gm.coreset("random", data, 3), {**QUICK, "n_networks": 5}
+    whole, seen = gm.evaluate(S, data, **five), []
+    trained.clear()
+    rest = gm.evaluate(S, data, **five, side_by_side=2, known=whole.accuracies[:2], each=seen.append)
+    assert rest.accuracies == whole.accuracies and [len(group) for group in trained] == [2, 1]
+    assert [e.accuracies for e in seen] == [whole.accuracies[:4], whole.accuracies]
+    looked = iter([False, True])
+    monkeypatch.setattr(sys.modules["gmlib.evaluate"], "late", lambda deadline: next(looked))
+    seen.clear()
+    with pytest.raises(OutOfTime, match="out of time after 3 of 5 networks: run again to go on"):
+        gm.evaluate(S, data, **five, side_by_side=3, each=seen.append)
+    assert [e.accuracies for e in seen] == [whole.accuracies[:3]]
+    assert gm.evaluate(S, data, **five, known=whole.accuracies, side_by_side=3).accuracies == whole.accuracies
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_where_memory_runs_out_fewer_are_trained_side_by_side(trained, monkeypatch, caplog, room):
+    """A device with room for so many networks; the first attempt fails after a step."""
+    data = make_data(dtype=torch.float32, n_test=90)
+    S, five = gm.coreset("random", data, 3), {**QUICK, "n_networks": 5}
+    whole, fit = gm.evaluate(S, data, **five), networks.fit
+    trained.clear()
+
+    def short(group, *args, **options):
+        if len(group) > room:
+            fit(group, *args, **options | {"epochs": 1})
+            trained.clear()
+            raise torch.OutOfMemoryError("made up")
+        return fit(group, *args, **options)
+
+    monkeypatch.setattr(networks, "fit", short)
+    caplog.set_level(logging.WARNING)
+    assert gm.evaluate(S, data, **five, side_by_side=5).accuracies == whole.accuracies
+    assert [len(group) for group in trained] == {1: [1, 1, 1, 1, 1], 2: [2, 2, 1]}[room]
+    lines = [f"out of memory: going on with at most {n} images in one pass" for n in (22, 11)]  # of 5 x 9
+    assert [r.getMessage() for r in caplog.records] == lines[: 3 - room]
+
+
+def test_out_of_memory_with_one_network_is_an_error(trained, monkeypatch):
+    data = make_data(dtype=torch.float32)
+
+    def full(group, *args, **options):
+        trained.append(group)
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(networks, "fit", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, "n_networks": 4}, side_by_side=4)
+    assert [len(group) for group in trained] == [4, 2, 1]
+
+
+def test_how_many_stand_side_by_side():
+    """On CUDA their sets come to TOGETHER images, shared out evenly; large sets and CPUs take one after the other."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert TOGETHER == 1024
+    sizes = {10: 50, 50: 17, 100: 10, 500: 2, 1000: 1, 60_000: 1}  # of 50 networks: with 50 images three groups of 17, 17, 16
+    assert {n: _fitting(50, n, cuda) for n in sizes} == sizes
+    assert (_fitting(7, 200, cuda), _fitting(0, 10, cuda), _fitting(50, 10, cpu)) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_precision_holds_while_networks_are_trained_and_tested(monkeypatch, precision):
+    seen, before = [], (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+
+    def watched(real):
+        def function(*args, **options):
+            seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+            return real(*args, **options)
+
+        return function
+
+    monkeypatch.setattr(networks, "fit", watched(networks.fit))
+    monkeypatch.setattr(sys.modules["gmlib.evaluate"], "accuracy", watched(accuracy))
+    data = make_data(dtype=torch.float32)
+    gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, "n_networks": 1}, precision=precision)
+    assert seen == [(precision == "tf32",) * 2] * 2
+    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)

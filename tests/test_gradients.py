@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import sys
 
 import pytest
 import torch
@@ -59,7 +60,11 @@ def test_running_out_of_memory_halves_the_chunk_and_the_run_goes_on(monkeypatch,
             raise torch.OutOfMemoryError("made up")
         return real(network, x, y, create_graph, chunk)
 
+    def none_grouped(*_):
+        raise torch.OutOfMemoryError("made up")
+
     monkeypatch.setattr(gradients, "_gradient", limited)
+    monkeypatch.setitem(gradients.WAYS, "grouped", none_grouped)
     with caplog.at_level(logging.WARNING):
         chunked = gm.condense(data, recipe, "cpu", progress=False)
     assert torch.allclose(chunked.images, whole.images, rtol=1e-9, atol=1e-12)
@@ -123,8 +128,176 @@ def test_a_users_layer_norm_takes_the_loop(monkeypatch):
     """torch 2.14 gives a wrong derivative for it under vmap(grad), without a word."""
     network = torch.nn.Sequential(torch.nn.Flatten(2), torch.nn.LayerNorm((1, 16)), torch.nn.Flatten(), torch.nn.Linear(16, 2))
     S = torch.randn(4, 1, 4, 4, generator=generator(0), requires_grad=True)
-    monkeypatch.setattr(gradients, "_vmap", None)
-    assert len(gradients.class_gradients(network, S.split(2), create_graph=True)) == 3
+    way = functools.partial(gradients.best_way, create_graph=True, chunk=None)
+    assert way(network, S.split(2)) == "loop" and len(gradients.class_gradients(network, S.split(2), create_graph=True)) == 3
     plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(16), torch.nn.Linear(16, 2))
-    with pytest.raises(TypeError):
-        gradients.class_gradients(plain, S.split(2), create_graph=True)
+    assert way(plain, S.split(2)) == "vmap"
+
+
+# ---- ways, precision, recorded steps -------------------------------------------------------------------------
+
+
+def test_the_way_is_chosen_by_the_size_of_the_work():
+    network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=32, depth=2)
+    tiny, many, odd = torch.randn(6, 1, 8, 8), torch.randn(2100, 1, 8, 8), [torch.randn(n, 1, 8, 8) for n in (2, 1, 2)]
+
+    def way(batches, create_graph=True, chunk=None):
+        return gradients.best_way(network, batches, create_graph, chunk)
+
+    assert way(tiny.split(2)) == "vmap"
+    assert way(tiny.split(2), create_graph=False) == way(tiny[:3].split(1)) == way(odd) == "grouped"
+    assert way(tiny.split(2), chunk=6) == "grouped" and way(tiny.split(2), chunk=5) == "loop"
+    assert way(many.split(700), create_graph=False) == "loop", "more than the cache holds"
+
+
+def test_grouped_is_for_images_that_do_not_mix_and_layers_that_are_used_once():
+    layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+    head = [torch.nn.Flatten(), torch.nn.Linear(16, 2)]
+    fits = torch.nn.Sequential(layer, torch.nn.BatchNorm2d(1).eval(), *head)
+    assert gradients._apart(fits)
+    assert not gradients._apart(torch.nn.Sequential(layer, layer, *head)), "used twice"
+    assert not gradients._apart(fits.train()), "BatchNorm mixes"
+    assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.Dropout(0.5), *head)), "draws numbers"
+    assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.LayerNorm((1, 4, 4)), *head)), "a weight of another kind"
+    assert not gradients._apart(torch.nn.Sequential(Small(layer, 9), *head)), "not known"
+    padded = torch.nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")
+    assert not gradients._apart(torch.nn.Sequential(padded, *head))
+
+
+def test_a_grouped_pass_goes_class_group_by_class_group(monkeypatch):
+    _, network, _, real = problem()
+    whole = gradients.class_gradients(network, real, way="grouped")
+    sizes = []
+    monkeypatch.setattr(gradients, "pass_size", lambda *_: 14)  # two of the largest classes
+    monkeypatch.setattr(network, "forward", lambda x, real=network.forward: sizes.append(len(x)) or real(x))
+    parts = gradients.class_gradients(network, real, way="grouped")
+    assert sizes == [12, 6] and all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, parts, strict=True))
+
+
+def test_bfloat16_is_for_the_real_images_alone(monkeypatch):
+    data, recipe = make_data((8, 8, 8), dtype=torch.float32), tiny_recipe(what="multi", how="d1 + d2", batch_real=8)
+    asked = []
+
+    def class_gradients(*args, real=gradients.class_gradients, **options):
+        g = real(*args, **options)
+        asked.append((options.get("create_graph", False), options.get("precision"), {layer.dtype for layer in g}))
+        return g
+
+    monkeypatch.setattr(sys.modules["gmlib.condense"], "class_gradients", class_gradients)
+    exact = gm.condense(data, recipe, "cpu", progress=False)
+    rough = gm.condense(data, gm.Recipe(**{**recipe.as_dict(), "precision": "bf16"}), "cpu", progress=False)
+    single = {torch.float32}
+    assert asked == [(True, None, single), (False, "float32", single)] * 2 + [(True, None, single), (False, "bf16", single)] * 2
+    assert not torch.equal(exact.images, rough.images) and torch.allclose(exact.images, rough.images, atol=0.02)
+    network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
+    for way in ("loop", "grouped"):
+        g, g16 = (
+            torch.cat([layer.flatten() for layer in gradients.class_gradients(network, data.train_images.split(8), way=way, **p)])
+            for p in ({}, {"precision": "bf16"})
+        )
+        assert g.dtype == g16.dtype == torch.float32 and 0 < (g - g16).norm() / g.norm() < 0.05, way
+
+
+def test_precision_holds_for_its_lines_and_threads_must_agree():
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    with gradients.products("tf32+bf16"):
+        with gradients.products("tf32"):
+            assert matmul.allow_tf32 and convolution.allow_tf32
+        assert matmul.allow_tf32 and convolution.allow_tf32
+        with pytest.raises(RuntimeError, match="one thread wants TF32 and another does not"), gradients.products("float32"):
+            pass
+    with pytest.raises(KeyError), gradients.products("float32"):
+        assert not matmul.allow_tf32 and not convolution.allow_tf32
+        raise KeyError
+    assert (matmul.allow_tf32, convolution.allow_tf32) == before
+
+
+def test_a_step_is_recorded_at_the_third_call_and_every_call_counts(recorded):
+    total, seen = torch.zeros(2), []
+
+    def add(x):
+        seen.append(x)
+        total.add_(x)
+        return total * 2, [x + 1]
+
+    step = gradients.Replay(add, torch.device("cpu"))
+    xs = [torch.full((2,), float(n)) for n in range(1, 6)]
+    for n, x in enumerate(xs):
+        doubled, (more,) = step(x)
+        assert torch.equal(total, sum(xs[: n + 1])) and torch.equal(doubled, 2 * total) and torch.equal(more, x + 1)
+    assert seen[0] is xs[0] and seen[1] is xs[1] and seen[2] is seen[4] is not xs[2] and recorded.made == 1
+    for _ in range(3):
+        step(torch.ones(1))  # of another shape
+    assert recorded.made == 2 and torch.equal(total, torch.full((2,), 18.0))
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_with_a_line_that_says_why(recorded, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(gradients, "Graph", refuse)
+    step = gradients.Replay(lambda x: x + 1, torch.device("cpu"))
+    with caplog.at_level(logging.WARNING):
+        assert [step(torch.tensor(n)).item() for n in range(5)] == [1, 2, 3, 4, 5]
+    assert [r.getMessage() for r in caplog.records] == [
+        "a step cannot be recorded as a CUDA graph (operation not permitted when stream is capturing): going on without"
+    ]
+    monkeypatch.setattr(gradients, "Graph", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("made up")))
+    step = gradients.Replay(lambda x: x, torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError):
+        [step(torch.tensor(0)) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("choice", "least"),
+    [
+        ({"what": "multi", "how": "d1 + d2", "where": "adaptive"}, 2),
+        ({"what": "interleaved", "where": "steps:3,1"}, 3),
+        ({"what": "multi", "inter_batches": "sampled"}, 2),
+        ({"what": "multi", "augment": "dsa"}, 1),  # other transformations each time: only the step of theta
+        ({"what": "intra", "network": "convnet:norm=batch"}, 2),
+        ({"what": "multi", "where": "overfit", "lr_network": 0.3}, 2),
+        ({"what": "multi", "batch_theta": 4}, 3),  # mini-batches of 4 and of 2
+        ({"what": "multi", "zeta_S": 2}, 2),
+    ],
+    ids=str,
+)
+def test_a_recorded_run_is_the_same_to_rounding(choice, least, request):
+    data = make_data((8, 6, 7))
+    recipe = tiny_recipe(**{"ipc": 2, "outer_loops": 4, "inner_loops": 3, "zeta_theta": 3, **choice})
+    usual = gm.condense(data, recipe, "cpu", progress=False)
+    graphs = request.getfixturevalue("recorded")
+    again = gm.condense(data, recipe, "cpu", progress=False)
+    assert graphs.made >= least
+    assert torch.allclose(again.images, usual.images, rtol=1e-9, atol=1e-12)
+    for a, b in zip(usual.history, again.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9) and a["theta_steps"] == b["theta_steps"]
+
+
+def test_a_recorded_run_goes_on_from_a_checkpoint(recorded, tmp_path):
+    data, recipe = make_data((8, 8, 8)), tiny_recipe(ipc=2, outer_loops=4, inner_loops=3, zeta_theta=2)
+    whole = gm.condense(data, recipe, "cpu", progress=False)
+    for _ in range(12):
+        try:
+            S = gm.condense(data, recipe, "cpu", tmp_path / "c.safetensors", progress=False, deadline=-1.0)
+        except gm.OutOfTime:
+            continue
+        break
+    assert torch.allclose(S.images, whole.images, rtol=1e-9, atol=1e-12)
+
+
+def test_a_recorded_run_that_diverges_says_where(recorded):
+    data, recipe = make_data((8, 8, 8)), tiny_recipe(ipc=2, outer_loops=3, inner_loops=3, zeta_theta=1, lr_images=1e308)
+    with pytest.raises(gm.Diverged) as error:
+        gm.condense(data, recipe, "cpu", progress=False)
+    assert error.value.k == 0 and error.value.t <= 1 and error.value.S.images.isfinite().all()
+
+
+def test_all_classes_are_drawn_at_once_as_one_by_one():
+    data = make_data((8, 3, 7))
+    at_once = data.sample_classes(5, generator(0, "draw"))
+    rng = generator(0, "draw")
+    assert all(torch.equal(x, data.sample(c, 5, rng)) for c, x in enumerate(at_once)) and [len(x) for x in at_once] == [5, 3, 5]
+    with pytest.raises(ValueError, match="cannot draw 0 images"):
+        data.sample_classes(0, rng)

@@ -1,11 +1,14 @@
 """The networks' shapes and parameter counts, worked out by hand, their names, their seeding, and BatchNorm's statistics."""
 
+import contextlib
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from gmlib import gradients, networks
 from gmlib.recipe import generator
@@ -501,25 +504,25 @@ def small_resnet(channels, size, n_classes):
         "small-resnet",
     ],
 )
-def test_both_ways_to_the_class_gradients_agree(own_networks, name, monkeypatch):
-    """All classes in one vmap against a loop; so do their derivatives in the images, one of them a difference."""
+def test_all_ways_to_the_class_gradients_agree(own_networks, name):
+    """All classes in one pass against a loop; so do their derivatives in the images, one of them a difference."""
     networks.register("small-resnet", small_resnet)
     network = build((3, 8, 8), n_classes=3, name=name, dtype=torch.float64, width=4, depth=2)
     networks.freeze_batchnorm(network, noise(9, 3, 8, 8, dtype=torch.float64))
     x = noise(6, 3, 8, 8, dtype=torch.float64).requires_grad_()
 
-    def gradients_of(x):
-        return gradients.class_gradients(network, x.split(2), create_graph=True)
+    def gradients_of(x, way):
+        return gradients.class_gradients(network, x.split(2), create_graph=True, way=way)
 
-    def total(x):
-        return sum((layer.sin() + layer).sum() for layer in gradients_of(x))
+    def total(x, way="loop"):
+        return sum((layer.sin() + layer).sum() for layer in gradients_of(x, way))
 
-    found = []
-    for small in (10**9, 0):
-        monkeypatch.setattr(gradients, "SMALL", small)
-        found.append([*gradients_of(x), *torch.autograd.grad(total(x), x)])
-    for vmapped, looped in zip(*found, strict=True):
-        assert torch.allclose(vmapped, looped, rtol=1e-8, atol=1e-12)
+    whole = gradients._apart(network)
+    assert whole == (name != "small-resnet" and "norm=layer" not in name), "what is known"
+    ways = [way for way in gradients.WAYS if whole or way != "grouped"]
+    found = [[*gradients_of(x, way), *torch.autograd.grad(total(x, way), x)] for way in ways]
+    for looped, *others in zip(*found, strict=True):
+        assert all(torch.allclose(other, looped, rtol=1e-8, atol=1e-12) for other in others)
     step = torch.zeros_like(x)
     step[2, 1, 3, 3] = 1e-6
     difference = (total(x + step) - total(x - step)) / 2e-6
@@ -541,3 +544,143 @@ def test_the_pool_as_a_product_is_the_pool(side):
 def test_the_pool_adds_nothing_to_the_state_of_a_network():
     network = build((1, 8, 8), width=4, depth=2)
     assert not list(network.buffers()) and not any("average" in name for name in network.state_dict())
+
+
+# ---- several networks side by side -----------------------------------------------------------------------
+
+
+class Loose(nn.Module):
+    """Which way it goes depends on the pixels."""
+
+    def __init__(self, channels, size, n_classes):
+        super().__init__()
+        self.last = nn.Linear(channels * size * size, n_classes)
+
+    def forward(self, x):
+        return self.last(x.flatten(1) if x.mean() > 0 else 2 * x.flatten(1))
+
+
+def group_of(n, name="convnet", **size):
+    return [build((1, 8, 8), 3, name, seed=j, dtype=torch.float64, **{"width": 4, "depth": 2, **size}) for j in range(n)]
+
+
+def same_weights(one, other, **tolerance):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.allclose(a, b, **{"rtol": 0, "atol": 0, **tolerance}) for a, b in pairs)
+
+
+@pytest.mark.parametrize("optimiser", networks.OPTIMISERS)
+@pytest.mark.parametrize("name", ["convnet", "convnet:norm=batch", "mlp", "loose"])
+def test_networks_of_a_group_are_trained_as_alone(own_networks, name, optimiser):
+    """Mini-batches of 4, 4 and 1 images, each network's its own; what one leaves unused, another does not draw."""
+    networks.register("loose", Loose)
+    x, y = noise(9, 1, 8, 8, dtype=torch.float64), torch.arange(9) % 3
+    options = {"epochs": 4, "batch": 4, "optimiser": optimiser}
+    alone, group = group_of(3, name), group_of(3, name)
+    for j, network in enumerate(alone):
+        networks.fit(network, x, y, rng=generator(j, "batches"), **options)
+    assert networks.fit(group, x, y, rng=[generator(j, "batches") for j in range(3)], **options) is group
+    assert all(same_weights(*pair) for pair in zip(alone, group, strict=True))
+    assert not same_weights(*group[:2]) and not same_weights(group[0], group_of(1, name)[0])
+
+
+@pytest.mark.parametrize("optimiser", networks.OPTIMISERS)
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_a_step_made_to_be_recorded_is_the_same_step(optimiser, momentum):
+    """Its learning rate lies on the device, in float32, and falls there after half the epochs."""
+    x, y = noise(6, 1, 8, 8, dtype=torch.float64), torch.arange(6) % 3
+    (usual,), (fallen,), (recorded,) = (group_of(1) for _ in range(3))
+    steps = []
+
+    def record(step):
+        return lambda *batch: steps.append([len(b) for b in batch]) or step(*batch)
+
+    options = {"lr": 0.05, "momentum": momentum, "optimiser": optimiser, "batch": 4}
+    networks.fit(usual, x, y, epochs=6, rng=generator(1), **options)
+    networks.fit(recorded, x, y, epochs=6, rng=generator(1), record=record, **options)
+    assert steps == [[1, 1]] * 12
+    assert same_weights(usual, recorded, rtol=1e-6, atol=1e-9)
+    networks.fit(fallen, x, y, epochs=6, rng=generator(1), **options | {"lr": 0.005})
+    assert not same_weights(fallen, recorded, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimiser", networks.OPTIMISERS)
+@pytest.mark.parametrize("make", [networks.convnet, networks.vgg11bn, networks.mlp, Loose])
+def test_a_step_made_to_be_recorded_looks_at_no_value(make, optimiser):
+    """Tensors without values: asking for one is an error, as it is while a CUDA graph is recorded."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, y = torch.empty(5, 3, 32, 32), torch.zeros(5, dtype=torch.long)
+        group = [make(3, 32, 10) for _ in range(2)]
+        train = functools.partial(
+            networks.fit, group, x, y, epochs=3, rng=[generator(0), generator(1)], batch=4, optimiser=optimiser
+        )
+        if make is Loose:
+            with pytest.raises(DataDependentOutputException):
+                train(record=lambda step: step)
+        else:
+            train(record=lambda step: step)
+
+
+class Short(nn.Module):
+    """Has room for two images in a pass."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("made up")
+        return self.network(x)
+
+
+def test_memory_of_a_group_is_the_callers_concern():
+    """A single network takes smaller passes; several give up, so that fewer are tried."""
+    x, y = noise(6, 1, 8, 8, dtype=torch.float64), torch.arange(6) % 3
+    group = group_of(2)
+    with pytest.raises(torch.OutOfMemoryError, match="made up"):
+        networks.fit([Short(network) for network in group], x, y, epochs=1, rng=[generator(0), generator(1)])
+    for network, untouched in zip(group, group_of(2), strict=True):
+        assert same_weights(network, untouched)
+    (whole,) = group_of(1)
+    networks.fit(whole, x, y, epochs=2, rng=generator(0))
+    networks.fit([Short(group[0])], x, y, epochs=2, rng=[generator(0)])
+    assert same_weights(whole, group[0], rtol=1e-10, atol=1e-13)
+
+
+def test_work_is_handed_out_to_streams_in_turn(monkeypatch):
+    """What came before is waited for, and all streams are waited for after, also where the work fails."""
+    events, current = [], []
+
+    class Stream:
+        def __init__(self, name):
+            self.name, self.device = name, None
+
+        def wait_stream(self, other):
+            events.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def inside(stream):
+        current.append(stream.name)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    work = [lambda j=j: events.append(f"{j} on {current[-1]}") for j in range(3)]
+    forked, joined = ["a waits for main", "b waits for main"], ["main waits for a", "main waits for b"]
+    networks._on_streams([Stream("a"), Stream("b")], work)
+    assert events == [*forked, "0 on a", "1 on b", "2 on a", *joined]
+    events.clear()
+    with pytest.raises(ZeroDivisionError):
+        networks._on_streams([Stream("a"), Stream("b")], [work[0], lambda: 1 / 0, work[2]])
+    assert events == [*forked, "0 on a", *joined]
+
+
+def test_streams_are_so_many_that_their_passes_fit(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device.type)
+    assert networks._streams(50, noise(10, 1, 8, 8), 10, None) == []
+    with FakeTensorMode():
+        x = torch.empty(10, 1, 8, 8, device="cuda")
+    counts = {(50, 10, None): 16, (3, 10, None): 3, (1, 10, None): 0, (50, 10, 45): 4, (50, 10, 1000): 16, (50, 256, 300): 0}
+    assert {case: len(networks._streams(case[0], x, *case[1:])) for case in counts} == counts

@@ -1,0 +1,156 @@
+"""What runs on a CUDA device only: recorded steps, the ways to class gradients, precision, memory. Skipped elsewhere.
+
+Everything is held against the CPU in float64, which the other tests hold against tests/reference.py.
+"""
+
+import logging
+import math
+
+import pytest
+import torch
+from conftest import make_data, tiny_recipe
+
+import gmlib as gm
+from gmlib import cost, gradients, networks
+from gmlib.memory import Memory
+from gmlib.recipe import generator
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CUDA = torch.device("cuda")
+CHOICES = [
+    {"what": "intra", "how": "d1", "where": "fixed"},
+    {"what": "multi", "how": "d1 + d2", "where": "adaptive"},
+    {"what": "interleaved", "how": "d1", "where": "steps:3,1"},
+    {"what": "multi", "how": "d1", "where": "overfit", "lr_network": 0.3},
+    {"what": "multi", "how": "d1", "inter_batches": "sampled"},
+    {"what": "multi", "how": "d1", "augment": "dsa"},
+    {"what": "multi", "how": "d1", "network": "convnet:norm=batch,pooling=max"},
+    {"what": "multi", "how": "d1", "batch_theta": 4},
+]
+
+
+def rounding(a, b):
+    return ((a.cpu().double() - b.cpu().double()).norm() / b.cpu().double().norm()).item()
+
+
+def recorded_steps(monkeypatch):
+    made = []
+
+    class Counted(gradients.Graph):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(gradients, "Graph", Counted)
+    return made
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_recorded_run_is_that_of_the_cpu(choice, monkeypatch, caplog):
+    made = recorded_steps(monkeypatch)
+    data = make_data((8, 6, 7))
+    recipe = tiny_recipe(**{"ipc": 2, "outer_loops": 4, "inner_loops": 3, "zeta_theta": 3, **choice})
+    on_cpu = gm.condense(data, recipe, "cpu", progress=False)
+    with caplog.at_level(logging.WARNING):
+        on_gpu = gm.condense(data, recipe, "cuda", progress=False)
+    assert not caplog.records, "nothing had to go on without a recording"
+    assert len(made) >= 1 and on_gpu.images.is_cuda
+    assert rounding(on_gpu.images, on_cpu.images) < 1e-6
+    assert [e["theta_steps"] for e in on_gpu.history] == [e["theta_steps"] for e in on_cpu.history]
+    monkeypatch.setattr(gradients, "recordable", lambda device: False)
+    assert rounding(gm.condense(data, recipe, "cuda", progress=False).images, on_gpu.images) < 1e-6
+
+
+def test_the_same_seed_gives_the_same_set_on_one_device():
+    data = make_data((8, 6, 7), dtype=torch.float32)
+    recipe = tiny_recipe(ipc=2, what="multi", how="d1 + d2", outer_loops=4, inner_loops=3, zeta_theta=3)
+    one, two = (gm.condense(data, recipe, "cuda", progress=False).images for _ in range(2))
+    assert rounding(one, two) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("way", gradients.WAYS)
+def test_every_way_to_the_class_gradients(way, shape):
+    network = networks.build("convnet", shape, 3, generator=generator(0), width=8, dtype=torch.float64)
+    x = torch.randn(6, *shape, generator=generator(1), dtype=torch.float64)
+    found = []
+    for device, taken in (("cpu", "loop"), ("cuda", way)):
+        here, images = network.to(device), x.to(device).requires_grad_()
+        g = gradients.class_gradients(here, images.split(2), create_graph=True, way=taken)
+        (dx,) = torch.autograd.grad(sum((layer.sin() + layer).sum() for layer in g), images)
+        found.append([*(layer.detach().cpu() for layer in g), dx.cpu()])
+    assert all(rounding(b, a) < 1e-9 for a, b in zip(*found, strict=True))
+    assert gradients.best_way(network, images.split(2), True, None) == "grouped"
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "tf32+bf16"])
+def test_less_precision_is_near_and_not_the_same(precision):
+    data = make_data((40, 40, 40), (3, 32, 32), dtype=torch.float32)
+    recipe = tiny_recipe(ipc=1, what="multi", how="d1 + d2", batch_real=40, width=32, depth=3, outer_loops=3)
+    exact = gm.condense(data, recipe, "cuda", progress=False).images
+    rough = gm.condense(data, gm.Recipe(**{**recipe.as_dict(), "precision": precision}), "cuda", progress=False).images
+    assert 0 < rounding(rough, exact) < 0.1
+    assert rounding(gm.condense(data, recipe, "cuda", progress=False).images, exact) < 1e-4, "and leaves nothing behind"
+
+
+def test_a_step_that_looks_at_a_value_goes_on_unrecorded(caplog):
+    step = gradients.Replay(lambda x: x + 1 if x.sum().item() > 0 else x, CUDA)
+    with caplog.at_level(logging.WARNING):
+        assert [step(torch.ones(1, device=CUDA)).item() for _ in range(5)] == [2.0] * 5
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line.startswith("a step cannot be recorded as a CUDA graph (")
+
+
+def test_a_users_network_with_data_dependent_control_flow(caplog):
+    class Branching(torch.nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.sum().item() > 0 else -x)
+
+    def branching(channels, size, n_classes):
+        return Branching(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, n_classes))
+
+    networks.register("branching", branching)
+    try:
+        data, recipe = make_data((8, 6, 7)), tiny_recipe(network="branching", outer_loops=5, inner_loops=2, zeta_theta=4)
+        with caplog.at_level(logging.WARNING):
+            on_gpu = gm.condense(data, recipe, "cuda", progress=False)
+        assert caplog.records and all("cannot be recorded as a CUDA graph" in r.getMessage() for r in caplog.records)
+        assert rounding(on_gpu.images, gm.condense(data, recipe, "cpu", progress=False).images) < 1e-6
+    finally:
+        del networks.NETWORKS["branching"]
+
+
+def test_running_out_of_memory_takes_smaller_passes(caplog):
+    """A pass that asks for more than the device has raises torch's own error, and is halved until it fits."""
+    memory, total = Memory(largest=64), torch.cuda.mem_get_info()[1]
+    with caplog.at_level(logging.WARNING):
+        for attempt in memory:
+            with attempt:
+                held = torch.empty((memory.chunk or 64) * total // 32, dtype=torch.uint8, device=CUDA)
+    del held
+    assert memory.chunk in (8, 16) and len(caplog.records) >= 2
+
+
+def test_costs_are_measured_when_the_device_is_done():
+    data = make_data((40, 40, 40), (3, 32, 32), dtype=torch.float32)
+    table = cost.measure(data, ["DC", "MDO"], 1, rounds=2, device="cuda", progress=False, width=64, batch_real=40, inner_loops=1)
+    assert (table["device"] == "cuda").all() and (table["seconds_per_update"] > 0).all()
+    assert (table["peak_memory_bytes"] > 2**20).all() and not math.isnan(table["seconds_per_look"].max())
+
+
+def test_sets_side_by_side_on_streams_of_their_own():
+    from concurrent.futures import ThreadPoolExecutor
+
+    data = make_data((8, 6, 7))
+    recipes = [tiny_recipe(ipc=2, outer_loops=4, inner_loops=2, zeta_theta=2, seed=seed) for seed in range(4)]
+
+    def run(recipe):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            S = gm.condense(data, recipe, "cuda", progress=False)
+            torch.cuda.current_stream().synchronize()
+        return S.images
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, recipes))
+    for recipe, images in zip(recipes, together, strict=True):
+        assert rounding(images, run(recipe)) < 1e-9
