@@ -246,6 +246,28 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, few_stages, ca
     assert "  made-up, DC, set 0: 2 networks" in listed, "the other target"
 
 
+def test_workers_side_by_side_make_the_same_as_one(tmp_path, few_stages, capsys):
+    assert run(tmp_path / "one", ipc=(1, 10)) == 0 == run(tmp_path / "three", "--workers", "3", ipc=(1, 10))
+    one, three = contents(tmp_path / "one"), contents(tmp_path / "three")
+    assert set(one) == set(three) and len(one) > 20
+    for name, content in one.items():
+        if name.endswith(".safetensors"):
+            assert content == three[name], name
+        elif "accuracy" in name:
+            assert json.loads(content)["accuracies"] == json.loads(three[name])["accuracies"], name
+    assert capsys.readouterr().out.count("nothing left") >= 2
+    # Time that is used up is no less so for many: nothing is begun, and all is left.
+    assert run(tmp_path / "none", "--workers", "3", "--time-budget", "0") == 0
+    assert not list((tmp_path / "none").rglob("run.json")) and "are left" in capsys.readouterr().out
+
+
+def test_only_some_tables_and_methods(tmp_path, few_stages, capsys):
+    assert run(tmp_path, "--tables", "Table 3", "--methods", "DC", "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert told.splitlines()[0] == "Table 3, IPC 1" and "made-up, DC, set 1" in told
+    assert not re.search("random|Table 4|Section 5", told)
+
+
 def test_a_data_set_that_is_not_at_hand_is_left_out_and_the_others_go_on(tmp_path, few_stages, capsys):
     assert run(tmp_path / "results", datasets=("SVHN", "made-up")) == 0
     log = capsys.readouterr().out
@@ -283,6 +305,9 @@ def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
         (["--budget", "huge"], "unknown budget 'huge': choose from smoke, lite, paper"),
         (["--time-budget", "-1"], "time_budget=-1.0 does not fit"),
         (["--threads", "0"], "threads=0 does not fit"),
+        (["--workers", "0"], "workers=0 does not fit"),
+        (["--tables", "Table 9"], "unknown table 'Table 9': choose from Table 3, Table 1"),
+        (["--methods", "MTT"], "unknown method 'MTT': choose from random, DC"),
         (["--device", "cudax"], "the device 'cudax' cannot be used here"),
     ],
 )

@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
@@ -56,6 +58,8 @@ class Asked:
     progress: bool = False
     tables: tuple[str, ...] = ()  # those alone; (): all
     methods: tuple[str, ...] = ()
+    workers: int = 1
+    threads: int | None = None  # of the CPU, for each worker
 
     @property
     def stages(self) -> Iterator[Stage]:
@@ -252,8 +256,8 @@ def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list
     return list(pieces.values()), list(refused)
 
 
-def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None) -> tuple[list[tuple[str, Piece]], list[str]]:
-    """Do them one after the other. Returns those that time left, and what failed, in sentences."""
+def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None, asked: Asked) -> tuple[list[tuple[str, Piece]], list[str]]:
+    """Do them in order, as many at once as there are workers. Returns those that time left, and what failed, in sentences."""
     clock, failed = Clock(), []
 
     def attempt(stage: str, piece: Piece) -> str | None:
@@ -272,19 +276,45 @@ def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None) -> tuple[l
         with suppress(OutOfTime):  # another process is at it
             attempt(stage, piece)
     log.info("%d of %d are there; %s", len(there), len(pieces), clock.left([piece for _, piece in todo]))
-    for i, (stage, piece) in enumerate(todo):
-        if late(deadline):
-            return todo[i:], failed
+    undone = dict(enumerate(todo))
+
+    def one(i: int) -> None:
+        stage, piece = todo[i]
         begun = time.monotonic()
+        if late(deadline):
+            return
         try:
-            told = attempt(stage, piece)
+            with beside(asked):
+                told = attempt(stage, piece)
         except OutOfTime as stopped:
             log.info("%s: %s: %s", stage, piece.name, stopped)
-            return todo[i:], failed
+            return
+        del undone[i]
         if told is not None:
-            took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([later for _, later in todo[i + 1 :]])
+            took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([piece for _, piece in undone.values()])
             log.info("%s: %s: %s, in %s; %s", stage, piece.name, told, took, rest)
-    return [], failed
+
+    if asked.workers == 1:
+        for i in range(len(todo)):
+            one(i)
+    else:
+        with ThreadPoolExecutor(asked.workers) as pool:
+            try:
+                for _, stage in groupby(undone.copy(), key=lambda i: todo[i][0]):  # a stage may need what those before it made
+                    list(pool.map(one, stage))
+            except KeyboardInterrupt:  # the workers would go on to the end of their sets; what is stored is whole
+                print("campaign: stopped; the same command goes on from what is stored", file=sys.stderr)
+                os._exit(130)
+    return list(undone.values()), failed
+
+
+@contextmanager
+def beside(asked: Asked) -> Iterator[None]:
+    """What a worker needs to run beside others: its share of the CPU's threads, and a stream of its own on CUDA."""
+    torch.set_num_threads(asked.threads or torch.get_num_threads())
+    alone = asked.workers == 1 or asked.device is None or asked.device.type != "cuda"
+    with nullcontext() if alone else torch.cuda.stream(torch.cuda.Stream(asked.device)):
+        yield
 
 
 def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
@@ -324,7 +354,7 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
     """The campaign; returns the exit status."""
     pieces, refused = prepare(asked, datasets, ipcs)
     try:
-        undone, failed = work(pieces, deadline)
+        undone, failed = work(pieces, deadline, asked)
     finally:
         update_readme(asked.results_dir)
     log.info("the results are in %s", asked.folder)
@@ -364,17 +394,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
     add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")
     add("--device", help="default: a GPU where there is one")
-    add("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
+    add("--workers", type=int, default=1, help="sets made side by side, where one does not fill the device; default: 1")
+    add("--threads", type=int, help="CPU threads of each worker; default: as PyTorch chooses, shared among the workers")
     add("--log", type=Path, help="default: campaign-BUDGET.log, in the repository under runs/")
     add("--dry-run", action="store_true", help="list the work, and what of it is left; nothing is run or written")
     given = parser.parse_args(arguments)
     try:
         deadline = store.deadline(given.time_budget)
         choose(BUDGETS, "budget", given.budget)
-        if given.threads is not None:
-            check_number("threads", given.threads, least=1, whole=True)
-            torch.set_num_threads(given.threads)
-        only = {"tables": tuple(given.tables), "methods": tuple(given.methods)}
+        check_number("workers", given.workers, least=1, whole=True)
+        threads = max(1, torch.get_num_threads() // given.workers) if given.threads is None else given.threads
+        check_number("threads", threads, least=1, whole=True)
+        torch.set_num_threads(threads)
+        only = {"tables": tuple(given.tables), "methods": tuple(given.methods), "workers": given.workers, "threads": threads}
         asked = Asked(given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty(), **only)
         file = given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log")
         start_log(None if given.dry_run else file)
