@@ -15,6 +15,7 @@ Every file is written whole or not at all, and run.json only once S is finished;
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import math
@@ -181,12 +182,13 @@ def run(
     return _do(plan(data, method, ipc, **options), device_of(device), progress, deadline)
 
 
-def _do(job: Job, device: torch.device, progress: bool, deadline: float | None) -> Run:
+def _do(job: Job, device: torch.device, progress: bool, deadline: float | None, partly: bool = False) -> Run:
     with _alone(job.folder, deadline):
-        return _done(job, device, progress, deadline)
+        return _done(job, device, progress, deadline, partly)
 
 
-def _done(job: Job, device: torch.device, progress: bool, deadline: float | None) -> Run:
+def _done(job: Job, device: torch.device, progress: bool, deadline: float | None, partly: bool) -> Run:
+    """partly: at the deadline a set with some of its target networks trained is returned with these."""
     record = _finished(job)
     if record is None:
         if late(deadline):
@@ -194,12 +196,21 @@ def _done(job: Job, device: torch.device, progress: bool, deadline: float | None
         record = _make(job, device, progress, deadline)
     S = SyntheticSet.load(job.folder / "set.safetensors")
     n, seed = job.n_networks, job.recipe.seed
-    evaluations = {
-        network: _evaluated(job.folder, S, job.data, network, n, seed, job.protocol, device, progress, deadline)
-        for network in job.targets
-    }
-    first = evaluations[job.targets[0]]
-    return Run(job.folder, S, evaluations, record, _traced(job, S, first, device, progress, deadline))
+    evaluations, trace = {}, {}
+    try:
+        for network in sorted(job.targets, key=lambda network: not _complete(job, network)):  # what needs no time comes first
+            evaluations[network] = _evaluated(job.folder, S, job.data, network, n, seed, job.protocol, device, progress, deadline)
+        trace = _traced(job, S, evaluations[job.targets[0]], device, progress, deadline)
+    except OutOfTime:
+        if not (partly and evaluations):
+            raise
+    in_order = {network: evaluations[network] for network in job.targets if network in evaluations}
+    return Run(job.folder, S, in_order, record, trace)
+
+
+def _complete(job: Job, network: str) -> bool:
+    stored = _known(job.folder, network, job.recipe.seed, settle(job.data, job.data, network, job.protocol))
+    return stored is not None and stored.n >= job.n_networks
 
 
 def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
@@ -217,7 +228,7 @@ def _make(job: Job, device: torch.device, progress: bool, deadline: float | None
         tensors = {f"k{k}": images.to("cpu", job.dtype).contiguous() for k, images in S.snapshots.items()}
         write_atomically(job.folder / "snapshots.safetensors", to_safetensors(tensors))
     record = {
-        "method": job.method, "budget": job.budget, "recipe": job.made_by,
+        "method": job.method, "budget": job.budget, "recipe": job.made_by, "recipe_hash": recipe_hash(job.made_by),
         "data": {"name": job.data.name, "fingerprint": job.data.fingerprint, "origin": job.data.origin},
         **environment(device), "seconds": seconds,
         "peak_memory_bytes": None if math.isnan(most := peak()) else most, "history": S.history,
@@ -254,7 +265,8 @@ def sweep(
 
     methods, ipc: lists, or what papermill passes on: "DC,M", 1. Every set of a method comes after the same set of the others,
     so that a sweep cut short can still compare. trace: snapshots to keep of the first set of a (method, ipc).
-    deadline: time.monotonic() after which nothing more is begun; what is stored is still read back. options: see `run`.
+    deadline: time.monotonic() after which nothing more is begun; what is stored is still read back, a set that only some of its
+    target networks were trained on with these. options: see `run`.
     All jobs are checked before the first is begun.
 
     Returns the runs and, for each (dataset, ipc, method) that time left without any set, the reason.
@@ -275,7 +287,7 @@ def sweep(
     for job in jobs:
         begun = time.monotonic()
         try:
-            runs.append(_do(job, device, progress and budget != "smoke", deadline))
+            runs.append(_do(job, device, progress and budget != "smoke", deadline, partly=True))
         except OutOfTime:
             if not any((r.S.ipc, r.record["method"]) == (job.recipe.ipc, job.method) for r in runs):
                 why[data.name, job.recipe.ipc, job.method] = "the time budget was used up"
@@ -438,6 +450,11 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
     return {**recipe.as_dict(), "inner_loops": T, "zeta_theta": zeta}
 
 
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """The sha256, in hexadecimal digits, of a recipe as JSON without spaces, its names in alphabetical order."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _finished(job: Job) -> dict[str, Any] | None:
     """run.json of a finished run, or None; ValueError where it is another run's."""
     path = job.folder / "run.json"
@@ -445,6 +462,8 @@ def _finished(job: Job) -> dict[str, Any] | None:
         return None
     record = read_json(path, "recipe", "data", "method", "budget")
     stored, asked = record["recipe"], job.made_by
+    if record.get("recipe_hash", recipe_hash(stored)) != recipe_hash(stored):
+        raise ValueError(f"the recipe in {path} was changed after the run: delete the folder or restore the file")
     name = _differing(stored, asked)
     if name is not None:
         raise ValueError(

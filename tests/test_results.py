@@ -1,5 +1,6 @@
 """Committed results say what they are, and bear out what is said of them."""
 
+import hashlib
 import json
 import math
 import re
@@ -34,6 +35,9 @@ def problems(root):
         place = root / ("" if budget == "paper" else budget)
         if store.run_folder(place, recipe["dataset"], recipe["ipc"], record["method"], recipe["seed"]) != run:
             wrong.append("holds the run of another place")
+        spelt = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+        if record.get("recipe_hash") != hashlib.sha256(spelt.encode()).hexdigest():
+            wrong.append("another recipe hash than its recipe's")
         if S.recipe != recipe:
             wrong.append("the set has another recipe than run.json")
         if S.ipc != recipe["ipc"]:
@@ -100,6 +104,21 @@ def misreported(root, raw):
             yield f"the mean of {cell}"
         elif len(every) > 1 and not math.isclose(r.std, statistics.stdev(every), abs_tol=1e-9):
             yield f"the deviation of {cell}"
+        elif not same_components(r, sets):
+            yield f"the spread between and within the sets of {cell}"
+
+
+def same_components(r, sets):
+    """The two components of the spread, recomputed from one-way analysis of variance."""
+    freedom = sum(len(accuracies) - 1 for accuracies in sets)
+    if len(sets) < 2 or not freedom:
+        return math.isnan(r.std_between_sets)
+    means = [statistics.fmean(accuracies) for accuracies in sets]
+    within = sum((a - mean) ** 2 for mean, accuracies in zip(means, sets, strict=True) for a in accuracies) / freedom
+    between = statistics.variance(means) - within * statistics.fmean(1 / len(accuracies) for accuracies in sets)
+    wanted = (math.sqrt(within), math.sqrt(max(0.0, between)), statistics.stdev(means))
+    told = (r.std_within_sets, r.std_between_sets, r.std_set_means)
+    return all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(told, wanted, strict=True))
 
 
 # ---- what is committed -----------------------------------------------------------------------------------
@@ -146,7 +165,7 @@ def test_a_network_trained_on_a_committed_set_of_mnist_is_as_good_as_those_befor
 
 # ---- the checks themselves, on a made-up folder ----------------------------------------------------------
 
-TINY = recipes.Budget(recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 2}, sets=1, networks=2, epochs=2)
+TINY = recipes.Budget(recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 2}, sets=2, networks=2, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +189,7 @@ def results(whole, tmp_path, monkeypatch):
 
 
 def test_whole_results_have_no_problem(results):
-    assert len(list(results.glob("**/run.json"))) == 7 and problems(results) == []
+    assert len(list(results.glob("**/run.json"))) == 14 and problems(results) == []
 
 
 def change(path, **changes):
@@ -185,6 +204,7 @@ def store_again(path, **changes):
 
 
 DAMAGE = {
+    "another recipe hash than its recipe's": lambda run: change(run / "run.json", recipe_hash="0" * 64),
     "its recipe cannot be made again": lambda run: change(run / "run.json", recipe={"wide": 4}),
     "its recipe is of DC and not of M": lambda run: change(run / "run.json", recipe={"what": "intra"}),
     "budget lite in the place of paper": lambda run: change(run / "run.json", budget="lite"),
@@ -217,14 +237,14 @@ def test_too_few_images_and_an_unknown_coreset(results):
     assert "lite/made-up/ipc1/random/set0: its recipe is of no coreset that is known" in found
 
 
-@pytest.mark.parametrize("what", ["mean", "std", "n"])
+@pytest.mark.parametrize("what", ["mean", "std", "n", "std_between_sets", "std_within_sets", "std_set_means"])
 def test_a_report_that_miscounts_is_found(what, results, monkeypatch):
     def wrong(table, real=report.summarise):
         return real(table).assign(**{what: lambda t: t[what] + 1})
 
     monkeypatch.setattr(report, "summarise", wrong)
-    words = {"mean": "the mean of", "std": "the deviation of", "n": "the count of"}
-    assert len([s for s in problems(results) if s.startswith(f"in the report: {words[what]}")]) == 8
+    words = {"mean": "the mean of", "std": "the deviation of", "n": "the count of"}.get(what, "the spread between and within")
+    assert len([s for s in problems(results) if s.startswith(f"in the report: {words}")]) == 8
 
 
 # ---- single findings -------------------------------------------------------------------------------------

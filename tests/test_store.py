@@ -110,11 +110,11 @@ def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole").evaluation
     trained = []
 
-    def stop_after_one(network, *args, real=networks.fit, **options):
+    def stop_after_one(group, *args, real=networks.fit, **options):
         if len(trained) == 1:
             raise KeyboardInterrupt
-        trained.append(network)
-        return real(network, *args, **options)
+        trained.append(group)
+        return real(group, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(networks, "fit", stop_after_one)
@@ -125,6 +125,15 @@ def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "fit", lambda *a, real=networks.fit, **o: count.append(1) or real(*a, **o))
     assert run(data, tmp_path).evaluation.accuracies == whole.accuracies
     assert len(count) == 1
+
+
+def test_a_recipe_that_was_changed_after_the_run_is_refused(data, tmp_path):
+    path = run(data, tmp_path).folder / "run.json"
+    record = json.loads(path.read_text())
+    assert record["recipe_hash"] == store.recipe_hash(record["recipe"]) and len(record["recipe_hash"]) == 64
+    path.write_text(json.dumps({**record, "recipe": {**record["recipe"], "outer_loops": 7}}))
+    with pytest.raises(ValueError, match=r"the recipe in .*run\.json was changed after the run"):
+        run(data, tmp_path)
 
 
 def test_seconds_count_what_came_before_a_restart(data, tmp_path):
@@ -444,3 +453,24 @@ def test_a_kept_table_with_infinities_is_stored(tmp_path):
     table = pd.DataFrame({"a": [1.5, float("inf"), float("nan")]})
     store.kept(tmp_path / "table.json", {}, lambda: table)
     assert store.kept(tmp_path / "table.json", {}, lambda: 0)["a"].isna().tolist() == [False, True, True]
+
+
+def test_a_sweep_cut_short_keeps_the_networks_that_were_trained(tmp_path, monkeypatch):
+    """The second target is not begun: the set is there with the first, and `run` for both still says that time is up."""
+    data, real = make_data(dtype=torch.float32), store.evaluate
+    options = {"budget": "smoke", "sets": 1, "networks": 2, "results_dir": tmp_path, "device": "cpu", "progress": False}
+    options |= {"targets": ["mlp", "convnet"], "width": 4, "depth": 2}
+
+    def until_the_mlp(S, data, network, *args, **kwargs):
+        if network != "mlp":
+            raise gm.OutOfTime("out of time")
+        return real(S, data, network, *args, **kwargs)
+
+    monkeypatch.setattr(store, "evaluate", until_the_mlp)
+    runs, why = store.sweep(data, ["random"], 1, **options)
+    assert [list(r.evaluations) for r in runs] == [["mlp"]] and why == {} and runs[0].evaluation.n == 2
+    with pytest.raises(gm.OutOfTime):
+        store.run(data, "random", 1, **{k: v for k, v in options.items() if k != "sets"})
+    monkeypatch.setattr(store, "evaluate", real)
+    (whole,), _ = store.sweep(data, ["random"], 1, **options)
+    assert list(whole.evaluations) == ["mlp", "convnet"]
