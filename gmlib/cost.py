@@ -23,7 +23,7 @@ from .condense import check, class_weights, draw, fresh_network, initial, match,
 from .condense import measure as look
 from .data import Data
 from .memory import Memory, PeakMemory
-from .recipe import OutOfTime, Recipe, check_number, device_of, late, progress_bar
+from .recipe import PRECISIONS, OutOfTime, Recipe, check_number, device_of, late, progress_bar
 from .store import Run, environment, listed
 
 STEPS, LOOKS = 10, 5  # steps of theta and looks for overfitting that are timed together: one alone is short
@@ -118,6 +118,48 @@ def _pieces(data: Data, recipe: Recipe, k: int, memory: Memory) -> dict[str, flo
             look(network, S.detach(), labels, validation, recipe.where in where.NEED_S)
         found["seconds_per_look"] = (_now(S.device) - begun) / LOOKS
     return found
+
+
+def precisions(
+    data: Data,
+    method: str,
+    ipc: int,
+    *,
+    budget: str = "paper",
+    rounds: int = 5,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    **fields: Any,
+) -> pd.DataFrame:
+    """What an update of S takes in each precision of `Recipe`, and how far it is from the one in float32.
+
+    Every round has a fresh network and fresh batches, the same for all precisions; S is as at k = 0. A first round warms up.
+    TF32 is CUDA's: elsewhere the precisions with it are left out. Arguments: see `measure`.
+
+    Returns one row per (precision, round): precision, round, seconds_per_update, change_in_loss (|loss - loss32| / loss32),
+    change_in_dS (norm of the difference of the derivatives in S, divided by the norm of that in float32), device.
+    """
+    recipe = Recipe.for_method(method, data.name, ipc, budget, seed, **fields)
+    check_number("rounds", rounds, least=1, whole=True)
+    check(data, recipe)
+    device = device_of(device)
+    data, weights = data.to(device), class_weights(data.to(device), recipe)
+    S, memory = initial(data, recipe).requires_grad_(), Memory(largest=max(recipe.batch_real, recipe.ipc))
+    labels = torch.arange(data.n_classes, device=device).repeat_interleave(recipe.ipc)
+    rows = []
+    for r in range(rounds + 1):
+        network, B = fresh_network(data, recipe, r), sample(data, recipe, streams_of(recipe, r, 0))
+        exact = None
+        for precision in (name for name in PRECISIONS if device.type == "cuda" or "tf32" not in name):
+            begun = _now(device)
+            loss, dS, _, _ = match(network, S, labels, B, weights, replace(recipe, precision=precision), r, memory)
+            seconds = _now(device) - begun
+            exact = exact or (loss, dS)  # float32 is the first
+            changes = (loss - exact[0]).abs() / exact[0], (dS - exact[1]).norm() / exact[1].norm()
+            found = dict(zip(("change_in_loss", "change_in_dS"), (change.item() for change in changes), strict=True))
+            rows.append({"precision": precision, "round": r, "seconds_per_update": seconds, **found, "device": device.type})
+    table = pd.DataFrame(rows)
+    return table[table["round"] > 0].reset_index(drop=True)
 
 
 def _now(device: torch.device) -> float:

@@ -65,6 +65,22 @@ def published(table: str) -> pd.DataFrame:
     return rows.astype({"ipc": "Int64"})
 
 
+def stand_ins(table: str, results: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """Where other data were taken than a table's only ones: (dataset, ipc) in results -> the data set of the table.
+
+    results: columns dataset, ipc, method. Data stand in where a method was run on them that no other table has, with as many
+    images per class. A table of several data sets has none: its cells are each of their own data.
+    """
+    rows = published(table)
+    cells = rows[["dataset", "ipc"]].dropna().drop_duplicates()
+    if len(cells) != 1:
+        return {}
+    others = {method for name in TABLES if name != table for method in published(name)["method"]}
+    (on, ipc), own = cells.iloc[0], set(rows["method"]) - others
+    there = results[results["method"].isin(own) & (results["ipc"] == ipc) & (results["dataset"] != on)]
+    return {(dataset, int(ipc)): on for dataset in dict.fromkeys(there["dataset"])}
+
+
 def neighbours() -> pd.DataFrame:
     """Published test accuracy of related methods on a ConvNet of three blocks: method, venue, dataset, ipc, value (percent).
 

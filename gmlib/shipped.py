@@ -18,13 +18,19 @@ from .coreset import CORESETS
 from .data import SyntheticSet
 from .evaluate import Evaluation
 from .recipe import BUDGETS, METHODS, choose
-from .store import HOME, read_evaluation, read_json
+from .store import HOME, kept, read_evaluation, read_json
 
 FOLDER = HOME / "results"
 COLUMNS = [
     "dataset", "ipc", "method", "seed", "budget", "images", "bytes", "network", "accuracy", "std", "n", "path",
 ]  # fmt: skip
 MADE_WITH = ["folder", "sets", "networks", "seconds", "device", "commit", "command"]
+# Whose images the sets were made from, and on what terms these are given.
+SOURCES = {
+    "MNIST": "MNIST is by Y. LeCun, C. Cortes and C. J. C. Burges, derived from databases of NIST; it is commonly given under "
+    "CC BY-SA 3.0",
+    "FashionMNIST": "Fashion-MNIST is by Zalando SE (H. Xiao, K. Rasul, R. Vollgraf), under the MIT licence",
+}
 BEGIN, END = "<!-- runs: written by workflow/campaign.py, not by hand -->", "<!-- end of runs -->"  # in results/README.md
 
 
@@ -102,6 +108,33 @@ def table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
         measured = dict(zip(("network", "accuracy", "std", "n"), trained, strict=True))
         rows.append(run | size | measured | {"path": file.relative_to(root).as_posix()})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet]:
+    """Every set that comes with the repository (or is in another folder of runs), in the order of `table`."""
+    root = Path(results_dir or FOLDER)
+    return [load(run["path"]) for run in _runs(root)] if root.is_dir() else []
+
+
+def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """Section 5's measurements that come with the repository: the rows of every reach.json, with what they are of.
+
+    Columns: dataset, ipc, method ("noise": what runs begin with, a control), budget, set (its seed), accuracy (mean of the
+    ConvNets trained on the set, NaN for noise), max_steps of a descent, then those of `gmlib.reach`. No rows where none is
+    stored. Raises ValueError for a damaged file.
+    """
+    root, tables = Path(results_dir or FOLDER), []
+    for path in _files(root, "*/ipc*/*/set*/reach.json"):
+        run, trained = path.parent, evaluations(path.parent)
+        *budget, dataset, ipc, method, seed = run.relative_to(root).parts
+        if (run / "run.json").is_file():
+            method = _record(run)["method"]  # the folder's name has no characters that file systems refuse
+        of = {"dataset": dataset, "ipc": int(ipc.removeprefix("ipc")), "method": method, "budget": (*budget, "paper")[0]}
+        of |= {"set": int(seed.removeprefix("set")), "accuracy": trained["convnet"].mean if "convnet" in trained else math.nan}
+        settings = read_json(path, "settings")["settings"]
+        rows = kept(path, settings, pd.DataFrame)  # it is there: nothing is computed
+        tables.append(rows.assign(**of, max_steps=settings["max_steps"])[[*of, "max_steps", *rows]])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def evaluations(run: str | os.PathLike) -> dict[str, Evaluation]:

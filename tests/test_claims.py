@@ -103,7 +103,8 @@ def test_not_run_says_why():
     assert tuple(found.loc["table1-mnist-1-inter-class", ["outcome", "note"]]) == ("not run", "no run of it is stored")
     for claim in ("table2-svhn-1-d1", "table3-cifar100-1-md", "text-tinyimagenet-1-ours", "table3-svhn-whole"):
         assert tuple(found.loc[claim, ["outcome", "note"]]) == ("not run", "the data were not at hand")
-    assert found.loc["text-cifar10-200-relative-ours", "note"] == "the paper gives no schedule for 200 images per class"
+    assert found.loc["text-cifar10-200-relative-ours", "note"] == "the paper gives no schedule for so many images per class"
+    assert found.loc["table3-cifar10-1-md", "note"] == "the authors' files were not at hand"
     assert found.loc["table1-mnist-1-inter-class", ["ours", "low", "n", "n_sets"]].isna().all()
     at_hand = report.claims(runs("DC", [30, 31], dataset="SVHN")).set_index("claim")
     assert at_hand.loc["table3-svhn-1-m", "note"] == "no run of it is stored"
@@ -134,8 +135,10 @@ def test_nothing_run():
         "budget", "outcome", "note",
     ]  # fmt: skip
     assert (found[found["outcome"] == "not run"]["note"] != "").all()
-    assert "No run is stored yet" in report.claims_sentence(found).data
-    assert (report.orderings(NOTHING)["run"] == 0).all()
+    orders = report.orderings(NOTHING)
+    assert (orders["run"] == 0).all()
+    told = report.claims_sentence(found, orders).data
+    assert "No run is stored yet" in told and f"None of its {len(report.ORDERINGS)} orderings was run." in told
 
 
 def test_results_must_be_in_long_form():
@@ -162,7 +165,10 @@ def test_whole_training_sets():
 @pytest.mark.parametrize("change", [{"width": 32}, {"epochs": 100}, {"augment": "crop"}, {"optimiser": "adam"}])
 def test_whole_training_sets_by_another_protocol(change):
     c = judged(NOTHING, "table3-fashionmnist-whole", whole={"FashionMNIST": evaluation([93.5, 93.5], **change)})
-    assert (c["outcome"], c["ours"]) == ("another budget", 93.5)
+    assert (c["outcome"], c["ours"], c["budget"]) == ("another budget", 93.5, "another protocol")
+    (name, value), papers = *change.items(), {"width": 128, "epochs": 300, "augment": "none", "optimiser": "sgd"}
+    assert c["note"].startswith("no set: interval over networks; ")
+    assert f"{name}" in c["note"] and f": {value} instead of {papers[name]}" in c["note"]
 
 
 def test_relative_accuracy():
@@ -175,7 +181,9 @@ def test_relative_accuracy():
     sharp = runs("DC", [54.3, 54.4, 54.5], dataset="CIFAR10", ipc=50)
     assert judged(sharp, claim, whole={"CIFAR10": evaluation([85.0])})["outcome"] == "reproduced"
     assert judged(sharp, claim, whole={"CIFAR10": evaluation([100.0])})["outcome"] == "differs"
-    assert judged(sharp, claim, whole={"CIFAR10": evaluation([85.0], width=32)})["outcome"] == "another budget"
+    other = judged(sharp, claim, whole={"CIFAR10": evaluation([85.0], width=32)})
+    assert tuple(other[["outcome", "budget"]]) == ("another budget", "mixed")
+    assert other["note"] == "the networks on whole data: width: 32 instead of 128"
     without = judged(sharp, claim)
     assert tuple(without[["outcome", "note"]]) == ("not run", "no network trained on the whole training set is stored")
 
@@ -227,7 +235,7 @@ def test_bad_measurements_are_refused():
 
 def ordering(results, which, budget="paper"):
     found = report.orderings(results)
-    rows = found[(found["id"] == which) & (found["budget"] == budget)]
+    rows = found[(found["id"] == which) & (found["budget"] == budget) & (found["data"] == "")]
     assert len(rows) == 1
     return rows.iloc[0]
 
@@ -268,6 +276,66 @@ def test_orderings_count_cells():
     table = str(report.orderings_table(report.orderings(results)))
     assert "held in 1, reversed in 1, not decided in 1, too few sets in 1 of 4 cells" in table
     assert "held in 1 of 1 cell (budget: lite)" in table
+    lines = report.orderings_table(report.orderings(results)).cells["M beats DC", "ours"]
+    half = T2 * 0.1 / math.sqrt(3)
+    assert f"MNIST, IPC 1: M minus DC +2.1 ({2.1 - half:+.1f} to {2.1 + half:+.1f})" in lines
+    assert "SVHN, IPC 1: M minus DC +2.0 (no interval)" in lines and len(lines) == 1 + 4 + 1 + 1
+    of_the_worst = pd.concat([runs("MD", [92, 92, 92]), runs("random", [90, 90, 90]), runs("herding", [91, 91, 91])])
+    assert ordering(of_the_worst, "learned-beat-chosen")["told"] == ("MNIST, IPC 1: MD minus herding +1.0 (+1.0 to +1.0)",)
+    rows = report.orderings_table(report.orderings(of_the_worst)).rows
+    assert rows[0] == "MD beats chosen real images" and len(rows) == len(report.ORDERINGS), "what was run is first"
+
+
+TABLE_2 = ["M", "multi,d2,fixed", "multi,d3,fixed", "multi,100*d4,fixed", "MD", "multi,d1+d3,fixed", "multi,d1+100*d4,fixed"]
+
+
+@pytest.fixture
+def on_other_data():
+    """Table 2's distances on FashionMNIST: d1 above d2 to d4, and below the sums; and MNIST with what other tables have too."""
+    means = [80, 70, 71, 72, 82, 83, 84]
+    fashion = [runs(m, [v, v + 0.5], dataset="FashionMNIST", budget="lite") for m, v in zip(TABLE_2, means, strict=True)]
+    return pd.concat([*fashion, runs("M", [90, 91], budget="lite"), runs("MD", [92, 93], budget="lite")])
+
+
+def test_data_in_place_of_the_papers_are_named_and_counted_apart(on_other_data):
+    assert paper.stand_ins("Table 2", on_other_data) == {("FashionMNIST", 1): "SVHN"}
+    found = report.orderings(on_other_data)
+    rows = found[found["id"].isin(["d1-best-alone", "magnitude-helps-d1"])]
+    assert rows["data"].tolist() == ["", "FashionMNIST in place of SVHN"] * 2
+    assert [counts(r) for _, r in rows.iterrows()] == [(0, 0, 0, 0, 0), (1, 1, 0, 0, 0)] * 2
+    assert ordering(on_other_data, "d1-best-alone", "")["note"] == "the data were not at hand"
+    lines = report.orderings_table(found).cells["Alone, d1 is the best distance", "ours"]
+    assert lines == [
+        "not run: the data were not at hand",
+        "held in 1 of 1 cell (budget: lite; FashionMNIST in place of SVHN)",
+        "FashionMNIST, IPC 1: d1 minus 100d4 +8.0 (+8.0 to +8.0)",
+    ]
+    told = report.claims_sentence(report.claims(on_other_data), found).data
+    assert "On other data than the paper's: Table 2: FashionMNIST in place of SVHN." in told
+    figure = report.claims(on_other_data).set_index("claim").loc["table2-svhn-1-d2"]
+    assert (figure["outcome"], figure["note"]) == ("not run", "the data were not at hand; run on FashionMNIST in their place")
+
+
+def test_the_papers_own_data_need_no_other(on_other_data):
+    svhn = pd.concat([runs(m, [30, 31], dataset="SVHN") for m in TABLE_2])
+    assert paper.stand_ins("Table 2", svhn) == {}
+    found = report.orderings(pd.concat([svhn, on_other_data]))
+    rows = found[found["id"] == "d1-best-alone"]
+    assert sorted(zip(rows["data"], rows["budget"], rows["run"], strict=True)) == [
+        ("", "paper", 1), ("FashionMNIST in place of SVHN", "lite", 1)
+    ]  # fmt: skip
+
+
+def test_the_papers_table_2_shows_other_data_beside_its_own(on_other_data):
+    two = report.paper_table("Table 2", on_other_data)
+    assert two.columns == ["FashionMNIST, IPC 1", "SVHN, IPC 1"] and "FashionMNIST in place of SVHN" in two.caption
+    ours = two.cells["d2", "FashionMNIST, IPC 1"]
+    assert ours[0].startswith("70.2±") and ours[-1] == "not in the paper"
+    assert two.cells["d2", "SVHN, IPC 1"] == ["not run: the data were not at hand", "paper: 23.6±2.1"]
+    wanting = report.paper_table("Table 2", on_other_data[on_other_data["method"] != "multi,d3,fixed"])
+    assert wanting.cells["d3", "FashionMNIST, IPC 1"] == ["not run: no run of it is stored", "not in the paper"]
+    three = report.paper_table("Table 3", pd.concat([on_other_data, runs("DC", [97, 98], ipc=50)]))
+    assert three.columns[:3] == ["MNIST, IPC 1", "MNIST, IPC 50", "FashionMNIST, IPC 1"], "what was run is first"
 
 
 def test_best_means_above_every_other():
@@ -324,16 +392,22 @@ def some():
 def test_summary_counts_outcomes_by_table(some):
     found = report.claims(some)
     summary = report.claims_summary(found)
-    assert summary.rows == [*paper.TABLES, "all"] and summary.columns == [*OUTCOMES, "all"]
+    met = [o for o in OUTCOMES if o not in ("held", "reversed", "not decided")]
+    assert summary.rows == [*paper.TABLES, "all"] and summary.columns == ["figures", *met]
     number = {cell: int(lines[0]) for cell, lines in summary.cells.items()}
-    assert [number["Table 3", o] for o in OUTCOMES] == [1, 1, 0, 0, 0, 1, 1, 89]
-    assert number["Table 1", "reproduced"] == 1 and number["all", "all"] == len(found)
+    assert [number["Table 3", o] for o in met] == [1, 1, 1, 1, 89]
+    assert number["Table 1", "reproduced"] == 1 and number["all", "figures"] == len(found)
     for row in summary.rows:
-        assert sum(number[row, o] for o in OUTCOMES) == number[row, "all"]
+        assert sum(number[row, o] for o in met) == number[row, "figures"]
+        reasons = [int(line.rpartition(": ")[2]) for line in summary.cells[row, "not run"][1:]]
+        assert sum(reasons) == number[row, "not run"], "each is told why"
+    assert summary.cells["Table 3", "another budget"] == ["1", "lite: 1"]
+    assert "the data were not at hand: 7" in summary.cells["Table 2", "not run"]
     # By the paper's protocol: DC twice, random, herding, Table 4; with lite: M twice.
-    told = report.claims_sentence(found).data
-    assert "figures, 5 were run by its own protocol, and 2 with another budget only." in told
-    of_all = {o: number["all", o] for o in OUTCOMES if number["all", o]}
+    told = report.claims_sentence(found, report.orderings(some)).data
+    assert "figures, 5 were run by its own protocol, and 2 with another budget only (lite)." in told
+    assert f"None of its {len(report.ORDERINGS)} orderings was run." in told
+    of_all = {o: number["all", o] for o in met}
     assert told.endswith(": " + ", ".join(f"{o} {n}" for o, n in of_all.items()) + ".")
     # Reproduced: DC twice, Table 4 (83.1±1.3 of 83.2±4.2), and the two counts of steps.
     assert of_all == {"reproduced": 5, "differs": 1, "too few sets": 1, "another budget": 2, "not run": len(found) - 9}

@@ -239,3 +239,22 @@ def test_the_time_to_an_accuracy():
     ax = report.time_figure(way).axes[0]
     assert ax.get_xscale() == "log" and [line.get_label() for line in ax.lines] == ["DC", "MD", "MDO"]
     assert ax.lines[0].get_color() == report.colour("DC")
+
+
+# ---- precision --------------------------------------------------------------------------------------------
+
+
+def test_what_less_precision_changes(data):
+    table = cost.precisions(data, "MD", 1, rounds=3, device="cpu", width=8, depth=2, batch_real=8)
+    assert table.groupby("precision", sort=False)["round"].apply(list).to_dict() == {"float32": [1, 2, 3], "bf16": [1, 2, 3]}
+    exact, rough = (rows for _, rows in table.groupby("precision", sort=False))
+    assert (exact[["change_in_loss", "change_in_dS"]] == 0).all(axis=None)
+    assert ((rough["change_in_dS"] > 1e-6) & (rough["change_in_dS"] < 0.2)).all() and (rough["change_in_loss"] < 0.05).all()
+    assert (table["seconds_per_update"] > 0).all()
+    made_up = table.assign(seconds_per_update=[4.0, 4.0, 8.0, 1.0, 2.0, 4.0], change_in_dS=[0.0] * 3 + [0.01, 0.02, 0.04])
+    made_up["precision"] = ["float32"] * 3 + ["bf16"] * 3
+    made_up["round"] = [1, 2, 3] * 2
+    shown = report.precision_table(made_up).cells
+    assert shown["bf16", "seconds of an update"] == ["2", "50 %"] and shown["bf16", "change of dS"] == ["2.0e-02"]
+    with pytest.raises(ValueError, match="rounds=0 does not fit"):
+        cost.precisions(data, "MD", 1, rounds=0)

@@ -1,6 +1,8 @@
 """What the report adds for the pages how and comparison: against hand-computed values."""
 
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -27,6 +29,36 @@ def long_form(accuracies, dataset="digits", ipc=1):
         for net, accuracy in enumerate(values)
     ]
     return pd.DataFrame(rows, columns=store.COLUMNS)
+
+
+def cells_of(page):
+    text = (Path(__file__).parent.parent / "notebooks" / page).read_text()
+    return re.findall(r"```\{code-cell\}[^\n]*\n(?::tags:[^\n]*\n)?\n?(.*?)\n```\n", text, flags=re.DOTALL)
+
+
+def test_a_distance_has_one_row_though_cifar10_gives_it_two_names(monkeypatch):
+    """Footnote 5: at 50 images per class MD is d1 + 0.1 d2, so d1 + d2 goes by another name there."""
+    asked, parts = {}, []
+
+    def sweep(data, methods, ipc, **options):
+        asked[ipc] = methods
+        parts.append(long_form({m: [[50.0 + 10 * i + ipc]] for i, m in enumerate(methods[:-1])}, "CIFAR10", ipc))
+        return [], {("CIFAR10", ipc, methods[-1]): "no time"}
+
+    monkeypatch.setattr(store, "sweep", sweep)
+    monkeypatch.setattr(store, "as_table", lambda runs: pd.concat(parts, ignore_index=True))
+    monkeypatch.setattr("gmlib.load_data", lambda *_, **__: None)
+    page = cells_of("how.md")
+    names = {}
+    exec("\n".join(c for c in page if c.startswith(("dataset =", "from IPython"))), names)
+    names |= {"dataset": "CIFAR10", "ipc": [1, 50], "distances": ["d1", "d1 + d2", "d1 + 0.1*d2"]}
+    run = next(c for c in page if "store.sweep(" in c)
+    exec(run.rpartition("report.table(")[0], names)
+    assert asked == {1: ["M", "MD", "multi,d1+0.1*d2,fixed"], 50: ["M", "multi,d1+d2,fixed", "MD"]}
+    shown = eval(f"report.table({run.rpartition('report.table(')[2]}", names)
+    assert shown.rows == ["d1", "d1 + d2", "d1 + 0.1 d2"] and shown.columns == ["CIFAR10, IPC 1", "CIFAR10, IPC 50"]
+    assert [shown.cells["d1 + d2", column][0][:5] for column in shown.columns] == ["61.0 ", "110.0"]
+    assert [shown.cells["d1 + 0.1 d2", column] for column in shown.columns] == [["not run: no time"]] * 2
 
 
 # ---- tables ----------------------------------------------------------------------------------------------
@@ -84,7 +116,10 @@ def test_components_of_random_alone_are_none():
 
 def test_noise_table_tells_sets_from_networks():
     found = report.noise_table(long_form({"M": [[80.0, 82.0], [86.0, 88.0]], "DC": [[70.0, 71.0]]}))
-    assert found.cells["M", "IPC 1: between sets"] == [f"{math.sqrt(18):.2f}", "2 sets"]  # of 81 and 87
+    assert found.cells["M", "IPC 1: between sets"] == [
+        f"{math.sqrt(17):.2f}", f"95% interval {math.sqrt(18 / 5.02389 - 1):.2f} to {math.sqrt(18 / 0.000982069 - 1):.2f}",
+        f"of the means as they are: {math.sqrt(18):.2f}", "2 sets",
+    ]  # fmt: skip
     assert found.cells["M", "IPC 1: between networks"] == [f"{math.sqrt(2):.2f}", "n=4"]  # 1 on either side in both sets
     assert found.cells["DC", "IPC 1: between sets"] == ["not known", "1 set"]
 

@@ -180,3 +180,17 @@ def test_neighbours_as_published():
     assert (value["DSA", "MNIST", 1], value["DM", "CIFAR10", 50], value["MTT", "CIFAR100", 10]) == (88.7, 63.0, 39.7)
     rising = n.sort_values("ipc").groupby(["method", "dataset"])["value"].is_monotonic_increasing
     assert rising.all()
+
+
+def test_data_stand_in_for_a_table_of_one_data_set_only():
+    """Where a method was run that no other table has; M and MD are in Table 3 too and say nothing."""
+    def ran(*cells):
+        return pd.DataFrame(cells, columns=["dataset", "ipc", "method"])
+
+    fashion = ("FashionMNIST", 1)
+    assert paper.stand_ins("Table 2", ran((*fashion, "multi,d2,fixed"), (*fashion, "M"))) == {fashion: "SVHN"}
+    assert paper.stand_ins("Table 2", ran((*fashion, "M"), (*fashion, "MD"), ("SVHN", 1, "multi,d2,fixed"))) == {}
+    assert paper.stand_ins("Table 2", ran(("FashionMNIST", 10, "multi,d2,fixed"))) == {}, "at another size"
+    assert paper.stand_ins("Table 4", ran((*fashion, "MD@lenet"), ("MNIST", 1, "MD@lenet"))) == {fashion: "MNIST"}
+    for table in ("Table 1", "Table 3", "text"):
+        assert paper.stand_ins(table, ran(("digits", 1, "Inter"), ("digits", 1, "MDO"), ("digits", 10, "intra,d1,overfit"))) == {}

@@ -18,6 +18,7 @@ import pytest
 from scipy import stats
 
 from gmlib import report, store
+from gmlib.report.numbers import between_sets
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -55,7 +56,10 @@ def test_summary_by_hand():
     assert (row["mean"], row["n"], row["n_sets"], row["note"]) == (84.0, 4, 2, "")
     assert row["std"] == pytest.approx(math.sqrt((16 + 4 + 4 + 16) / 3))
     assert row["std_within_sets"] == pytest.approx(math.sqrt((1 + 1 + 1 + 1) / 2))
-    assert row["std_between_sets"] == pytest.approx(math.sqrt(18))  # of the set means, 81 and 87
+    assert row["std_set_means"] == pytest.approx(math.sqrt(18))  # 81 and 87
+    assert row["std_between_sets"] == pytest.approx(math.sqrt(18 - 2 / 2))  # less the share of two networks each
+    assert row["between_low"] == pytest.approx(math.sqrt(18 / 5.02388619 - 1))  # chi^2(0.975; 1) from a printed table
+    assert row["between_high"] == pytest.approx(math.sqrt(18 / 0.000982069 - 1), rel=1e-5)  # chi^2(0.025; 1)
     assert row["ci95"] == pytest.approx(12.706204736 * 3)  # t(0.975; 1) * sqrt(18) / sqrt(2)
     assert (row["low"], row["high"]) == (pytest.approx(84 - row["ci95"]), pytest.approx(84 + row["ci95"]))
 
@@ -76,7 +80,7 @@ def test_unequal_sets_centre_the_interval_on_set_means():
 
 def test_one_set_has_no_interval_and_says_so():
     row = report.summarise(long_form({"M": {0: [80.0, 82.0]}})).iloc[0]
-    assert math.isnan(row["ci95"]) and math.isnan(row["std_between_sets"])
+    assert row[["ci95", "std_set_means", "std_between_sets", "between_low", "between_high"]].isna().all()
     assert row["note"] == "one set: no interval over sets"
     assert row["std_within_sets"] == row["std"] == pytest.approx(math.sqrt(2))
 
@@ -84,6 +88,29 @@ def test_one_set_has_no_interval_and_says_so():
 def test_one_network_has_no_spread():
     row = report.summarise(long_form({"M": {0: [80.0]}})).iloc[0]
     assert row["mean"] == 80.0 and math.isnan(row["std"]) and math.isnan(row["std_within_sets"])
+    row = report.summarise(long_form({"M": {0: [80.0], 1: [82.0]}})).iloc[0]
+    assert row["std_set_means"] == pytest.approx(math.sqrt(2)) and math.isnan(row["std_between_sets"]), "cannot be told apart"
+
+
+def test_the_spread_between_sets_is_without_that_of_networks():
+    """Sets 2 points apart, networks 3: of four networks each, the set means alone would say sqrt(4 + 9 / 4) = 2.5."""
+    rng, estimates, inside = np.random.default_rng(0), [], 0
+    for _ in range(300):
+        accuracies = 70 + 2 * rng.normal(size=(8, 1)) + 3 * rng.normal(size=(8, 4))
+        within = math.sqrt(accuracies.var(1, ddof=1).mean())
+        std, low, high = between_sets(accuracies.mean(1), np.full(8, 4), within)
+        estimates.append(std)
+        inside += low <= 2 <= high
+    assert math.sqrt(np.mean(np.square(estimates))) == pytest.approx(2, abs=0.15)
+    assert 0.92 <= inside / 300 <= 0.99
+
+
+def test_the_spread_between_sets_at_its_edges():
+    alike = report.summarise(long_form({"M": {0: [80.0, 84.0], 1: [80.0, 84.0]}})).iloc[0]
+    assert alike["std_between_sets"] == alike["between_low"] == 0, "the networks explain all of it"
+    unequal = report.summarise(long_form({"M": {0: [80.0, 82.0], 1: [86.0, 88.0, 86.0, 88.0]}})).iloc[0]
+    within = (2 + 4) / (1 + 3)  # pooled variance
+    assert unequal["std_between_sets"] == pytest.approx(math.sqrt(18 - within * (1 / 2 + 1 / 4) / 2))
 
 
 def test_cells_are_kept_apart(noisy):
@@ -527,6 +554,38 @@ def test_correlation_answers_by_its_rule(rho, low, high, answer):
     found = SimpleNamespace(rho=rho, low=low, high=high, note="why")
     said = report.correlation("So?", found).data
     assert said.endswith(f"**{answer}**." if math.isfinite(rho) else "So? **not decided** (why).")
+
+
+def test_points_are_of_the_smallest_threshold_with_each_sets_accuracy():
+    rows = [("M", 0, 81.0, j, eps, True, 10 * eps + j) for j in (0, 1) for eps in (0.5, 0.1)]
+    rows += [("noise", 0, math.nan, 0, 0.1, False, math.nan), ("noise", 0, math.nan, 0, 0.5, True, 7.0)]
+    table = pd.DataFrame(rows, columns=["method", "set", "accuracy", "start", "eps", "reached", "distance"])
+    table = table.assign(steps=1.0, test_accuracy=1.0, train_loss=1.0, real_loss=1.0, real_gradient_norm=1.0)
+    points = report.reach_points(table).set_index("method")
+    assert points["eps"].tolist() == [0.1, 0.1] and points["starts"].to_dict() == {"M": 2, "noise": 1}
+    assert points.loc["M", ["accuracy", "min_distance"]].tolist() == [81.0, 1.0]
+    assert points.loc["noise", ["accuracy", "min_distance"]].isna().all()
+
+
+def test_sets_without_a_distance_are_counted_and_named():
+    """Ten sets: accuracy rises with the distance; one of M never gets there, and noise and the real data are controls."""
+    methods = ["noise", "noise", "random", "random", "herding", "DC", "DC", "M", "M", "MD", "real data"]
+    far = [1.0, 1.1, 2.0, 2.1, 2.5, 3.0, 3.1, 4.0, math.nan, 5.0, 9.0]
+    points = pd.DataFrame({"method": methods, "min_distance": far, "eps": 0.1, "train_loss": 0.1, "real_gradient_norm": 1.0})
+    points["accuracy"] = [math.nan if m in ("noise", "real data") else 50.0 + i for i, m in enumerate(methods)]
+    lines = report.reach_answers(points).data.splitlines()
+    assert lines[0].startswith("**From 1 of 10 sets, noise included, no start reaches ε = 0.1** (M 1): ")
+    said = {line.partition("?")[0].removeprefix("- "): line for line in lines[2:]}
+    assert len(said) == 6
+    # Against noise: two of noise and DC, DC, M, MD; herding and random are chosen, not matched.
+    assert "(n = 6; 1 of 7 left out" in said["Does matching raise the distance, against noise"]
+    assert "rho 1.00" in said["Do sets with a farther trap train better networks"]
+    assert "(n = 7; 1 of 8 left out" in said["Do sets with a farther trap train better networks"]
+    assert "(n = 4; 1 of 5 left out" in said["Among the matched sets alone"]
+    along = pd.DataFrame({"k": [0, 5, 10, 20], "min_distance": [1.0, 2.0, 3.0, 4.0]})
+    told = report.reach_answers(points.dropna(subset="min_distance"), along).data
+    assert told.startswith("All 9 sets, noise included, have a start that reaches ε = 0.1.")
+    assert "Does the distance rise while M condenses? Spearman's rho 1.00" in told
 
 
 def test_figures_of_section_5_show_every_method_and_layer():

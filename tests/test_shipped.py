@@ -13,6 +13,7 @@ from conftest import make_data
 import gmlib as gm
 from gmlib import recipe as recipes
 from gmlib import shipped, store
+from gmlib.reach import noise_set
 
 ROOT = Path(__file__).parent.parent
 TINY = recipes.Budget(
@@ -169,6 +170,34 @@ def test_the_table_of_all_sets(results):
     assert t["std"].iloc[4] == pytest.approx(torch.tensor(accuracies, dtype=torch.float64).std().item())
 
 
+def test_all_sets_with_what_lies_beside_them(results):
+    sets = shipped.condensed(results)
+    assert [(S.record["method"], S.record["recipe"]["seed"], S.budget) for S in sets] == list(
+        shipped.table(results)[["method", "seed", "budget"]].itertuples(index=False, name=None)
+    )
+    assert set(sets[1].evaluations) == {"mlp", "convnet"} and shipped.condensed(results / "nowhere") == []
+
+
+def test_the_descents_that_come_with_the_repository(results, data):
+    """One row for each start and threshold, with the set's accuracy; noise is a control and has none."""
+    options = {"eps": [0.5, 0.1], "n_starts": 2, "max_steps": 5, "width": 4, "depth": 2}
+    for method, S in (("M", gm.load_condensed("made-up", 1, "M", results_dir=results)), ("noise", noise_set(data, 1))):
+        place = store.run_folder(results, "made-up", 1, method, 0)
+        store.kept(place / "reach.json", options, lambda S=S: gm.reach(S, data=data, device="cpu", progress=False, **options))
+    shutil.copy(place / "reach.json", results / "lite" / "made-up" / "ipc1" / "DC" / "set0" / "reach.json")
+    t = shipped.descents(results)
+    assert t.groupby(["budget", "method", "set"], sort=False).size().to_dict() == {
+        ("paper", "M", 0): 4, ("paper", "noise", 0): 4, ("lite", "DC", 0): 4
+    }  # fmt: skip
+    M = gm.load_condensed("made-up", 1, "M", results_dir=results)
+    assert set(t.loc[(t["method"] == "M"), "accuracy"]) == {M.accuracy.mean}
+    assert t.loc[t["method"] == "noise", "accuracy"].isna().all() and set(t["max_steps"]) == {5}
+    assert set(t["dataset"]) == {"made-up"} and set(t["ipc"]) == {1} and t["eps"].tolist() == [0.5, 0.1] * 6
+    DC = gm.load_condensed("made-up", 1, "DC", results_dir=results)
+    assert set(t.loc[t["method"] == "DC", "accuracy"]) == {DC.evaluations["convnet"].mean}
+    assert shipped.descents(results / "nowhere").empty
+
+
 def test_where_results_of_a_budget_go(tmp_path):
     assert shipped.folder("paper") == ROOT / "results" and shipped.folder("lite") == ROOT / "results" / "lite"
     assert shipped.folder("lite", tmp_path) == tmp_path / "lite"
@@ -235,9 +264,23 @@ def test_the_page_shows_every_set(results, monkeypatch):
     assert len(names["dataset"]) == 3
     for row in shipped.table().itertuples():
         assert f"<td>{row.path}</td>" in text and f"<td>{row.bytes:,}</td>" in text
-        assert f"<td>{row.accuracy:.1f}±{row.std:.1f} % (n = 3)</td>" in text
+        S = shipped.load((results / row.path).parent)
+        low, high = S.accuracy.ci95
+        interval = f"<br><small>95% interval {low:.1f} to {high:.1f}</small>"
+        assert f"<td>{row.accuracy:.1f}±{row.std:.1f} % (n = 3){interval}<br><small>convnet</small></td>" in text
+        assert f"<td>{S.record['seconds']:.0f} s<br><small>commit {S.record['commit'] or 'unknown'}</small></td>" in text
     assert text.count("<img ") == 3, "two figures of small sets, one frame of a slider"
     assert "random, set 0: 10 images of each class" in text and "lite/made-up/ipc10" in shown[-1]
+    assert text.count("Made from data of unnoted origin. No terms of use are noted.") == 3
+    assert text.count('Not as under the budget "paper": outer iterations: 2 instead of 3.') == 1
+    assert text.count('Made as under the budget "paper".') == 2, "the paper's sets, and the chosen images"
+
+
+def test_whose_images_they_are(results, monkeypatch):
+    monkeypatch.setitem(shipped.SOURCES, "made-up", "They are nobody's")
+    assert "Made from data of unnoted origin. They are nobody's. Columns: " in "\n".join(page(monkeypatch, results))
+    committed = set(shipped.table(ROOT / "results")["dataset"])
+    assert committed <= set(shipped.SOURCES), "a set is shipped without a word on whose images it was made from"
 
 
 def test_the_page_says_so_where_there_is_none(tmp_path, monkeypatch):

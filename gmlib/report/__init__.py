@@ -5,6 +5,7 @@ and the columns dataset, ipc, method, budget, set (integer seed of the condensed
 of the network) and accuracy (percent).
 """
 
+from .benchmarks import aims_sentence, aims_table, benchmarks_table, stored_benchmarks
 from .claims import (
     ORDERINGS,
     claims,
@@ -15,6 +16,22 @@ from .claims import (
     orderings_table,
     paper_table,
 )
+from .costs import (
+    cost_measured,
+    cost_ratio,
+    cost_table,
+    foretold_table,
+    log_sentence,
+    overfitting_table,
+    precision_table,
+    saving_sentence,
+    schedule_sentence,
+    steps_table,
+    time_to,
+    timed_with,
+    timing_sentence,
+)
+from .deviations import deviations, deviations_sentence, deviations_table, recipe_departures
 from .figures import (
     accuracy_figure,
     alignment_figure,
@@ -40,6 +57,8 @@ from .numbers import (
     compression,
     correlation,
     matching,
+    reach_answers,
+    reach_points,
     summarise,
     verdict,
     verdicts,
@@ -52,39 +71,28 @@ from .tables import (
     best_source,
     best_target,
     components_table,
-    cost_measured,
-    cost_ratio,
-    cost_table,
-    foretold_table,
     generalisation,
-    log_sentence,
     matching_table,
     neighbours_table,
     network_sizes,
     network_table,
     noise_table,
-    overfitting_table,
     reach_table,
-    saving_sentence,
-    schedule_sentence,
-    steps_table,
     table,
     text_table,
-    time_to,
-    timed_with,
-    timing_sentence,
     transfer_table,
 )
 
 __all__ = [
-    "COLOURS", "ORDERINGS", "STYLE", "Playground", "Slider", "Table", "Verdict", "Verdicts", "accuracy_figure",
-    "alignment_figure", "alike", "best_source", "best_target", "claim", "claims", "claims_sentence", "claims_summary",
-    "claims_table", "colour", "components", "components_table", "compression", "correlation", "cost_figure", "cost_measured",
-    "cost_ratio", "cost_table", "distance_figure", "foretold_table", "generalisation", "image_grid", "log_sentence",
-    "loss_figure", "matching", "matching_table", "method_order", "neighbours_table", "network_sizes", "network_table",
-    "noise_table", "orderings", "orderings_table", "overfitting_figure", "overfitting_table", "paper_table", "paths_figure",
-    "plane_distances", "reach_figure", "reach_table", "saving_sentence", "schedule_figure", "schedule_sentence",
-    "session_figure", "session_slider", "sets_figure", "show", "source", "steps_table", "summarise", "table", "text_table",
-    "time_figure", "time_to", "timed_with", "timing_sentence", "trace_slider", "transfer_figure", "transfer_table", "use_style",
-    "verdict", "verdicts",
+    "COLOURS", "ORDERINGS", "STYLE", "Playground", "Slider", "Table", "Verdict", "Verdicts", "accuracy_figure", "aims_sentence",
+    "aims_table", "alignment_figure", "alike", "benchmarks_table", "best_source", "best_target", "claim", "claims",
+    "claims_sentence", "claims_summary", "claims_table", "colour", "components", "components_table", "compression", "correlation",
+    "cost_figure", "cost_measured", "cost_ratio", "cost_table", "deviations", "deviations_sentence", "deviations_table",
+    "distance_figure", "foretold_table", "generalisation", "image_grid", "log_sentence", "loss_figure", "matching",
+    "matching_table", "method_order", "neighbours_table", "network_sizes", "network_table", "noise_table", "orderings",
+    "orderings_table", "overfitting_figure", "overfitting_table", "paper_table", "paths_figure", "plane_distances",
+    "precision_table", "reach_answers", "reach_figure", "reach_points", "reach_table", "recipe_departures", "saving_sentence",
+    "schedule_figure", "schedule_sentence", "session_figure", "session_slider", "sets_figure", "show", "source", "steps_table",
+    "stored_benchmarks", "summarise", "table", "text_table", "time_figure", "time_to", "timed_with", "timing_sentence",
+    "trace_slider", "transfer_figure", "transfer_table", "use_style", "verdict", "verdicts",
 ]

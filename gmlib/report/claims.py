@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from IPython.display import Markdown
 
 from .. import paper, where
-from ..evaluate import Evaluation, Protocol
+from ..evaluate import Evaluation
 from ..recipe import BUDGETS, check_number, choose
 from ..store import shipped
+from .deviations import Departure, protocol_departures
 from .numbers import OUTCOMES as VERDICTS
-from .numbers import checked, summarise, verdict, within
+from .numbers import Verdict, checked, summarise, verdict, within
 from .style import counted
-from .tables import Table, table, text_table, transfer_table
+from .tables import Table, table, transfer_table
 
 OUTCOMES = ["reproduced", "differs", *VERDICTS, "another budget", "not run"]
 _CELL = ["dataset", "ipc", "method", "network"]
-_NOT_AT_HAND = {"SVHN", "CIFAR100", "TinyImageNet"}  # data that the machines behind results/ did not have
+# Data that the machines behind results/ did not have.
+_NOT_AT_HAND = dict.fromkeys(("SVHN", "CIFAR100", "TinyImageNet"), "the data were not at hand")
+_NOT_AT_HAND["CIFAR10"] = "the authors' files were not at hand"
 _DIGITS = {"percent": 1, "percent of whole": 0, "percent of time": 0, "steps": 0}  # printed after the point, at least
 _NO_RUN = "no run of it is stored"
 _SLACK = 1e-9  # for 83.8 - 83.2 <= 0.6
@@ -68,6 +71,7 @@ def claims(
     runs: dict[tuple, dict[str, dict]] = {}  # cell -> budget -> row of the summary
     for s in summarise(results).to_dict("records") if len(results) else ():
         runs.setdefault(tuple(s[name] for name in _CELL), {})[s["budget"]] = s
+    instead = {name: ", ".join(dataset for dataset, _ in there) for name in paper.TABLES if (there := _instead(name, results))}
     rows = []
     for c in every:
         if c.claim in timed:
@@ -80,9 +84,15 @@ def claims(
             ours = _run(c, runs.get((c.dataset, c.ipc, c.method, c.network), {}), (whole or {}).get(c.dataset))
         if ours["outcome"] == "not run" and not ours.get("note"):
             ours["note"] = _reason(c.dataset, c.ipc, results)
+            if c.table in instead:
+                ours["note"] += f"; run on {instead[c.table]} in their place"
         stated = {"claim": c.claim, "table": c.table, "row": c.row, "column": c.column, "paper": c.value, "paper_std": c.std}
         rows.append(stated | {"unit": c.unit} | _nothing() | ours)
     return pd.DataFrame(rows).astype({"n": "Int64", "n_sets": "Int64"})
+
+
+def _instead(table: str, results: pd.DataFrame) -> dict[tuple[str, int], str]:
+    return paper.stand_ins(table, results) if len(results) else {}
 
 
 def _every_claim() -> list:
@@ -106,27 +116,34 @@ def _run(c, runs: Mapping[str, dict], whole: Evaluation | None) -> dict:
     if c.unit == "percent of whole":
         if whole is None:
             return {"outcome": "not run", "note": "no network trained on the whole training set is stored"}
-        scale = 100 / whole.mean
-        budget = budget if _by_the_paper(whole) else "mixed"
+        scale, other = 100 / whole.mean, _other_protocol(c.dataset, whole)
+        budget = "mixed" if other else budget
     ours = {name: scale * s[key] for name, key in (("ours", "mean"), ("ours_std", "std"), ("low", "low"), ("high", "high"))}
     ours |= {"n": s["n"], "n_sets": s["n_sets"], "budget": budget, "note": s["note"]}
+    if c.unit == "percent of whole" and other:
+        ours["note"] = "; ".join(filter(None, (s["note"], f"the networks on whole data: {_listed(other)}")))
     return ours | _judged(c, ours)
 
 
 def _whole(c, e: Evaluation | None) -> dict:
     if e is None:
         return {"outcome": "not run"}
-    (low, high), budget = e.ci95, "paper" if _by_the_paper(e) else "another protocol"
+    (low, high), other = e.ci95, _other_protocol(c.dataset, e)
     note = "no set: interval over networks" if e.n > 1 else "one network: no interval"
+    note += f"; {_listed(other)}" if other else ""
+    budget = "another protocol" if other else "paper"
     ours = {"ours": e.mean, "ours_std": e.std, "low": low, "high": high, "n": e.n, "budget": budget, "note": note}
     return ours | _judged(c, ours)
 
 
-def _by_the_paper(e: Evaluation) -> bool:
-    """Whether these networks are ConvNets trained by the paper's protocol; its epochs depend on the augmentation."""
-    papers = {name: value for name, value in asdict(Protocol()).items() if name not in ("epochs", "augment")}
-    same = all(e.protocol.get(name) == value for name, value in papers.items())
-    return same and e.network == "convnet" and e.protocol.get("epochs") == (300 if e.protocol.get("augment") == "none" else 1000)
+def _other_protocol(dataset: str, e: Evaluation) -> list[Departure]:
+    """In what these networks are no ConvNets trained by the paper's protocol."""
+    network = [] if e.network == "convnet" else [Departure("network", e.network, "convnet")]
+    return network + protocol_departures(dataset, e)
+
+
+def _listed(departures: list[Departure]) -> str:
+    return ", ".join(map(str, departures))
 
 
 def _judged(c, ours: dict) -> dict:
@@ -172,10 +189,10 @@ def _measured(c, interval: tuple[float, float, float] | None) -> dict:
 
 
 def _reason(dataset: str, ipc: int, results: pd.DataFrame) -> str:
-    if dataset in _NOT_AT_HAND and dataset not in set(results["dataset"]):
-        return "the data were not at hand"
     if not pd.isna(ipc) and ipc not in where.FIXED:
-        return f"the paper gives no schedule for {ipc} images per class"
+        return "the paper gives no schedule for so many images per class"
+    if dataset in _NOT_AT_HAND and dataset not in set(results["dataset"]):
+        return _NOT_AT_HAND[dataset]
     return _NO_RUN
 
 
@@ -228,8 +245,10 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each of ORDERINGS and budget it was run under, or one with budget "" where it was not run.
 
     Columns: id, sentence, table; cells, those of the paper's table that give all the figures; shown, in how many of them the
-    paper's own means bear the sentence out (a tie does); budget; run, in how many of these cells results hold all the runs;
-    and in how many of those it came out held, reversed, not_decided, too_few (sets); note, why it was not run.
+    paper's own means bear the sentence out (a tie does); budget; data, "" or what was run in place of the paper's, in a row of
+    its own (`paper.stand_ins`); run, in how many cells results hold all the runs; and in how many of those it came out held,
+    reversed, not_decided, too_few (sets); told, for each of them the difference that decides, in words; note, why it was not
+    run.
 
     A cell is held if every `better` is above every `worse` beyond noise (`verdict`), reversed if one is below, not decided
     otherwise. Where the sentence says "like", it is held if the 95% interval of the difference lies within two standard
@@ -244,15 +263,23 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
         cells = _cells_of(o)
         stated = {"id": o.id, "sentence": o.sentence, "table": o.table, "cells": len(cells)}
         stated["shown"] = sum(_shown(o, figures) for figures in cells.values())
-        found: dict[str, list[str]] = {}
+        instead = _instead(o.table, results)
+        found: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (data, budget) -> outcome of each cell, and in words
         for (*cell, budget), runs in results.groupby([*_cell_columns(o), "budget"], sort=False):
-            if tuple(cell) in cells and {*o.better, *o.worse} <= set(runs[o.names]):
-                found.setdefault(budget, []).append(_outcome(o, runs))
-        for budget, outcomes in (found or {"": []}).items():
+            stands_in = instead.get((cell[0], cell[1]))
+            if (tuple(cell) in cells or stands_in) and {*o.better, *o.worse} <= set(runs[o.names]):
+                data = f"{cell[0]} in place of {stands_in}" if stands_in else ""
+                found.setdefault((data, budget), []).append(_outcome(o, runs))
+        if not any(data == "" for data, _ in found):
+            found = {("", ""): [], **found}
+        for (data, budget), became in found.items():
+            outcomes, told = [outcome for outcome, _ in became], tuple(words for _, words in became)
             counts = {name.replace(" ", "_"): outcomes.count(name) for name in ("held", "reversed", "not decided")}
             counts["too_few"] = outcomes.count("too few sets")
             why = "" if outcomes else _why_no_cell(list(cells), results)
-            rows.append({**stated, "budget": budget, "run": len(outcomes), **counts, "note": why})
+            rows.append({
+                **stated, "budget": budget, "data": data, "run": len(outcomes), **counts, "told": told, "note": why,
+            })  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -282,10 +309,23 @@ def _shown(o: Ordering, figures: Mapping[str, tuple[float, float]]) -> bool:
     return all(d >= 0 for d in differences)
 
 
-def _outcome(o: Ordering, runs: pd.DataFrame) -> str:
+def _outcome(o: Ordering, runs: pd.DataFrame) -> tuple[str, str]:
+    """What became of an ordering in one cell, and the difference that decides it, the lowest of them, in words."""
+    at = runs.iloc[0]
+    named = {"method": at["method"], "network": at["network"]}
     if o.names == "network":
         runs = runs.rename(columns={"method": "network", "network": "method"})  # `verdict` compares what stands in "method"
     found = [verdict(runs, b, w) for b in o.better for w in o.worse]
+    cell = f"{at['dataset']}, IPC {at['ipc']}"
+    if o.names == "network":
+        cell += f", from {named['method']}"
+    elif named["network"] != "convnet":
+        cell += f", to {named['network']}"
+    decides = min(found, key=lambda v: v.difference if math.isnan(v.low) else v.low)
+    return _together(o, runs, found), f"{cell}: {_difference(decides, o.table)}"
+
+
+def _together(o: Ordering, runs: pd.DataFrame, found: list[Verdict]) -> str:
     outcomes = [v.outcome for v in found]
     if "too few sets" in outcomes:
         return "too few sets"
@@ -297,28 +337,61 @@ def _outcome(o: Ordering, runs: pd.DataFrame) -> str:
     return "held" if set(outcomes) == {"held"} else "not decided"
 
 
+def _difference(v: Verdict, table: str) -> str:
+    printed = paper.published(table) if table == "Table 2" else None  # whose columns are shorter than our names for them
+    names = {} if printed is None else dict(zip(printed["method"], printed["column"], strict=True))
+    better, worse = (names.get(method, method) for method in (v.better, v.worse))
+    interval = "no interval" if math.isnan(v.low) else f"{v.low:+.1f} to {v.high:+.1f}"
+    return f"{better} minus {worse} {v.difference:+.1f} ({interval})"
+
+
 # ---- as the page shows them ------------------------------------------------------------------------------
 
 
-def claims_sentence(found: pd.DataFrame) -> Markdown:
-    """What became of the claims, in two sentences; found: as `claims` returns them."""
-    budgets = found[found["n"].notna()]["budget"]
-    counts = found["outcome"].value_counts()
+def claims_sentence(found: pd.DataFrame, orders: pd.DataFrame) -> Markdown:
+    """What was tested, under which budget, and what came out, in a few sentences; as `claims` and `orderings` return them."""
+    run = found[found["n"].notna()]
+    budgets, counts = run["budget"], found["outcome"].value_counts()
     told = ", ".join(f"{name} {counts[name]}" for name in OUTCOMES if name in counts)
-    first = (
-        "**No run is stored yet, so no accuracy of the paper was put to the test;** what is judged here was counted or measured."
-        if budgets.empty
-        else f"**Of the paper's {len(found)} figures, {(budgets == 'paper').sum()} were run by its own protocol, and "
-        f"{(budgets != 'paper').sum()} with another budget only.**"
-    )
-    return Markdown(f"{first} Outcomes of all {len(found)}: {told}.")
+    names = ", ".join(dict.fromkeys(budget for budget in budgets if budget != "paper"))
+    if budgets.empty:
+        first = (
+            "**No run is stored yet, so no accuracy of the paper was put to the test;** what is judged here was counted or "
+            "measured."
+        )
+    else:
+        first = (
+            f"**Of the paper's {len(found)} figures, {(budgets == 'paper').sum()} were run by its own protocol, and "
+            f"{(budgets != 'paper').sum()} with another budget only{f' ({names})' if names else ''}.**"
+        )
+    tested = orders[orders["run"] > 0]
+    if tested.empty:
+        second = f"None of its {counted(orders['id'].nunique(), 'ordering')} was run."
+    else:
+        columns = {"held": "held", "reversed": "reversed", "not decided": "not_decided", "too few sets": "too_few"}
+        cells = ", ".join(f"{name} in {tested[column].sum()}" for name, column in columns.items() if tested[column].any())
+        second = (
+            f"**Of its {counted(orders['id'].nunique(), 'ordering')}, {tested['id'].nunique()} were run, in "
+            f"{counted(tested['run'].sum(), 'cell')}: {cells}.**"
+        )
+        elsewhere = ", ".join(dict.fromkeys(f"{r.table}: {r.data}" for r in tested.itertuples() if r.data))
+        second += f" On other data than the paper's: {elsewhere}." if elsewhere else ""
+    return Markdown(f"{first} {second} Outcomes of all {len(found)} figures: {told}.")
 
 
 def claims_summary(found: pd.DataFrame) -> Table:
-    """Outcomes counted by table; found: as `claims` returns them."""
-    counts = pd.crosstab(found["table"], found["outcome"], margins=True, margins_name="all")
-    counts = counts.reindex(index=[*found["table"].unique(), "all"], columns=[*OUTCOMES, "all"], fill_value=0)
-    return text_table(counts, "Figures of the paper, by outcome.", corner="where")
+    """Outcomes counted by table, the budgets named and why the rest was not run; found: as `claims` returns them."""
+    outcomes, cells = [name for name in OUTCOMES if name in set(found["outcome"])], {}
+    rows = {**dict(iter(found.groupby("table", sort=False))), "all": found}
+    for row, some in rows.items():
+        cells[row, "figures"] = [f"{len(some)}"]
+        for name in outcomes:
+            these = some[some["outcome"] == name]
+            of = these["budget" if name == "another budget" else "note"].value_counts()
+            named = name in ("another budget", "not run")
+            cells[row, name] = [f"{len(these)}", *(f"{what}: {n}" for what, n in of.items() if named)]
+    caption = "Figures of the paper by outcome, with the budget they were run under and the reason they were not run."
+    return Table(list(rows), ["figures", *outcomes], cells, caption, corner="where")
 
 
 def claims_table(found: pd.DataFrame) -> Table:
@@ -346,15 +419,19 @@ def _number(value: float, std: float, digits: int) -> str:
 
 
 def orderings_table(found: pd.DataFrame) -> Table:
-    """Orderings in rows: in how many cells the paper's figures show them, and what became of ours, a line for each budget."""
-    cells = {}
+    """Orderings in rows, those that were run first: in how many cells the paper's figures show them, and what became of ours.
+
+    A line for each budget, and for other data in place of the paper's; under it the difference that decides in each cell.
+    """
+    cells, tried = {}, found.groupby("sentence", sort=False)["run"].sum()
     for sentence, rows in found.groupby("sentence", sort=False):
         first = rows.iloc[0]
         cells[sentence, "stands in"] = ["Sections 4.4, 4.5" if first["table"] == "text" else first["table"]]
         cells[sentence, "in the paper"] = [f"{first['shown']} of {counted(first['cells'], 'cell')}"]
-        cells[sentence, "ours"] = [_became(r) for r in rows.itertuples()]
+        cells[sentence, "ours"] = [line for r in rows.itertuples() for line in (_became(r), *r.told)]
     columns = ["stands in", "in the paper", "ours"]
-    return Table(list(found["sentence"].unique()), columns, cells, "What the paper says in words.", corner="ordering")
+    caption = "What the paper says in words. In brackets the 95% interval of a difference, in points."
+    return Table([*tried[tried > 0].index, *tried[tried == 0].index], columns, cells, caption, corner="ordering")
 
 
 def _became(r) -> str:
@@ -362,14 +439,16 @@ def _became(r) -> str:
         return f"not run: {r.note}"
     counts = {"held": r.held, "reversed": r.reversed, "not decided": r.not_decided, "too few sets": r.too_few}
     told = ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
-    return f"{told} of {counted(r.run, 'cell')}" + ("" if r.budget == "paper" else f" (budget: {r.budget})")
+    marks = [f"budget: {r.budget}"] * (r.budget != "paper") + [r.data] * bool(r.data)
+    return f"{told} of {counted(r.run, 'cell')}" + (f" ({'; '.join(marks)})" if marks else "")
 
 
 def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
     """A table of the paper with our runs in each cell beside its figure, or "not run" and why.
 
     name: "Table 1" to "Table 4". results: long form; None takes those committed under results/ (`store.shipped`).
-    Rows are methods and columns data sets with images per class; in Table 4 source and target networks, as gmlib names them.
+    Rows are methods and columns data sets with images per class, those with runs before the others, data that stood in for the
+    paper's (`paper.stand_ins`) among them; in Table 4, on MNIST, source and target networks, as gmlib names them.
     Raises ValueError for an unknown table.
     """
     choose(dict.fromkeys(t for t in paper.TABLES if t != "text"), "table", name)
@@ -377,12 +456,17 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
     whole = theirs[theirs["method"] == "whole"]
     theirs = theirs[theirs["ipc"].notna()].astype({"ipc": int})
     results = shipped() if results is None else results
+    instead = _instead(name, results)
     wanted = set(theirs[_CELL].itertuples(index=False, name=None))
-    in_paper = [cell in wanted for cell in results[_CELL].itertuples(index=False, name=None)]
-    mine = results.loc[pd.Series(in_paper, results.index, dtype=bool)]
+    wanted |= {(*at, method, network) for at in instead for _, _, method, network in wanted}
+    shown = [cell in wanted for cell in results[_CELL].itertuples(index=False, name=None)]
+    mine = results.loc[pd.Series(shown, results.index, dtype=bool)]
     methods = list(dict.fromkeys(theirs["method"]))
-    columns = list(theirs[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None))
+    columns = [*theirs[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None), *instead]
+    run = set(mine[["dataset", "ipc"]].itertuples(index=False, name=None))
+    columns.sort(key=lambda at: at not in run)
     printed = set(theirs[["dataset", "ipc", "method"]].itertuples(index=False, name=None))
+    printed |= {(*at, method) for at in instead for method in methods}
     why = {
         (dataset, ipc, method): _reason(dataset, ipc, results)
         if (dataset, ipc, method) in printed
@@ -396,6 +480,7 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
         return transfer_table(mine, theirs, sources=sources, targets=targets, dataset="MNIST", ipc=1, why=why)
     labels, corner = (dict(zip(methods, theirs["column"], strict=True)), "distance") if name == "Table 2" else (None, "method")
     caption = f"{name}: test accuracy in percent"
+    caption += "".join(f", {dataset} in place of {on}" for (dataset, _), on in instead.items())
     made = table(mine, theirs, methods=methods, columns=columns, why=why, labels=labels, corner=corner, caption=caption)
     if whole.empty:
         return made

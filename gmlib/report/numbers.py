@@ -17,13 +17,15 @@ from IPython.display import Markdown
 from scipy import stats
 
 from ..condense import initial
+from ..coreset import CORESETS
 from ..data import Data
+from ..reach import by_eps, rank_correlation
 from ..recipe import Recipe
 from ..store import COLUMNS, Run
-from .style import method_order, per_class
+from .style import counted, method_order, per_class
 
 OUTCOMES = ("held", "reversed", "not decided", "too few sets")  # of a `Verdict`
-_CELL = ["dataset", "ipc", "method", "network", "budget"]
+CELL = ["dataset", "ipc", "method", "network", "budget"]
 
 
 def checked(results: pd.DataFrame) -> pd.DataFrame:
@@ -58,12 +60,15 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
       ci95              half width of the 95% t interval on the n_sets set means; NaN when there is one set
       low, high         that interval, centred on the mean of the set means (which is `mean` when all sets
                         have equally many networks)
-      std_between_sets  standard deviation of the set means (NaN when there is one set)
-      std_within_sets   root of the pooled variance inside the sets (NaN when every set has one network)
+      std_within_sets   between the networks of one set: root of the pooled variance inside the sets (NaN when every set has one
+                        network)
+      std_set_means     standard deviation of the set means as they are (NaN when there is one set)
+      std_between_sets  between the sets alone, by `between_sets`
+      between_low, between_high   its 95% interval
       note              why ci95 is missing, or ""
     """
     rows = []
-    for key, group in checked(results).groupby(_CELL, sort=False):
+    for key, group in checked(results).groupby(CELL, sort=False):
         by_set = group.groupby("set")["accuracy"]
         set_means = by_set.mean().to_numpy()
         counts = by_set.count().to_numpy()
@@ -71,8 +76,10 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         squares = float(((group["accuracy"] - by_set.transform("mean")) ** 2).sum())
         ci95 = half_width(set_means)
         centre = float(set_means.mean())
+        std_within = math.sqrt(squares / freedom) if freedom else math.nan
+        between, between_low, between_high = between_sets(set_means, counts, std_within)
         rows.append(
-            dict(zip(_CELL, key, strict=True))
+            dict(zip(CELL, key, strict=True))
             | {
                 "mean": float(group["accuracy"].mean()),
                 "std": float(group["accuracy"].std(ddof=1)) if len(group) > 1 else math.nan,
@@ -81,12 +88,32 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
                 "ci95": ci95,
                 "low": centre - ci95,
                 "high": centre + ci95,
-                "std_between_sets": float(np.std(set_means, ddof=1)) if len(set_means) > 1 else math.nan,
-                "std_within_sets": math.sqrt(squares / freedom) if freedom else math.nan,
+                "std_within_sets": std_within,
+                "std_set_means": float(np.std(set_means, ddof=1)) if len(set_means) > 1 else math.nan,
+                "std_between_sets": between,
+                "between_low": between_low,
+                "between_high": between_high,
                 "note": "" if len(set_means) > 1 else "one set: no interval over sets",
             }
         )
     return pd.DataFrame(rows)
+
+
+def between_sets(set_means: np.ndarray, counts: np.ndarray, std_within: float) -> tuple[float, float, float]:
+    """Standard deviation between sets without the share of their networks, and its 95% interval: (std, low, high).
+
+    One-way random effects: the mean of a set of n networks varies with variance between^2 + within^2 / n, so
+    between = sqrt(max(0, s_means^2 - within^2 / n)); where the sets have different n, the mean of 1 / n stands for it. The
+    interval is that of s_means by chi^2 with one degree of freedom less than there are sets, less the same share; it takes
+    `std_within` as exact. With two sets it spans more than a factor of 70 in s_means: hardly more than a hint.
+    All NaN for fewer than two sets, or where std_within is not known.
+    """
+    freedom = len(set_means) - 1
+    if freedom < 1 or math.isnan(std_within):
+        return math.nan, math.nan, math.nan
+    variance, share = float(np.var(set_means, ddof=1)), std_within**2 * float((1 / counts).mean())
+    likely = (variance, *(variance * freedom / stats.chi2.ppf(q, freedom) for q in (0.975, 0.025)))
+    return tuple(math.sqrt(max(0.0, v - share)) for v in likely)
 
 
 def components(results: pd.DataFrame, whole: Mapping[str, float] | None = None, *, network=None) -> pd.DataFrame:
@@ -109,7 +136,7 @@ def components(results: pd.DataFrame, whole: Mapping[str, float] | None = None, 
         full = (whole or {}).get(s["dataset"], math.nan)
         rows.append(
             {
-                **{name: s[name] for name in _CELL},
+                **{name: s[name] for name in CELL},
                 "mean": s["mean"],
                 "ior": gain.difference if gain else math.nan,
                 "ior_low": gain.low if gain else math.nan,
@@ -118,7 +145,7 @@ def components(results: pd.DataFrame, whole: Mapping[str, float] | None = None, 
                 "relative": 100 * s["mean"] / full,
             }
         )
-    return pd.DataFrame(rows, columns=[*_CELL, "mean", "ior", "ior_low", "ior_high", "hlr", "relative"])
+    return pd.DataFrame(rows, columns=[*CELL, "mean", "ior", "ior_low", "ior_high", "hlr", "relative"])
 
 
 def compression(n_real: int, n_synthetic: int, shape: Sequence[int], bytes_per_value: int = 4) -> dict[str, float]:
@@ -341,3 +368,48 @@ def correlation(question: str, found) -> Markdown:
         return Markdown(f"- {question} **not decided** ({found.note}).")
     answer = "yes" if found.low > 0 else "no, the other way round" if found.high < 0 else "not decided"
     return Markdown(f"- {question} Spearman's rho {found}: **{answer}**.")
+
+
+def reach_points(table: pd.DataFrame) -> pd.DataFrame:
+    """`reach.by_eps` at the smallest threshold, a row for each set (method, set), with the set's accuracy.
+
+    table: rows of `gmlib.reach` of several sets, with method, set and accuracy.
+    """
+    sums, trained = by_eps(table, by=["method", "set"]), table[["method", "set", "accuracy"]].drop_duplicates()
+    return sums[sums["eps"] == sums["eps"].min()].merge(trained, on=["method", "set"])
+
+
+def reach_answers(points: pd.DataFrame, condensing: pd.DataFrame | None = None) -> Markdown:
+    """Section 5's questions, each answered by `correlation` over sets, and how many sets have no distance to go by.
+
+    points: as `reach_points` returns them; of the methods "noise" and "real data" are controls, without accuracy.
+    condensing: the columns of `reach.by_eps` and k, for one run of M along its outer iterations, where it was looked at.
+    """
+    trained = points[points["accuracy"].notna()]
+    real = trained["method"] == "random"
+    matched = trained[~real & ~trained["method"].isin(list(CORESETS))]
+    of_noise = points[points["method"].isin(["noise", *matched["method"]])]
+    far, right, loss = trained["min_distance"], trained["accuracy"], trained["train_loss"]
+    along = [] if condensing is None else [
+        ("Does the distance rise while M condenses?", condensing["k"], condensing["min_distance"])
+    ]  # fmt: skip
+    asked = (
+        ("Does matching raise the distance, against noise?", of_noise["method"] != "noise", of_noise["min_distance"]),
+        ("Does it raise the distance against random real images?", ~real, far),
+        *along,
+        ("Do sets with a farther trap train better networks?", far, right),
+        ("Among the matched sets alone?", matched["min_distance"], matched["accuracy"]),
+        ("Does the distance tell more than the training loss at the trap does?", far, right, loss),
+        ("Does a smaller gradient on the real data at the trap go with better networks?", -trained["real_gradient_norm"], right),
+    )
+    sets = points[points["method"] != "real data"]
+    without, eps = sets[sets["min_distance"].isna()], points["eps"].iloc[0]
+    count = f"All {len(sets)} sets, noise included, have a start that reaches ε = {eps:g}."
+    if len(without):
+        names = ", ".join(f"{method} {n}" for method, n in without["method"].value_counts(sort=False).items())
+        count = (
+            f"**From {len(without)} of {counted(len(sets), 'set')}, noise included, no start reaches ε = {eps:g}** ({names}): "
+            "without a distance they are left out of the correlations."
+        )
+    answers = [correlation(question, rank_correlation(*pair)).data for question, *pair in asked]
+    return Markdown("\n".join([count, "", *answers]))

@@ -1,0 +1,196 @@
+"""Why a figure of ours may deviate from the paper's: what differs in the runs behind it, read from what is stored with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from .. import paper
+from ..augment import operations_for
+from ..coreset import SPACES_OF
+from ..evaluate import Evaluation, Protocol
+from ..recipe import BUDGETS, Recipe
+from ..shipped import CondensedSet
+from ..store import as_table
+from .numbers import CELL, summarise
+from .style import counted
+from .tables import Table
+
+# How a reader would call a field; one that is not here goes by its own name.
+_WORDS = {
+    "outer_loops": "outer iterations", "inner_loops": "updates of S per network", "zeta_theta": "steps of theta between updates",
+    "batch_real": "real images per class and update", "lr_images": "learning rate of S", "init": "S begins as",
+    "precision": "precision of products", "space": "images are chosen by distances in space",
+}  # fmt: skip
+_SELECTION = {"epochs": "epochs of the network that images are chosen by"}
+_PHASE_2 = {"epochs": "epochs in phase 2", "augment": "augmentation in phase 2", "precision": "precision in phase 2"}
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One choice in which a run is not one of the budget "paper"."""
+
+    what: str
+    ours: Any
+    papers: Any
+    evidence: str = ""  # what the runs themselves say of its effect
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.ours} instead of {self.papers}" + (f"; {self.evidence}" if self.evidence else "")
+
+
+def recipe_departures(record: Mapping[str, Any]) -> list[Departure]:
+    """Where the recipe in a run.json is not that of its method under the budget "paper", field by field."""
+    recipe, preset = record["recipe"], record["method"].partition("@")[0]
+    if "method" in recipe:  # a coreset
+        spaces = SPACES_OF.get(preset, ())
+        papers = {
+            "space": next(iter(spaces), None), "network": Recipe.network, "width": Recipe.width, "depth": Recipe.depth,
+            "epochs": BUDGETS["paper"].coreset_epochs,
+        }  # fmt: skip
+        return _differing({name: recipe[name] for name in papers if name in recipe}, papers, _WORDS | _SELECTION)
+    ours = Recipe(**recipe)
+    papers = Recipe.for_method(preset, ours.dataset, ours.ipc, "paper", ours.seed, network=ours.network)
+    return _differing(ours.as_dict(), papers.as_dict(), _WORDS)
+
+
+def protocol_departures(dataset: str, e: Evaluation) -> list[Departure]:
+    """Where networks were trained by another protocol than the paper's for that data set (networks without BatchNorm)."""
+    augment = "+".join(operations_for(dataset)) or "none"
+    papers = asdict(Protocol()) | {"augment": augment, "epochs": 300 if augment == "none" else 1000}
+    # What an older version did not store it could not change.
+    return _differing({name: e.protocol.get(name, papers[name]) for name in papers}, papers, _PHASE_2)
+
+
+def _differing(ours: Mapping[str, Any], papers: Mapping[str, Any], words: Mapping[str, str]) -> list[Departure]:
+    return [Departure(words.get(name, name), value, papers[name]) for name, value in ours.items() if value != papers[name]]
+
+
+def trend(losses: Sequence[float]) -> float:
+    """Whether matching has come to rest: by how many percent its mean loss over the last tenth of the outer iterations lies above
+    that over the tenth before. NaN for fewer than two."""
+    tenth = max(1, len(losses) // 10)
+    if len(losses) < 2 * tenth:
+        return math.nan
+    return 100 * (float(np.mean(losses[-tenth:])) / float(np.mean(losses[-2 * tenth : -tenth])) - 1)
+
+
+def deviations(sets: Collection[CondensedSet]) -> pd.DataFrame:
+    """One row for each cell that was run and each figure the paper prints for it, and for cells on data in place of the paper's.
+
+    sets: as `shipped.condensed` reads them. Columns: dataset, ipc, method, network, budget; tables, where the paper prints the
+    figure (a figure printed twice alike has one row); paper, paper_std; ours, n, n_sets, as in `summarise`; difference, low,
+    high: ours minus the paper's in points, with the 95% interval of ours over sets, the paper's taken as it is printed (missing
+    for data in place of the paper's); departures, a tuple of `Departure`, none where recipe and protocol are the paper's.
+    """
+    columns = [*CELL, "tables", "paper", "paper_std", "ours", "n", "n_sets", "difference", "low", "high", "departures"]
+    results = as_table(sets)
+    if results.empty:
+        return pd.DataFrame(columns=columns)
+    published, rows = _published(), []
+    elsewhere = {  # (dataset, ipc, method) -> the table, and the data it is of
+        (*cell, method): (table, on)
+        for table in paper.TABLES
+        for cell, on in paper.stand_ins(table, results).items()
+        for method in paper.published(table)["method"]
+    }
+    for s in summarise(results).to_dict("records"):
+        cell = tuple(s[name] for name in ("dataset", "ipc", "method", "network"))
+        found = _departures_of([S for S in sets if _is_of(S, s)], s["network"])
+        ours = {name: s[name] for name in CELL} | {"ours": s["mean"], "n": s["n"], "n_sets": s["n_sets"]}
+        for (value, std), tables in published.get(cell, {}).items():
+            against = {"difference": s["mean"] - value, "low": s["low"] - value, "high": s["high"] - value}
+            stated = {"tables": ", ".join(tables), "paper": value, "paper_std": std}
+            rows.append(ours | stated | against | {"departures": found})
+        if cell not in published and cell[:3] in elsewhere:
+            table, on = elsewhere[cell[:3]]
+            missing = dict.fromkeys(("paper", "paper_std", "difference", "low", "high"), math.nan)
+            other = Departure("data", s["dataset"], on)
+            rows.append(ours | {"tables": f"{table} is on {on}"} | missing | {"departures": (other, *found)})
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _published() -> dict[tuple, dict[tuple[float, float], list[str]]]:
+    """(dataset, ipc, method, network) -> {(value, std): the tables that print it}."""
+    found: dict[tuple, dict[tuple[float, float], list[str]]] = {}
+    for name in paper.TABLES:
+        for c in paper.published(name).dropna(subset="ipc").itertuples():
+            if c.unit == "percent":
+                figures = found.setdefault((c.dataset, c.ipc, c.method, c.network), {})
+                figures.setdefault((c.value, c.std), []).append("the text" if name == "text" else name)
+    return found
+
+
+def _is_of(S: CondensedSet, s: Mapping[str, Any]) -> bool:
+    recipe = S.record["recipe"]
+    cell = (recipe["dataset"], recipe["ipc"], S.record["method"], S.record["budget"])
+    return cell == (s["dataset"], s["ipc"], s["method"], s["budget"]) and s["network"] in S.evaluations
+
+
+def _departures_of(sets: Sequence[CondensedSet], network: str) -> tuple[Departure, ...]:
+    """Those of any of these sets, each once; fewer outer iterations with what the matching losses say of more."""
+    found: dict[Departure, None] = {}
+    for S in sets:
+        every = recipe_departures(S.record) + protocol_departures(S.record["recipe"]["dataset"], S.evaluations[network])
+        found |= dict.fromkeys(every)
+    rates = [trend([entry["loss"] for entry in S.record["history"]]) for S in sets if S.record["history"]]
+    change = float(np.mean(rates)) if rates else math.nan
+    moved = f"the matching loss {'fell' if change < 0 else 'rose'} by {abs(change):.1f} % over their last tenth"
+    fewer = _WORDS["outer_loops"]
+    return tuple(replace(d, evidence=moved) if d.what == fewer and not math.isnan(change) else d for d in found)
+
+
+# ---- as the page shows them ------------------------------------------------------------------------------
+
+
+def deviations_sentence(found: pd.DataFrame) -> Markdown:
+    """How often the paper's figure is inside our interval, and what differs how often; found: as `deviations` returns it."""
+    known = found[found["difference"].notna()]
+    if known.empty:
+        return Markdown("**No cell of the paper's tables has a run,** so there is nothing to compare.")
+    judged = known[known["low"].notna()]
+    above, below = (judged["low"] > 0).sum(), (judged["high"] < 0).sum()
+    few = f"; with one set and no interval {len(known) - len(judged)}" if len(known) > len(judged) else ""
+    counts: dict[str, int] = {}
+    for departures in known["departures"]:
+        for d in departures:
+            counts[d.what] = counts.get(d.what, 0) + 1
+    none = sum(not departures for departures in known["departures"])
+    told = [f"{what} ({n})" for what, n in sorted(counts.items(), key=lambda pair: -pair[1])]
+    told += [f"nothing in recipe or protocol ({none})"] if none else []
+    return Markdown(
+        f"**The paper prints {counted(len(known), 'figure')} for what was run: inside our 95% interval "
+        f"{len(judged) - above - below}, below it {above}, above it {below}{few}.** What differs, and for how many of them: "
+        f"{'; '.join(told)}."
+    )
+
+
+def deviations_table(found: pd.DataFrame) -> Table:
+    """Cells in rows: the paper's figure, ours minus it, and what differs in the run; found: as `deviations` returns it."""
+    cells, rows = {}, []
+    for c in found.itertuples():
+        row = f"{c.dataset}, IPC {c.ipc}: {c.method}" + (f" to {c.network}" if c.network != "convnet" else "")
+        row += "" if c.budget == "paper" else f" ({c.budget})"
+        row = row if row not in rows else f"{row}, {c.tables}"
+        rows.append(row)
+        printed = "none on these data" if math.isnan(c.paper) else _number(c.paper, c.paper_std)
+        cells[row, "paper"] = [printed, c.tables]
+        cells[row, "ours"] = [f"{c.ours:.1f}", f"n={c.n}, {counted(c.n_sets, 'set')}"]
+        if math.isnan(c.difference):
+            cells[row, "ours minus the paper's"] = ["not comparable"]
+        else:
+            interval = "one set: no interval" if math.isnan(c.low) else f"95% interval {c.low:+.1f} to {c.high:+.1f}"
+            cells[row, "ours minus the paper's"] = [f"{c.difference:+.1f}", interval]
+        cells[row, "what differs in the run"] = [str(d) for d in c.departures] or ["recipe and protocol are the paper's"]
+    caption = "In points; 95% t interval of our mean over sets. What differs is read from the stored recipes and protocols."
+    return Table(rows, ["paper", "ours", "ours minus the paper's", "what differs in the run"], cells, caption, corner="cell")
+
+
+def _number(value: float, std: float) -> str:
+    return f"{value:.1f}" + ("" if math.isnan(std) else f"±{std:.1f}")

@@ -1,0 +1,149 @@
+"""gmlib.report.deviations: what differs in a run, by hand, and that every difference is found in what is stored."""
+
+import math
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+
+from gmlib import BUDGETS, Evaluation, Recipe, report
+from gmlib.report.deviations import protocol_departures, recipe_departures, trend
+
+PROTOCOL = {
+    "width": 128, "depth": 3, "epochs": 1000, "optimiser": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
+    "batch": 256, "augment": "crop+scale+rotate", "precision": "float32",
+}  # fmt: skip
+NOT_MNIST = {"epochs": 300, "augment": "none"}
+
+
+def a_set(method, accuracies, *, dataset="MNIST", seed=0, budget="lite", losses=(4.0, 2.0), network="convnet", **protocol):
+    """What `deviations` reads of a CondensedSet."""
+    recipe = Recipe.for_method(method, dataset, 1, budget, seed).as_dict()
+    return stored(method, recipe, accuracies, budget, losses, network, protocol)
+
+
+def stored(method, recipe, accuracies, budget="lite", losses=(), network="convnet", protocol=None):
+    record = {"method": method, "budget": budget, "recipe": recipe, "history": [{"loss": loss} for loss in losses]}
+    how = PROTOCOL | ({} if recipe["dataset"] == "MNIST" else NOT_MNIST) | (protocol or {})
+    return SimpleNamespace(record=record, evaluations={network: Evaluation(tuple(accuracies), network, recipe["seed"], how)})
+
+
+def words(departures):
+    return [str(d) for d in departures]
+
+
+def test_ours_minus_the_papers_by_hand():
+    """DC on MNIST at 1: 91.7±0.5 in Tables 1 and 3. Set means 90 and 92: mean 91, half width 12.706 * sqrt(2) / sqrt(2)."""
+    found = report.deviations([a_set("DC", [89.5, 90.5]), a_set("DC", [92.0, 92.0], seed=1)])
+    assert len(found) == 1
+    c = found.iloc[0]
+    assert (c["dataset"], c["ipc"], c["method"], c["budget"], c["tables"]) == ("MNIST", 1, "DC", "lite", "Table 1, Table 3")
+    assert (c["paper"], c["paper_std"], c["ours"], c["n"], c["n_sets"]) == (91.7, 0.5, 91.0, 4, 2)
+    assert c["difference"] == pytest.approx(-0.7)
+    assert (c["low"], c["high"]) == (pytest.approx(-0.7 - 12.7062047), pytest.approx(-0.7 + 12.7062047))
+    K = BUDGETS["lite"].recipe
+    assert words(c["departures"]) == [
+        f"outer iterations: {K['outer_loops']} instead of 1000; the matching loss fell by 50.0 % over their last tenth",
+        f"real images per class and update: {K['batch_real']} instead of 256",
+    ]
+    table = report.deviations_table(found)
+    assert table.rows == ["MNIST, IPC 1: DC (lite)"]
+    assert table.cells[table.rows[0], "ours minus the paper's"] == ["-0.7", "95% interval -13.4 to +12.0"]
+    assert table.cells[table.rows[0], "what differs in the run"] == words(c["departures"])
+    assert report.deviations_sentence(found).data.startswith(
+        "**The paper prints 1 figure for what was run: inside our 95% interval 1, below it 0, above it 0.**"
+    )
+
+
+def test_the_sentence_says_on_which_side():
+    """Of DC's 91.7 and M's 90.9 on MNIST: equal sets have an interval of width 0."""
+    far = [a_set(m, [v, v], seed=s) for m, v in (("DC", 95.0), ("M", 80.0), ("MD", 91.9)) for s in (0, 1)]
+    told = report.deviations_sentence(report.deviations(far)).data
+    assert "inside our 95% interval 1, below it 1, above it 1.**" in told
+
+
+def test_two_printings_of_one_run_have_a_row_each():
+    """CIFAR-10 at 1, M: 29.7 in Table 1, 29.5 in Table 3."""
+    found = report.deviations([a_set("M", [30.0, 31.0], dataset="CIFAR10")])
+    assert found[["tables", "paper"]].values.tolist() == [["Table 1", 29.7], ["Table 3", 29.5]]
+    assert found["low"].isna().all()
+    table = report.deviations_table(found)
+    assert len(set(table.rows)) == 2 and table.cells[table.rows[0], "ours minus the paper's"][1] == "one set: no interval"
+    assert "above it 0; with one set and no interval 2.**" in report.deviations_sentence(found).data
+
+
+def test_a_run_by_the_papers_protocol_departs_in_nothing():
+    found = report.deviations([a_set("MD", [91.0, 92.0], budget="paper")])
+    assert set(found["departures"]) == {()} and "(paper)" not in report.deviations_table(found).rows[0]
+    assert "nothing in recipe or protocol" in report.deviations_sentence(found).data
+    cells = report.deviations_table(found).cells
+    assert cells["MNIST, IPC 1: MD", "what differs in the run"] == ["recipe and protocol are the paper's"]
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Recipe) if f.name not in ("dataset", "ipc", "seed")])
+def test_every_field_of_a_recipe_is_looked_at(name):
+    """What makes the method is compared with the method's own."""
+    other = {
+        "what": "inter", "how": "d2", "where": "adaptive", "lam": 3.0, "inter_batches": "sampled", "class_weights": "share",
+        "gap": 0.2, "network": "mlp", "inner_loops": 5, "zeta_theta": 5, "init": "real", "augment": "dsa", "precision": "tf32",
+    }  # fmt: skip
+    recipe = Recipe.for_method("MD", "MNIST", 1).as_dict()
+    recipe[name] = other.get(name, 2 if isinstance(recipe[name], int) else 0.25)
+    record = {"method": "MD", "recipe": recipe, "history": []}
+    found = recipe_departures(record)
+    if name == "network":  # a source of its own: what differs is that the released scripts give the MLP another rate
+        assert [(d.what, d.papers) for d in found] == [("learning rate of S", 0.01)]
+    else:
+        assert [d.ours for d in found] == [Recipe(**recipe).as_dict()[name]]
+
+
+@pytest.mark.parametrize("name", list(PROTOCOL))
+def test_every_field_of_a_protocol_is_looked_at(name):
+    other = {"optimiser": "adam", "augment": "none", "precision": "tf32"}
+    e = Evaluation((1.0,), "convnet", 0, PROTOCOL | {name: other.get(name, 7)})
+    assert protocol_departures("MNIST", Evaluation((1.0,), "convnet", 0, PROTOCOL)) == []
+    (found,) = protocol_departures("MNIST", e)
+    assert (found.ours, found.papers) == (other.get(name, 7), PROTOCOL[name])
+    fashion = protocol_departures("FashionMNIST", Evaluation((1.0,), "convnet", 0, PROTOCOL))
+    assert words(fashion) == [
+        "epochs in phase 2: 1000 instead of 300", "augmentation in phase 2: crop+scale+rotate instead of none"
+    ]  # fmt: skip
+
+
+def test_images_chosen_by_a_network_of_fewer_epochs():
+    recipe = {"method": "herding", "dataset": "MNIST", "ipc": 1, "seed": 0, "space": "network"}
+    recipe |= {"network": "convnet", "width": 128, "depth": 3, "epochs": 2}
+    found = report.deviations([stored("herding", recipe, [88.0])])
+    assert words(found["departures"].iloc[0]) == [
+        f"epochs of the network that images are chosen by: 2 instead of {BUDGETS['paper'].coreset_epochs}"
+    ]
+    random = {"method": "random", "dataset": "MNIST", "ipc": 1, "seed": 0}
+    assert recipe_departures({"method": "random", "recipe": random, "history": []}) == []
+
+
+def test_data_in_place_of_the_papers_are_not_compared():
+    sets = [a_set(m, [50.0 + s, 51.0 + s], dataset="FashionMNIST", seed=s) for m in ("M", "multi,d2,fixed") for s in (0, 1)]
+    found = report.deviations(sets).set_index("method")
+    other = found.loc["multi,d2,fixed"]
+    assert math.isnan(other["difference"]) and math.isnan(other["paper"]) and other["tables"] == "Table 2 is on SVHN"
+    assert words(other["departures"])[0] == "data: FashionMNIST instead of SVHN"
+    assert found.loc["M", "tables"] == "Table 1, Table 3" and "data" not in {d.what for d in found.loc["M", "departures"]}
+    cells = report.deviations_table(report.deviations(sets)).cells
+    assert cells["FashionMNIST, IPC 1: multi,d2,fixed (lite)", "ours minus the paper's"] == ["not comparable"]
+    assert "prints 1 figure for what was run" in report.deviations_sentence(report.deviations(sets)).data
+
+
+def test_cells_that_the_paper_does_not_have_are_left_out():
+    assert report.deviations([a_set("M", [90.0], dataset="digits")]).empty
+    assert report.deviations([]).empty and "nothing to compare" in report.deviations_sentence(report.deviations([])).data
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([99.0] * 16 + [11.0, 9.0, 8.0, 6.0], -30.0),  # a tenth of 20 is two: (8 + 6) / 2 against (11 + 9) / 2
+        ([1.0, 1.5], 50.0), ([5.0] * 40, 0.0), ([1.0], math.nan), ([], math.nan),
+    ],
+)  # fmt: skip
+def test_trend_compares_the_last_tenth_with_the_one_before(losses, expected):
+    assert trend(losses) == pytest.approx(expected, nan_ok=True)
