@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from gmlib.gradients import products
 
 PRODUCTS = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # sides of the square matrices that are multiplied
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of the tensor that is copied: far more than a cache holds
@@ -38,29 +39,13 @@ class Machine:
 
 def measure(device: torch.device, seconds: float = 0.5) -> Machine:
     """Best rates seen on `device`, each size and the copy tried for about `seconds`; the first call of each is not counted."""
-    precisions = {"float32": False, "tf32": True} if device.type == "cuda" else {"float32": False}
-    products = {}
-    for name, tf32 in precisions.items():
-        with precision(tf32):
-            products[name] = max(_products(device, side, seconds) for side in PRODUCTS[device.type])
+    rates = {}
+    for precision in ("float32", "tf32") if device.type == "cuda" else ("float32",):
+        with products(precision):
+            rates[precision] = max(_products(device, side, seconds) for side in PRODUCTS[device.type])
     n = COPIED[device.type] // 4
     source, target = torch.ones(n, device=device), torch.zeros(n, device=device)
-    return Machine(products, 2 * 4 * n / _best(device, lambda: target.copy_(source), seconds))
-
-
-@contextmanager
-def precision(tf32: bool) -> Iterator[None]:
-    """TF32 in every float32 matrix product and convolution on CUDA, or in none; the CPU has none."""
-    # By these names torch can be asked afterwards by its older and its newer ones; set by the newer, the older raise.
-    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [each.allow_tf32 for each in settings]
-    try:
-        for each in settings:
-            each.allow_tf32 = tf32
-        yield
-    finally:
-        for each, value in zip(settings, before, strict=True):
-            each.allow_tf32 = value
+    return Machine(rates, 2 * 4 * n / _best(device, lambda: target.copy_(source), seconds))
 
 
 def clock(device: torch.device, call: Callable[[], object]) -> float:

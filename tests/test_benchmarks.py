@@ -4,7 +4,9 @@ import copy
 import importlib
 import json
 import math
+import re
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import gmlib as gm
-from gmlib import augment, networks, where
+from gmlib import augment, networks, report, where
 from gmlib.condense import Batches, fresh_network, initial, match
 from gmlib.evaluate import accuracy
-from gmlib.memory import Memory
+from gmlib.gradients import WAYS
+from gmlib.memory import HEAP, Memory
+from gmlib.report import benchmarks as report_benchmarks
+from gmlib.store import HOME
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-bench, ceiling, plain = map(importlib.import_module, ("bench", "ceiling", "plain"))
+bench, cases, ceiling, heap, plain = map(importlib.import_module, ("bench", "cases", "ceiling", "heap", "plain"))
 
 CPU = torch.device("cpu")
 RECIPES = {
@@ -60,7 +65,7 @@ def test_plain_matching_is_the_librarys(data, method):
     B = Batches([data.of_class(c) for c in range(3)], [lambda x: x] * 3, None, None)
     weights, labels = torch.full((3,), 1 / 3, dtype=torch.float64), torch.arange(3).repeat_interleave(2)
     expected, dS_expected, _, _ = match(network, S, labels, B, weights, recipe, 0, Memory(9))
-    assert loss.item() == pytest.approx(expected, rel=1e-8) and dS.abs().max() > 1e-3
+    assert loss.item() == pytest.approx(float(expected), rel=1e-8) and dS.abs().max() > 1e-3
     torch.testing.assert_close(dS, dS_expected, rtol=1e-8, atol=1e-8)
 
 
@@ -182,20 +187,35 @@ def test_rates_are_operations_and_bytes_by_seconds(monkeypatch, small_machine):
     assert ceiling.measure(CPU) == ceiling.Machine({"float32": 2 * 64**3 / 0.5}, 2 * 2**12 / 0.5)
 
 
-def test_tf32_is_set_for_a_while():
-    def settings():
-        matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-        assert (matmul.fp32_precision == "tf32", convolution.conv.fp32_precision == "tf32") == (
-            matmul.allow_tf32,
-            convolution.allow_tf32,
-        )
-        return matmul.allow_tf32, convolution.allow_tf32
+# ---- the heap ---------------------------------------------------------------------------------------------
 
-    before = settings()
-    for tf32 in (True, False):
-        with ceiling.precision(tf32):
-            assert settings() == (tf32, tf32)
-    assert settings() == before
+
+class Libc:
+    """A C library that notes what it is asked for."""
+
+    def __init__(self, asked):
+        self.mallopt = lambda name, size: asked.append((name, size))
+        self.malloc_trim = lambda pad: asked.append("trim")
+
+
+def test_plain_has_the_heap_that_it_would_have_alone(monkeypatch):
+    asked, gmlibs, alone = [], list(HEAP.values()), [(-3, 32 * 2**20), (-1, 64 * 2**20), (-2, 128 * 2**10)]
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: Libc(asked))
+    for side, settings in (("ours", gmlibs), ("plain", alone)):
+        asked.clear()
+        with pytest.raises(ZeroDivisionError), heap.of(side, CPU):
+            assert asked == [*settings, "trim"]
+            raise ZeroDivisionError
+        assert asked[len(settings) + 1 :] == gmlibs, "whatever happens, gmlib's hold again"
+    asked.clear()
+    with heap.of("plain", torch.device("cuda")):
+        assert not asked, "on CUDA gmlib leaves the heap alone"
+
+
+def test_a_c_library_without_such_settings_is_let_be(monkeypatch):
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())
+    with heap.of("plain", CPU):
+        assert not hasattr(heap.ctypes.CDLL(None), "mallopt")
 
 
 # ---- the run ----------------------------------------------------------------------------------------------
@@ -207,33 +227,77 @@ def test_a_case_is_measured_and_stored(tmp_path, capsys, small_machine):
     assert bench.main(arguments) == 0
     stored, lines = json.loads(out.read_text()), capsys.readouterr().out.splitlines()
     names = {name.split("/")[0] for name in stored["cases"]}
-    assert names == {"step", "outer", "train", "evaluate"} and len(stored["cases"]) == 8
+    assert names == {"step", "outer", "train", "evaluate", "ways"} and len(stored["cases"]) == 11
     assert stored["environment"]["torch"] == torch.__version__ and stored["environment"]["threads"] == torch.get_num_threads()
-    assert {"commit", "device_name"} <= set(stored["environment"]) and stored["machine"]["copying"] > 0
+    assert {"commit", "device_name"} <= set(stored["environment"])
+    (process,) = stored["runs"]
+    assert process["machine"]["copying"] > 0 and datetime.fromisoformat(process["date"]).tzinfo
     for name, case in stored["cases"].items():
         (line,) = (line for line in lines if line.startswith(name + " "))
         assert f"{case['ours']:.4g}" in line and f"{case['ratio']:.2f}" in line and line.endswith(case["unit"])
-        assert len(case["seconds_ours"]) == len(case["seconds_plain"]) == case["repeats"] == 2
+        assert len(case["seconds_ours"]) == len(case["seconds_plain"]) == case["repeats"] == 2 and case["run"] == 0
         assert case["ours"] == pytest.approx(sum(case["seconds_ours"]) / 2)
         assert case["ratio"] == pytest.approx(case["plain"] / case["ours"]) and case["flops"] > 0 and case["bytes"] > 0
     assert "2 networks (1 plain), 2 epochs" in stored["cases"]["train/1x8x8/C3/ipc1/varied"]["unit"]
 
 
-@pytest.mark.parametrize("pattern", ["pass/1x8x8/C3", "test/3x8x8", "growth/T/2"])
+@pytest.mark.parametrize(
+    "pattern", ["pass/1x8x8/C3", "test/3x8x8", "growth/T/2", "set/MDA/3x8x8/C3/ipc1", "ways/grouped+channels_last/1x8x8/C3"]
+)
 def test_the_other_cases_run(pattern, tmp_path, small_machine):
     stored = bench.run(pattern, repeats=1, quick=True, out=tmp_path / "b.json", device="cpu")
     assert stored["cases"][pattern]["ratio"] > 0
 
 
+def test_ways_compute_what_plain_computes(monkeypatch):
+    size, given = cases.replace(cases.TOY, ipc=2), []
+    monkeypatch.setattr(cases, "_derivative", lambda g, S: given.append((g, *torch.autograd.grad([x.sum() for x in g], S))))
+    for way in cases.WAYS:
+        pair = cases.derivative(size, CPU, way)
+        for side in ("ours", "plain"):
+            getattr(pair, side)()
+        (ours, dS), (theirs, dS_plain) = given[-2:]
+        layers = len(ours)
+        for i, layer in enumerate(ours):
+            stacked = torch.stack(theirs[i::layers]).reshape(layer.shape)  # class by class
+            torch.testing.assert_close(layer, stacked, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(dS, dS_plain, rtol=1e-3, atol=1e-5)
+        assert dS.abs().max() > 1e-3
+
+
+def test_a_whole_set_is_computed_from_its_outer_iterations(monkeypatch):
+    one = ceiling.Work(3.0, 2.0)
+    monkeypatch.setattr(cases, "outer", lambda *_: cases.Pair(lambda: 0.5, lambda: 2.0, one, 2 * one, "one outer iteration"))
+    pair = cases.whole_set(cases.TOY, "MDA", CPU)
+    assert (pair.ours(), pair.plain(), pair.work, pair.calls) == (500.0, 2000.0, 1000 * one, 2 * one)
+    assert pair.unit == "a whole set, computed: K = 1000 times one outer iteration"
+
+
+def test_on_cuda_an_outer_iteration_is_the_difference_of_two_runs(monkeypatch):
+    asked = []
+
+    def clock(device, call):
+        asked.append(call.args[1].outer_loops)
+        return 7.0 + 0.25 * asked[-1]  # seven seconds for what is done once
+
+    monkeypatch.setattr(cases, "clock", clock)
+    monkeypatch.setattr(cases, "made_up", lambda size, device: cases._made_up(size.shape, size.C, size.per_class, 9, CPU))
+    for T, runs in ((1, [4, 24]), (2, [2, 12]), (50, [1, 5])):
+        asked.clear()
+        pair = cases.outer(cases.replace(cases.TOY, T=T), "DC", "DC", torch.device("cuda"))
+        assert pair.ours() == pytest.approx(0.25) and asked == runs
+        assert pair.unit.startswith(f"one outer iteration, the mean of {runs[1] - runs[0]} after the first")
+
+
 def test_an_outer_iteration_counts_its_parts():
-    size = bench.replace(bench.TOY, T=3, zeta=2)
-    one_pass = ceiling.work(ceiling.gradient, bench._network(size), 3, size.shape)
+    size = cases.replace(cases.TOY, T=3, zeta=2)
+    one_pass = ceiling.work(ceiling.gradient, cases._network(size), 3, size.shape)
     for method, theta_steps in (("DC", 2 + 2), ("MDA", 50 + 40)):
-        found = bench.outer_work(size, bench.recipe_of(size, method))
-        assert found == 3 * bench.step_work(size) + theta_steps * one_pass
+        found = cases.outer_work(size, cases.recipe_of(size, method))
+        assert found == 3 * cases.step_work(size) + theta_steps * one_pass
 
 
-def made_up_pair(log, ours=lambda: None, plain=lambda: None, flops=1.0):
+def made_up_pair(log, ours=lambda: None, plain=lambda: None, flops=1.0, untimed=1):
     def side(name, call, seconds):
         def measured():
             log.append(name)
@@ -243,14 +307,16 @@ def made_up_pair(log, ours=lambda: None, plain=lambda: None, flops=1.0):
         return measured
 
     one = ceiling.Work(flops, 0.0)
-    seconds = {"ours": [9.0, 1.0, 2.0, 4.0], "plain": [9.0, 6.0, 5.0, 8.0]}
-    return bench.Pair(side("ours", ours, seconds["ours"]), side("plain", plain, seconds["plain"]), one, 2 * one, "a thing")
+    seconds = {"ours": [9.0] * untimed + [1.0, 2.0, 4.0], "plain": [9.0] * untimed + [6.0, 5.0, 8.0]}
+    sides = side("ours", ours, seconds["ours"]), side("plain", plain, seconds["plain"])
+    return cases.Pair(*sides, one, 2 * one, "a thing", untimed)
 
 
-def test_sides_take_turns_and_first_calls_do_not_count():
+@pytest.mark.parametrize("untimed", [1, 3])
+def test_sides_take_turns_and_first_calls_do_not_count(untimed):
     log, machine = [], ceiling.Machine({"float32": 2.0}, 1.0)
-    found = bench.measure(lambda device: made_up_pair(log), CPU, machine, repeats=3, seconds=60)
-    assert log == ["ours", "plain", "plain", "ours", "ours", "plain", "plain", "ours"]
+    found = bench.measure(lambda device: made_up_pair(log, untimed=untimed), CPU, machine, repeats=3, seconds=60)
+    assert log == ["ours"] * untimed + ["plain"] * untimed + ["plain", "ours", "ours", "plain", "plain", "ours"]
     assert found["seconds_ours"] == [1.0, 2.0, 4.0] and (found["ours"], found["plain"], found["ratio"]) == (2.0, 6.0, 3.0)
     assert found["ceiling"] == 0.5 and found["fraction_of_ceiling"] == 0.25
 
@@ -272,23 +338,186 @@ def test_what_does_not_fit_is_not_run_and_says_so(monkeypatch):
         raise torch.OutOfMemoryError
 
     seconds = iter([4.0])
-    missing = found(9.0, plain=fail)[0]
-    assert missing["not_run"] == "plain ran out of memory"
-    assert bench.row("case", missing).endswith("not run: plain ran out of memory")
+    assert found(9.0, plain=fail)[0] == {"not_run": "plain ran out of memory"}
+
+
+@pytest.fixture
+def known_rates(monkeypatch):
+    monkeypatch.setattr(ceiling, "measure", lambda device, seconds: ceiling.Machine({"float32": 2.0}, 1.0))
+
+
+def test_what_fails_says_why_in_a_line_and_does_not_end_the_run(tmp_path, monkeypatch, capsys, known_rates):
+    def fail():
+        raise RuntimeError("\n  no such kernel\nand so on for many lines")
+
+    def prepare(device):
+        raise ValueError("does not fit")
+
+    named = {"works": lambda device: made_up_pair([]), "fails": lambda device: made_up_pair([], ours=fail), "unfit": prepare}
+    monkeypatch.setattr(bench, "cases", lambda plan: {name: named[name] for name in ("unfit", "fails", "works")})
+    options = {"repeats": 1, "out": tmp_path / "b.json", "device": "cpu"}
+    stored = bench.run(**options)
+    assert stored["cases"]["fails"]["failed"] == "ours: RuntimeError: no such kernel" and stored["cases"]["works"]["ratio"] == 6
+    assert stored["cases"]["unfit"]["failed"] == "the preparation: ValueError: does not fit"
+    said = capsys.readouterr().out
+    assert "failed: ours: RuntimeError: no such kernel\n" in said and list(stored["cases"]) == ["unfit", "fails", "works"]
+    named["fails"] = named["works"]
+    again = bench.run(**options)["cases"]
+    assert again["fails"]["run"] == 1 and again["works"] == stored["cases"]["works"], "what failed is tried again, and no other"
+
+
+@pytest.fixture
+def counted(monkeypatch, known_rates):
+    """Two cases that take no time, and how often they were prepared."""
+    prepared = []
+
+    def named(name):
+        return lambda device: (prepared.append(name), made_up_pair([]))[1]
+
+    monkeypatch.setattr(bench, "cases", lambda plan: {name: named(name) for name in ("one", "two")})
+    return prepared
+
+
+def test_a_run_in_parts_ends_with_one_file(tmp_path, monkeypatch, capsys, counted):
+    options = {"repeats": 1, "out": tmp_path / "b.json", "device": "cpu"}
+    bench.run("two", **options)
+    assert counted == ["two"]
+    stored = bench.run(**options)
+    assert counted == ["two", "one"] and list(stored["cases"]) == ["one", "two"]
+    assert [case["run"] for case in stored["cases"].values()] == [1, 0] and len(stored["runs"]) == 2
+    capsys.readouterr()
+    assert bench.run(**options) == stored == json.loads(options["out"].read_text()) and len(counted) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert all(bench.row(name, stored["cases"][name]) in lines for name in ("one", "two"))
+    assert [case["run"] for case in bench.run("one", again=True, **options)["cases"].values()] == [2, 0]
+
+    clock = iter([0.0, 0.0, 10.0])
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(clock))
+    counted.clear()
+    stored = bench.run(**options | {"out": tmp_path / "c.json"}, seconds_total=9)
+    assert counted == ["one"] and list(stored["cases"]) == ["one"]
+    assert capsys.readouterr().out.endswith("c.json; 1 of 2 cases are left: run again to go on\n")
+
+
+def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, counted):
+    options = {"out": tmp_path / "b.json", "device": "cpu"}
+    bench.run(repeats=1, **options)
+    with pytest.raises(ValueError, match=r"b.json was measured with repeats=1 and not 2: give another --out, or --again to beg"):
+        bench.run(repeats=2, **options)
+    made_on = bench.environment(CPU)
+    monkeypatch.setattr(bench, "environment", lambda device: made_on | {"commit": "another"})
+    with pytest.raises(ValueError, match=r"was measured with commit=.* and not 'another'"):
+        bench.run(repeats=1, **options)
+    assert len(counted) == 2
+    assert list(bench.run("two", repeats=1, again=True, **options)["cases"]) == ["two"]
+    for damaged in ("{", "[]", '{"cases": {}}'):
+        options["out"].write_text(damaged)
+        with pytest.raises(ValueError, match=r"b.json is no file of benchmarks, or a damaged one"):
+            bench.run(repeats=1, **options)
 
 
 def test_names_tell_the_cases_of_a_plan():
-    full = bench.cases(bench.PLANS["cuda"])
-    assert list(full) == list(bench.cases(bench.PLANS["cpu"]))
+    full = cases.cases(cases.PLANS["cuda"])
     ipcs, kinds = (1, 10, 50), ("1x28x28/C10", "3x32x32/C10", "3x32x32/C100")
     wanted = {f"step/{m}/{kind}/ipc{n}" for m in RECIPES for kind in kinds for n in ipcs}
     wanted |= {f"outer/{m}-beside-DC/{kind}/ipc{n}" for m in RECIPES for kind in kinds[:2] for n in ipcs}
     wanted |= {
         f"{phase}/1x28x28/C10/ipc{n}/{how}" for phase in ("train", "evaluate") for n in ipcs for how in ("as-is", "varied")
     }
+    wanted |= {f"ways/{way}/{kind}{ipc}" for way in WAYS for kind in kinds for ipc in ("", "/ipc1", "/ipc10", "/ipc50")}
+    wanted |= {f"ways/{way}/{kind}" for way in ("compiled", *(f"{way}+channels_last" for way in WAYS)) for kind in kinds}
+    wanted |= {"set/MDA/3x32x32/C10/ipc1", "set/MDA/3x32x32/C10/ipc10"}
     wanted |= {"growth/C/100", "growth/ipc/50", "growth/B/256", "growth/width/256", "growth/T/10"}
     assert wanted <= set(full)
-    assert len(list(bench._cases(bench.PLANS["cuda"]))) == len(full)  # no name twice
+    assert len(list(cases._cases(cases.PLANS["cuda"]))) == len(full)  # no name twice
+    # On a CPU neither whole sets nor the real images of all classes in one pass.
+    of_gpu = {name for name in full if name.startswith("set/") or "channels_last" in name}
+    of_gpu |= {f"ways/{way}/{kind}" for way in ("vmap", "grouped") for kind in kinds}
+    assert set(full) - set(cases.cases(cases.PLANS["cpu"])) == of_gpu
+
+
+def test_a_plan_in_tf32_tells_the_library():
+    prepare = cases.cases(cases.PLANS["cuda"].in_precision("tf32"))
+    sizes = [prepare[name].args[0] for name in ("step/DC/1x28x28/C10/ipc1", "evaluate/3x32x32/C10/ipc1/as-is", "growth/B/32")]
+    assert [size.precision for size in sizes] == ["tf32"] * 3 and cases.recipe_of(sizes[0], "DC").precision == "tf32"
+
+
+# ---- the report -------------------------------------------------------------------------------------------
+
+
+def stored_run(device, numbers):
+    """A stored run on a made-up device; numbers: case -> (ours, plain, fraction of the ceiling), or why there are none."""
+    done = {"unit": "a thing", "repeats": 3, "peak_memory_bytes_ours": 5e6, "peak_memory_bytes_plain": None}
+    made = {
+        name: {"not_run": found} if isinstance(found, str) else
+        {**done, "ours": found[0], "plain": found[1], "ratio": found[1] / found[0], "fraction_of_ceiling": found[2]}
+        for name, found in numbers.items()
+    }  # fmt: skip
+    machines = [{"products": {"float32": rate}, "copying": 7e9} for rate in (1e9, 2e9)]
+    runs = [{"date": f"2026-01-0{day}T00:00:00+00:00", "machine": machine} for day, machine in enumerate(machines, 1)]
+    made_on = {"gmlib": "1", "commit": "abc", "torch": "2", "device": device, "device_name": "Thing", "threads": 2}
+    return {"environment": made_on, "settings": {"precision": "float32"}, "runs": runs, "cases": made}
+
+
+def test_aims_are_kept_missed_or_not_measured():
+    assert "No run of the benchmarks is stored yet" in report.aims_sentence({}).data
+    runs = {
+        "a": stored_run("cpu", {"step/DC/x/ipc1": (1, 1.4, 0.2), "step/DC/x/ipc10": (1, 1.31, 0.2), "evaluate/x": (1, 1.6, 0.1)}),
+        "b": stored_run("cpu", {"evaluate/x": (1, 1.2, 0.1), "step/DC/x/ipc1": "would take long"}),
+        "c": stored_run("cuda:0", {"set/MDA/x/ipc1": (19, 400, 0.1), "pass/x": (1, 2, 0.5), "pass/y": (1, 2, 0.49)}),
+    }
+    assert report.aims_sentence(runs).data == (
+        "**Of 8 aims 2 are kept in every case that was measured, 2 are not, 4 not measured yet.**"
+    )
+    table = report.aims_table(runs)
+    cells = {row: [table.cells[row, column] for column in ("measured", "kept")] for row in table.rows}
+    assert cells["CPU: a matching step, beside plain"] == [["a: 1.31 times as fast to 1.4 times as fast, 2 cases"], ["yes"]]
+    assert cells["CPU: evaluation, beside plain"][0] == ["a: 1.6 times as fast, 1 case", "b: 1.2 times as fast, 1 case"]
+    assert cells["CPU: evaluation, beside plain"][1] == ["in 1 of 2 cases"]
+    assert cells["GPU: a set of CIFAR-10's size, 1 image per class"] == [["c: 19 s, 1 case"], ["yes"]]
+    assert cells["GPU: the pass over real images, of the ceiling"] == [["c: 49 % to 50 %, 2 cases"], ["in 1 of 2 cases"]]
+    assert cells["GPU: evaluation of 50 networks, beside plain"] == [["not measured yet"], [""]]
+
+
+def test_every_aim_is_of_cases_that_there_are():
+    for aim in report_benchmarks.AIMS:
+        assert any(report_benchmarks.fnmatch(name, aim.cases) for name in cases.cases(cases.PLANS[aim.device])), aim
+
+
+def test_a_stored_run_is_shown_whole(tmp_path, small_machine):
+    made = stored_run("cpu", {"one": (0.5, 1.0, 0.25), "two": "would take about 90 s"})
+    table = report.benchmarks_table(made)
+    assert table.rows == ["one", "two"] and table.cells["two", "plain / ours"] == ["not run: would take about 90 s"]
+    found = {column: table.cells["one", column] for column in table.columns}
+    assert found == {
+        "plain / ours": ["2.00"], "plain": ["1 s"], "ours": ["0.5 s", "a thing"], "of the ceiling": ["25.0 %"],
+        "peak memory": ["5 MB", "plain ?"], "n": ["3"],
+    }  # fmt: skip
+    assert table.caption == (
+        "Thing (cpu), 2 CPU threads, float32; float32 products 1 to 2 GFLOP/s, copying 7 GB/s; torch 2, gmlib 1 at commit abc; "
+        "2026-01-01 to 2026-01-02."
+    )
+    bench.run("test/1x8x8", repeats=1, quick=True, out=tmp_path / "b.json", device="cpu")
+    (real,) = report.stored_benchmarks(tmp_path).values()
+    assert f"{real['cases']['test/1x8x8']['ratio']:.2f}" in str(report.benchmarks_table(real))
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"c\.json is damaged"):
+        report.stored_benchmarks(tmp_path)
+
+
+def test_committed_runs_are_whole_and_of_the_device_they_are_named_by():
+    assert report.stored_benchmarks().keys() == {path.stem for path in (HOME / "results" / "benchmarks").glob("*.json")}
+    for name, stored in report.stored_benchmarks().items():
+        device = re.sub(r"[^a-z0-9]+", "-", stored["environment"]["device_name"].lower()).strip("-")
+        assert name.startswith(device) and not stored["settings"]["quick"], name
+        assert any("ratio" in case for case in stored["cases"].values())
+        for case in stored["cases"].values():
+            if "ratio" in case:
+                assert case["ratio"] == pytest.approx(np.median(case["seconds_plain"]) / np.median(case["seconds_ours"]))
+                assert case["fraction_of_ceiling"] == pytest.approx(case["ceiling"] / case["ours"])
+
+
+# ---- bad input --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +525,9 @@ def test_names_tell_the_cases_of_a_plan():
     [
         (["--cases", "nothing"], "no case fits 'nothing': choose from pass/1x8x8/C3, "),
         (["--repeats", "0"], "repeats=0 does not fit: give a whole number of at least 1"),
+        (["--cases", "test/*", "no*"], "no case fits 'no*': choose from pass/1x8x8/C3, "),
         (["--seconds", "0"], "seconds=0.0 does not fit: give a positive number"),
+        (["--seconds-total", "-1"], "seconds_total=-1.0 does not fit: give a positive number"),
         (["--out", "table.csv"], "the output table.csv does not fit: give a file that ends in .json"),
         (["--device", "cpu", "--tf32"], "TF32 is of CUDA devices, and this is cpu: leave out --tf32"),
         (["--device", "cudax"], "the device 'cudax' cannot be used here"),
@@ -311,4 +542,5 @@ def test_bad_input_is_one_sentence(arguments, reason, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_every_kind_of_case_runs_on_cuda(tmp_path):
     stored = bench.run("*/1x8x8*", repeats=1, quick=True, out=tmp_path / "b.json", device="cuda", tf32=True)
-    assert set(stored["machine"]["products"]) == {"float32", "tf32"} and all("ours" in case for case in stored["cases"].values())
+    assert set(stored["runs"][0]["machine"]["products"]) == {"float32", "tf32"}
+    assert not {name: case for name, case in stored["cases"].items() if "ours" not in case}
