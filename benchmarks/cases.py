@@ -328,8 +328,8 @@ FULL = {
 }
 TOY = Size(shape=(1, 8, 8), C=3, B=4, width=4, depth=2, T=2, zeta=2, per_class=6, n_test=9)
 PLANS = {
-    # On a CPU networks are trained one after another, and one tells as much as fifty.
-    "cpu": Plan(**FULL, n_train=(1, 1), epochs_train=3, n_evaluate=(1, 1), of_gpu=False),
+    # On a CPU the library trains a network to a thread, plain one after another: two tell as much as fifty.
+    "cpu": Plan(**FULL, n_train=(2, 1), epochs_train=10, n_evaluate=(2, 1), of_gpu=False),
     "cuda": Plan(**FULL, n_train=(50, 2), epochs_train=50, n_evaluate=(50, 1), of_gpu=True),
     "quick": Plan(
         grey=TOY,

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from . import networks
 from .augment import independent_for_each, one_of_for_each, operations_for, strategy_for
 from .data import Data, SyntheticSet
-from .gradients import Replay, products
+from .gradients import Replay, on_cores, products
 from .memory import Memory
 from .recipe import OutOfTime, check_number, choose, device_of, generator, late, progress_bar
 
 TEST_BATCH = 2048  # images in one forward pass of the test
+LARGE = 2**20  # bytes of the widest activation in a step that is worth a thread of its own
 TOGETHER = 1024  # on CUDA as many networks are trained side by side as have sets of so many images between them
 AUGMENT = ("paper", "dsa", "none")
 PRECISIONS = ("float32", "tf32")
@@ -133,8 +134,8 @@ def evaluate(
     protocol, changes: a Protocol, and fields of it to change. Without either the paper's is followed, but with the width
     and depth of ConvNet that S was condensed with: name them to compare sets of different origin.
     known: accuracies of the first networks, if they were trained before; they are not trained again.
-    side_by_side: networks trained at once (None: on CUDA many, the smaller the set the more, elsewhere one), halved where memory
-    runs out. It changes a network's training by rounding at most, and on a CPU not at all.
+    side_by_side: networks trained at once in one step, halved where memory runs out. None: on CUDA many, the smaller the set the
+    more; on a CPU one to a thread, where a step is large enough. It changes a network's training by rounding at most.
     each: called after every network, or every group of them, with what there is so far.
     deadline: time.monotonic() after which no network or group is begun; what has begun is finished.
 
@@ -153,30 +154,41 @@ def evaluate(
     begun = time.monotonic()
     found = Evaluation(tuple(known)[:n_networks], network, seed, settled)
     bar = progress_bar(f"{network} on {_named(S)}", n_networks, "network", progress, initial=found.n)
-    at_once = side_by_side or _fitting(n_networks - found.n, len(y), device)
+    cores = 1 if side_by_side else _cores(n_networks, x, settled)
+    at_once = side_by_side or (cores if device.type == "cpu" else _fitting(n_networks - found.n, len(y)))
     memory = Memory(largest=at_once * len(y))
     while found.n < n_networks:
         if late(deadline):
             bar.close()
             raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: run again to go on")
         group = range(found.n, min(found.n + at_once, n_networks))
+        train = partial(_trained, network=network, data=data, settled=settled, seed=seed, x=x, y=y, memory=memory)
+
+        def scores(group: Sequence[int], train: Callable[..., list[nn.Module]] = train) -> list[float]:
+            return [accuracy(f, x_test, y_test) for f in train(group)]
+
         with products(settled["precision"]):
-            trained = _trained(group, network, data, settled, seed, x, y, memory)
-            accuracies = [accuracy(f, x_test, y_test) for f in trained]
+            parts = [[j] for j in group] if cores > 1 else [group]
+            accuracies = [score for part in on_cores(scores, parts, cores) for score in part]
         found = replace(found, accuracies=(*found.accuracies, *accuracies), seconds=time.monotonic() - begun)
-        bar.update(len(trained))
+        bar.update(len(accuracies))
         if each:
             each(found)
     bar.close()
     return found
 
 
-def _fitting(n_networks: int, n_images: int, device: torch.device) -> int:
-    """How many networks to train side by side. A CPU is busy with one; those for a GPU are shared out evenly over groups."""
-    if n_networks < 1 or device.type != "cuda":
-        return 1
+def _fitting(n_networks: int, n_images: int) -> int:
+    """How many networks to train side by side on a GPU: those left are shared out evenly over groups that fill it."""
     groups = math.ceil(n_networks / max(1, TOGETHER // n_images))
-    return math.ceil(n_networks / groups)
+    return math.ceil(n_networks / max(1, groups))
+
+
+def _cores(n_networks: int, x: Tensor, settled: dict[str, Any]) -> int:
+    """How many networks a CPU trains at once, each by its share of the threads: two threads that meet at the end of every layer
+    are slower than two that train a network each. One where a step is so small that it is mostly Python."""
+    step = min(len(x), settled["batch"]) * settled["width"] * x[0, 0].numel() * x.element_size()  # bytes of the widest activation
+    return min(torch.get_num_threads(), n_networks) if x.device.type == "cpu" and step >= LARGE else 1
 
 
 def _trained(

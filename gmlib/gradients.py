@@ -23,8 +23,9 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ from .networks import matched, pass_size
 
 log = logging.getLogger(__name__)
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 SMALL = 640  # pixels per class: 10 images of 8x8
 
 
@@ -155,9 +157,38 @@ def _wrong_under_vmap(network: nn.Module) -> bool:
 
 
 def _loop(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> list[Tensor]:
-    labels = [torch.full((len(batch),), c, device=batch.device) for c, batch in enumerate(batches)]
-    each = [_gradient(network, x, y, create_graph, chunk) for x, y in zip(batches, labels, strict=True)]
+    cast = torch.is_autocast_enabled("cpu")  # which a thread does not take over from the one that made it
+
+    def of_class(c: int) -> Sequence[Tensor]:
+        x = batches[c]
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            return _gradient(network, x, torch.full((len(x),), c, device=x.device), create_graph, chunk)
+
+    C, first = len(batches), batches[0]
+    large = not create_graph and first.device.type == "cpu" and len(first) >= (pass_size(network, first) or 0) // 2
+    each = on_cores(of_class, range(C), min(C, torch.get_num_threads()) if large else 1)
     return [torch.stack(layer) for layer in zip(*each, strict=True)]
+
+
+def on_cores(function: Callable[[Item], Result], items: Sequence[Item], cores: int) -> list[Result]:
+    """[function(item) for item in items], so many at a time, each by its share of the CPU's threads.
+
+    Threads that meet at the end of every layer wait for each other; threads with work of their own do not. Measured on two
+    cores, ConvNet-3-128, class gradients of 256 grey 28x28 images: 0.50 s by two threads together, 0.86 s by one.
+    """
+    if cores == 1:
+        return [function(item) for item in items]
+    threads = torch.get_num_threads()
+
+    def share(item: Item) -> Result:
+        torch.set_num_threads(max(1, threads // cores))  # of the thread that this runs in
+        return function(item)
+
+    try:
+        with ThreadPoolExecutor(cores) as pool:
+            return list(pool.map(share, items))
+    finally:
+        torch.set_num_threads(threads)  # which is also what threads yet to come begin with
 
 
 def _vmap(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> list[Tensor]:

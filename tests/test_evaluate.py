@@ -332,12 +332,33 @@ def test_out_of_memory_with_one_network_is_an_error(trained, monkeypatch):
 
 
 def test_how_many_stand_side_by_side():
-    """On CUDA their sets come to TOGETHER images, shared out evenly; large sets and CPUs take one after the other."""
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    """On CUDA their sets come to TOGETHER images, shared out evenly; large sets take one after the other."""
     assert TOGETHER == 1024
     sizes = {10: 50, 50: 17, 100: 10, 500: 2, 1000: 1, 60_000: 1}  # of 50 networks: with 50 images three groups of 17, 17, 16
-    assert {n: _fitting(50, n, cuda) for n in sizes} == sizes
-    assert (_fitting(7, 200, cuda), _fitting(0, 10, cuda), _fitting(50, 10, cpu)) == (4, 1, 1)
+    assert {n: _fitting(50, n) for n in sizes} == sizes
+    assert (_fitting(7, 200), _fitting(0, 10)) == (4, 0)
+
+
+def test_on_a_cpu_large_steps_take_a_thread_each(monkeypatch):
+    """Two threads: two networks at once, one thread for each also where one is left over, and the bits of one thread alone."""
+    data, module = make_data(dtype=torch.float32, n_test=60), sys.modules["gmlib.evaluate"]
+    S, seen, told = gm.coreset("random", data, 2), [], []
+    options = {**QUICK, "n_networks": 5}
+    alone = gm.evaluate(S, data, **options)
+    monkeypatch.setattr(networks, "fit", lambda *a, real=networks.fit, **o: seen.append(torch.get_num_threads()) or real(*a, **o))
+    try:
+        torch.set_num_threads(2)
+        gm.evaluate(S, data, **options)
+        assert seen == [2] * 5, "a step of a few kilobytes is not worth it"
+        seen.clear()
+        monkeypatch.setattr(module, "LARGE", 1)
+        found = gm.evaluate(S, data, **options, each=lambda e: told.append(e.n))
+        assert seen == [1] * 5 and told == [2, 4, 5] and torch.get_num_threads() == 2
+        assert found.accuracies == alone.accuracies
+        known = gm.evaluate(S, data, **options, known=found.accuracies[:4])
+        assert seen == [1] * 6 and known.accuracies == alone.accuracies
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])

@@ -164,6 +164,27 @@ def test_grouped_is_for_images_that_do_not_mix_and_layers_that_are_used_once():
     assert not gradients._apart(torch.nn.Sequential(padded, *head))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_loop_over_large_classes_takes_a_thread_for_each(monkeypatch, precision):
+    """The bits of one thread, in either precision; a graph for S is made by all threads together."""
+    data = make_data((9, 7, 8), dtype=torch.float32)
+    network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
+    real, seen = [data.of_class(c) for c in range(3)], []
+    options = {"way": "loop", "precision": precision}
+    monkeypatch.setattr(gradients, "pass_size", lambda *_: 4)
+    monkeypatch.setattr(network, "forward", lambda x, real=network.forward: seen.append(torch.get_num_threads()) or real(x))
+    alone = gradients.class_gradients(network, real, **options)
+    try:
+        torch.set_num_threads(2)
+        together = gradients.class_gradients(network, real, **options)
+        assert seen == [1] * 14 and torch.get_num_threads() == 2, "three, two and two parts, twice"
+        gradients.class_gradients(network, real, create_graph=True, **options)
+        assert seen[14:] == [2] * 3
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
 def test_a_grouped_pass_goes_class_group_by_class_group(monkeypatch):
     _, network, _, real = problem()
     whole = gradients.class_gradients(network, real, way="grouped")
