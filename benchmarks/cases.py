@@ -79,7 +79,7 @@ def step(size: Size, method: str, device: torch.device) -> Pair:
     data, recipe = made_up(size, device), recipe_of(size, method)
     network, S, optimise_S = _start(data, recipe)
     labels, weights = _labels(size, device), torch.full((size.C,), 1 / size.C, dtype=torch.float64, device=device)
-    memory, record, updates = Memory(largest=max(size.B, size.ipc)), Recorder(device, size.precision), count()
+    memory, record, updates = Memory(largest=max(size.B, size.ipc)), Recorder(device), count()
 
     def ours() -> None:
         batches = sample(data, recipe, streams_of(recipe, next(updates), 0))

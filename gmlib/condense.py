@@ -23,7 +23,7 @@ from . import how, networks, where
 from .augment import AUGMENT
 from .coreset import check_ipc, random
 from .data import Data, SyntheticSet, write_atomically
-from .gradients import Recorder, Resident, batch_gradient, class_gradients, products
+from .gradients import Recorder, Resident, batch_gradient, class_gradients, products, recordable
 from .memory import Memory
 from .recipe import OutOfTime, Recipe, device_of, generator, late, progress_bar
 from .what import WHAT
@@ -70,16 +70,30 @@ def condense(
     check(data, recipe, snapshots)
     device = device_of(device)
     saved = _Checkpoint(checkpoint, data, recipe)
-    data = data.to(device)
-    C, K = data.n_classes, recipe.outer_loops
+    with products(recipe.precision):
+        return _algorithm_1(data.to(device), recipe, saved, progress, snapshots, checkpoint_seconds, deadline, watch)
+
+
+def _algorithm_1(
+    data: Data,
+    recipe: Recipe,
+    saved: _Checkpoint,
+    progress: bool,
+    snapshots: Collection[int],
+    checkpoint_seconds: float,
+    deadline: float | None,
+    watch: Watch | None,
+) -> SyntheticSet:
+    """`condense` on checked input, where the data lie; comments name the lines of Algorithm 1."""
+    device, C, K = data.train_images.device, data.n_classes, recipe.outer_loops
     T, zeta = recipe.schedule()
-    memory = Memory(largest=max(recipe.batch_real, recipe.ipc, MIXED_REAL if recipe.inter_batches == "sampled" else 0))
+    memory = memory_for_matching(recipe, C, device)
 
     S = initial(data, recipe).requires_grad_()  # line 1: (C*ipc, channels, height, width)
     labels = torch.arange(C, device=device).repeat_interleave(recipe.ipc)
     optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
     weights = class_weights(data, recipe)
-    theta, record = Resident(device, recipe.lr_network, recipe.momentum_network), Recorder(device, recipe.precision)
+    theta, record = Resident(device, recipe.lr_network, recipe.momentum_network), Recorder(device)
     k0, kept, history = saved.restore(S, optimise_S)
     losses = _Losses(S)
 
@@ -98,8 +112,9 @@ def condense(
                 loss, S.grad, gS, gT = match(network, S, labels, B, weights, recipe, k, memory, record)  # lines 7-8
                 optimise_S.step()  # line 9
                 losses.add(t, loss)
-            at_end = t == T - 1
-            if at_end or not record.possible or saved.age() > checkpoint_seconds or late(deadline):
+            at_end, stop = t == T - 1, late(deadline)
+            due = stop or saved.age() > checkpoint_seconds  # what is written has been looked at
+            if at_end or due or not record.possible:
                 wrong = losses.read(log.losses)
                 if wrong is not None:
                     raise saved.diverged(_as_set(losses.last_good, labels, data, recipe, history), network, gS, gT, k, wrong)
@@ -116,8 +131,8 @@ def condense(
                 history.append(log.entry(k))
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
             bar.update()
-            stop = late(deadline) and done < K
-            if stop or done == K or saved.age() > checkpoint_seconds:
+            stop = stop and done < K
+            if due or done == K:
                 inside = (log, network, optimise_theta) if done == k else None
                 saved.write(S, optimise_S, done, kept, history, inside)
             if stop:
@@ -209,11 +224,16 @@ def match(
     for attempt in memory:  # again, in smaller passes, where memory runs out
         with attempt:
             if record is None or recipe.augment != "none":  # other transformations each time
-                with products(precision):
-                    found = lines_7_and_8(*inputs)
+                found = lines_7_and_8(*inputs)
             else:
                 found = record(("match", memory.chunk, recipe.what == "interleaved" and k % 2), lines_7_and_8, *inputs)
     return found
+
+
+def memory_for_matching(recipe: Recipe, n_classes: int, device: torch.device) -> Memory:
+    """How far the passes of `match` may be split: on a GPU all classes may be in one, on a CPU it is a class at most."""
+    largest = max(recipe.batch_real, recipe.ipc, MIXED_REAL if recipe.inter_batches == "sampled" else 0)
+    return Memory(largest=largest * n_classes if recordable(device) else largest)
 
 
 def move(
@@ -296,7 +316,7 @@ def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:
 
 def draw(data: Data, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """min(n, N) training images of any class with their labels, without replacement."""
-    chosen = torch.randperm(len(data.train_labels), generator=rng)[:n].to(data.train_labels.device)
+    chosen = torch.randperm(len(data.train_labels), generator=rng)[:n].to(data.train_labels.device, non_blocking=True)
     return data.train_images[chosen], data.train_labels[chosen]
 
 
@@ -327,7 +347,10 @@ def _as_set(
 
 
 class Diverged(FloatingPointError):
-    """The matching loss, or its gradient, became NaN or infinite. Attributes: k, t, layer, S (the last good set)."""
+    """The matching loss, or its gradient, became NaN or infinite. Attributes: k, t, layer, S (the last good set).
+
+    On CUDA, where losses are looked at once for each k, the layer is as seen then.
+    """
 
     def __init__(self, message: str, k: int, t: int, layer: str, S: SyntheticSet):
         super().__init__(message)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import networks
 from .data import Data, SyntheticSet
-from .gradients import Replay, products, recordable
+from .gradients import products, step_recorder
 from .recipe import check_number, choose, device_of, generator, progress_bar
 
 FIT_BATCH = 64  # images per step of the feature network: small data sets need the many steps to be learnt in few epochs
@@ -124,10 +124,8 @@ def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, pr
                 bar.update()
                 return x
 
-            record = partial(Replay, device=device) if recordable(device) else None
-            rng = generator(seed, "coreset batches")
-            with products("float32"):
-                networks.fit(network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count, record=record)
+            rng, record = generator(seed, "coreset batches"), step_recorder(device)
+            networks.fit(network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count, record=record)
         while len(_trained) >= KEPT:
             del _trained[next(iter(_trained))]  # the oldest
         _trained[key] = network.eval()
@@ -210,6 +208,7 @@ def recipe_of(
     return recipe
 
 
+@products("float32")
 def coreset(
     method: str,
     data: Data,

@@ -19,10 +19,22 @@ import pandas as pd
 import torch
 
 from . import where
-from .condense import check, class_weights, draw, fresh_network, initial, match, move, sample, streams_of
+from .condense import (
+    check,
+    class_weights,
+    draw,
+    fresh_network,
+    initial,
+    match,
+    memory_for_matching,
+    move,
+    sample,
+    streams_of,
+)
 from .condense import measure as look
 from .data import Data
-from .memory import Memory, PeakMemory
+from .gradients import WARM_UP, Recorder, Resident, products, recordable
+from .memory import PeakMemory
 from .recipe import PRECISIONS, OutOfTime, Recipe, check_number, device_of, late, progress_bar
 from .store import Run, environment, listed
 
@@ -44,9 +56,10 @@ def measure(
 ) -> pd.DataFrame:
     """Time the pieces of an outer iteration, `rounds` times for every method; nothing is condensed or stored.
 
-    Each round takes the methods in turn, beginning with another one each time. A first round warms up, a second measures memory;
-    neither is timed. The pieces begin with S as a run does and a fresh network, the same for all methods. Where methods do the
-    same work, each gets the mean over them of the round: updates of S with the same what and how, and every step of theta.
+    Each round takes the methods in turn, beginning with another one each time. A first round warms up (on CUDA two, before steps
+    are recorded), a next measures memory; neither is timed. The pieces begin with S as a run does and a fresh network, the same
+    for all methods. Where methods do the same work, each gets the mean over them of the round: updates of S with the same what
+    and how, and every step of theta.
     methods: names in METHODS, or spelt "what,how,where"; a list or "DC,M". budget, device: see `store.run`. fields: of Recipe.
 
     Returns one row per (method, round), rounds from 1:
@@ -65,17 +78,18 @@ def measure(
         check(data, recipe)
     device = device_of(device)
     data = data.to(device)
-    memories = {m: Memory(largest=max(r.batch_real, r.ipc)) for m, r in recipes.items()}
+    pieces = {m: _Pieces(data, recipe) for m, recipe in recipes.items()}
     peaks, rows, names = {}, [], list(recipes)
-    bar = progress_bar(f"timing ipc {ipc}", (rounds + 2) * len(names), "piece", progress)
-    for r in range(-1, rounds + 1):  # -1 warms up, 0 measures memory
+    warm_up = -WARM_UP if recordable(device) else -1
+    bar = progress_bar(f"timing ipc {ipc}", (rounds + 1 - warm_up) * len(names), "piece", progress)
+    for r in range(warm_up, rounds + 1):  # those below 0 warm up, 0 measures memory
         turn = r % len(names)
         for m in names[turn:] + names[:turn]:
             if late(deadline):
                 bar.close()
                 raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to begin anew")
             peak = PeakMemory(device) if r == 0 else None
-            seconds = _pieces(data, recipes[m], max(r, 0), memories[m])
+            seconds = pieces[m](max(r, 0))
             if peak:
                 peaks[m] = peak()
             if r > 0:
@@ -91,33 +105,43 @@ def measure(
     return table.assign(**{name: made_on[name] for name in ("device", "device_name", "threads")})
 
 
-def _pieces(data: Data, recipe: Recipe, k: int, memory: Memory) -> dict[str, float]:
-    """Seconds of one update of S, one step of theta and one look for overfitting, with the network of outer iteration k."""
-    C = data.n_classes
-    S = initial(data, recipe).requires_grad_()
-    labels = torch.arange(C, device=S.device).repeat_interleave(recipe.ipc)
-    weights = class_weights(data, recipe)
-    optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
-    network = fresh_network(data, recipe, k)
-    optimise_theta = torch.optim.SGD(network.parameters(), lr=recipe.lr_network, momentum=recipe.momentum_network)
-    plain = replace(recipe, where=f"steps:{STEPS}")  # steps alone: nothing is looked for, nothing ends them
+class _Pieces:
+    """The pieces of one method's outer iterations, recorded on CUDA as those of a run are."""
 
-    begun = _now(S.device)
-    streams = streams_of(recipe, k, 0)
-    B = sample(data, recipe, streams)
-    _, S.grad, _, _ = match(network, S, labels, B, weights, recipe, k, memory)
-    optimise_S.step()
-    updated = _now(S.device)
-    move(network, optimise_theta, S.detach(), labels, data, plain, STEPS, streams)
-    moved = _now(S.device)
-    found = {"seconds_per_update": updated - begun, "seconds_per_step": (moved - updated) / STEPS, "seconds_per_look": math.nan}
-    if recipe.where in where.STOP:
-        validation = draw(data, where.VALIDATION_BATCH, streams["validation"])
-        begun = _now(S.device)
-        for _ in range(LOOKS):
-            look(network, S.detach(), labels, validation, recipe.where in where.NEED_S)
-        found["seconds_per_look"] = (_now(S.device) - begun) / LOOKS
-    return found
+    def __init__(self, data: Data, recipe: Recipe):
+        self.data, self.recipe, device = data, recipe, data.train_images.device
+        self.S, self.weights = initial(data, recipe).requires_grad_(), class_weights(data, recipe)
+        self.labels = torch.arange(data.n_classes, device=device).repeat_interleave(recipe.ipc)
+        self.theta, self.record = Resident(device, recipe.lr_network, recipe.momentum_network), Recorder(device)
+        self.memory = memory_for_matching(recipe, data.n_classes, device)
+
+    def __call__(self, k: int) -> dict[str, float]:
+        """Seconds of one update of S, one step of theta and one look for overfitting, with the network of outer iteration k."""
+        data, recipe, S, labels = self.data, self.recipe, self.S, self.labels
+        with torch.no_grad():
+            S.copy_(initial(data, recipe))
+        optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
+        network, optimise_theta = self.theta.start(fresh_network(data, recipe, k))
+        plain = replace(recipe, where=f"steps:{STEPS}")  # steps alone: nothing is looked for, nothing ends them
+
+        with products(recipe.precision):
+            begun = _now(S.device)
+            streams = streams_of(recipe, k, 0)
+            B = sample(data, recipe, streams)
+            _, S.grad, _, _ = match(network, S, labels, B, self.weights, recipe, k, self.memory, self.record)
+            optimise_S.step()
+            updated = _now(S.device)
+            move(network, optimise_theta, S.detach(), labels, data, plain, STEPS, streams, record=self.record)
+            moved = _now(S.device)
+            found = {"seconds_per_update": updated - begun, "seconds_per_step": (moved - updated) / STEPS}
+            found["seconds_per_look"] = math.nan
+            if recipe.where in where.STOP:
+                validation = draw(data, where.VALIDATION_BATCH, streams["validation"])
+                begun = _now(S.device)
+                for _ in range(LOOKS):
+                    look(network, S.detach(), labels, validation, recipe.where in where.NEED_S)
+                found["seconds_per_look"] = (_now(S.device) - begun) / LOOKS
+        return found
 
 
 def precisions(
@@ -144,7 +168,7 @@ def precisions(
     check(data, recipe)
     device = device_of(device)
     data, weights = data.to(device), class_weights(data.to(device), recipe)
-    S, memory = initial(data, recipe).requires_grad_(), Memory(largest=max(recipe.batch_real, recipe.ipc))
+    S, memory = initial(data, recipe).requires_grad_(), memory_for_matching(recipe, data.n_classes, device)
     labels = torch.arange(data.n_classes, device=device).repeat_interleave(recipe.ipc)
     rows = []
     for r in range(rounds + 1):
@@ -152,7 +176,8 @@ def precisions(
         exact = None
         for precision in (name for name in PRECISIONS if device.type == "cuda" or "tf32" not in name):
             begun = _now(device)
-            loss, dS, _, _ = match(network, S, labels, B, weights, replace(recipe, precision=precision), r, memory)
+            with products(precision):
+                loss, dS, _, _ = match(network, S, labels, B, weights, replace(recipe, precision=precision), r, memory)
             seconds = _now(device) - begun
             exact = exact or (loss, dS)  # float32 is the first
             changes = (loss - exact[0]).abs() / exact[0], (dS - exact[1]).norm() / exact[1].norm()

@@ -147,7 +147,7 @@ class Data:
             raise ValueError(f"cannot draw {n} images: n must be at least 1")
         starts = zip(self._starts, self.counts, strict=False)
         chosen = [start + torch.randperm(count, generator=generator)[:n] for start, count in starts]
-        drawn = self.train_images[torch.cat(chosen).to(self.train_images.device)]
+        drawn = self.train_images[torch.cat(chosen).to(self.train_images.device, non_blocking=True)]
         return list(drawn.split([len(part) for part in chosen]))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Data":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import networks
 from .augment import independent_for_each, one_of_for_each, operations_for, strategy_for
 from .data import Data, SyntheticSet
-from .gradients import Replay, on_cores, products
+from .gradients import on_cores, products, step_recorder
 from .memory import Memory
 from .recipe import OutOfTime, check_number, choose, device_of, generator, late, progress_bar
 
@@ -199,7 +199,7 @@ def _trained(
     Network j draws its weights, mini-batches and varied images from generators of its own, whoever stands beside it.
     """
     training = {name: settled[name] for name in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "batch")}
-    record = partial(Replay, device=x.device) if x.device.type == "cuda" else None
+    record = step_recorder(x.device)
 
     def train(numbers: Sequence[int]) -> list[nn.Module]:
         group = [_build(network, data, settled, generator(seed, "evaluate", j)).to(x.device, x.dtype) for j in numbers]

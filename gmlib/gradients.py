@@ -14,7 +14,8 @@ images, ConvNet-3-32, 1 image per class 22, 7, 6; 10 per class 40, 16, 21. 28x28
 28x28 images, 10 per class 338, not measured, 385. So grouped while the images of all classes fit the cache together, vmap
 for several tiny images per class of S, else loop.
 
-On CUDA both steps of Algorithm 1, the update of S and the step of theta, are recorded once and replayed: `Replay`, `Resident`.
+On CUDA both steps of Algorithm 1, the update of S (without augmentation, which differs each time) and the step of theta, are
+recorded once and replayed: `Replay`, `Resident`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -68,15 +70,17 @@ def class_gradients(
 
 def best_way(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> str:
     """The name in WAYS of the one to take: by measurement on a CPU, by what launches least on CUDA."""
-    first, every = batches[0], sum(map(len, batches))
-    on_cuda, even = first.device.type == "cuda", len({len(batch) for batch in batches}) == 1
-    grouped = (chunk is None or every <= chunk) and _apart(network)
-    small = create_graph and even and first[:, 0].numel() <= SMALL and not on_cuda
-    if small and chunk is None and (len(first) > 1 or not grouped) and not _wrong_under_vmap(network):
-        return "vmap"
-    together = every <= (pass_size(network, first) or every)
+    first, most, every = batches[0], max(map(len, batches)), sum(map(len, batches))
+    on_cuda, even = first.device.type == "cuda", min(map(len, batches)) == most
     # On CUDA a pass over real images goes class group by class group where not all fit; graphs for S must all be held at once.
-    return "grouped" if grouped and (together or (on_cuda and not create_graph)) else "loop"
+    in_groups = on_cuda and not create_graph
+    grouped = (chunk is None or (most if in_groups else every) <= chunk) and _apart(network)
+    small = create_graph and even and first[:, 0].numel() <= SMALL and not on_cuda
+    if small and chunk is None and (most > 1 or not grouped) and not _wrong_under_vmap(network):
+        return "vmap"
+    thrice = 3 if on_cuda and create_graph else 1  # what second derivatives hold, about
+    room = (pass_size(network, first) or every) // thrice
+    return "grouped" if grouped and (every <= room or in_groups) else "loop"
 
 
 def batch_gradient(
@@ -165,7 +169,8 @@ def _loop(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chu
             return _gradient(network, x, torch.full((len(x),), c, device=x.device), create_graph, chunk)
 
     C, first = len(batches), batches[0]
-    large = not create_graph and first.device.type == "cpu" and len(first) >= (pass_size(network, first) or 0) // 2
+    fits = pass_size(network, first) if first.device.type == "cpu" and _known(network) else None
+    large = not create_graph and fits is not None and len(first) >= fits // 2
     each = on_cores(of_class, range(C), min(C, torch.get_num_threads()) if large else 1)
     return [torch.stack(layer) for layer in zip(*each, strict=True)]
 
@@ -205,7 +210,8 @@ def _vmap(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chu
 
 def _grouped(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chunk: int | None) -> list[Tensor]:
     labels = [torch.full((len(batch),), c, device=batch.device) for c, batch in enumerate(batches)]
-    most = max(1, (pass_size(network, batches[0]) or sum(map(len, batches))) // max(map(len, batches)))  # classes in a pass
+    room = min(chunk or sum(map(len, batches)), pass_size(network, batches[0]) or sum(map(len, batches)))
+    most = max(1, room // max(map(len, batches)))  # classes in a pass
     passes = [slice(i, i + most) for i in range(0, len(batches), most)]
     each = [_grouped_pass(network, batches[part], labels[part], create_graph) for part in passes]
     return [torch.cat(layer) for layer in zip(*each, strict=True)]
@@ -224,37 +230,44 @@ def _grouped_pass(network: nn.Module, batches: Sequence[Tensor], labels: Sequenc
     total = sum(loss.mean() for loss in losses.split(sizes))  # an image's gradient is that of its own class's mean
     dy = torch.autograd.grad(total, [seen[layer][1] for layer in layers], create_graph=create_graph)
     pairs = [(seen[layer][0].split(sizes), d.split(sizes)) for layer, d in zip(layers, dy, strict=True)]
-    return [
-        torch.stack([_weight_gradient(layer, *pair) for pair in zip(*by_class, strict=True)])
-        for layer, by_class in zip(layers, pairs, strict=True)
-    ]
+    with torch.set_grad_enabled(create_graph):  # what went into a layer still hangs on the weights of those before it
+        return [
+            torch.stack([_weight_gradient(layer, *pair) for pair in zip(*by_class, strict=True)])
+            for layer, by_class in zip(layers, pairs, strict=True)
+        ]
 
 
 def _weight_gradient(layer: nn.Conv2d | nn.Linear, x: Tensor, dy: Tensor) -> Tensor:
     """Of the images x that went into a layer, and the gradient dy of what came out: (*weight.shape), differentiable in both."""
     if isinstance(layer, nn.Linear):
-        return (dy.T @ x.to(dy)).to(layer.weight)
+        return (dy.flatten(0, -2).T @ x.flatten(0, -2).to(dy)).to(layer.weight)
     sizes = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups)
     weight = layer.weight.detach().to(dy)
     return torch.ops.aten.convolution_backward(dy, x.to(dy), weight, None, *sizes, (False, True, False))[1].to(layer.weight)
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:
-    """The convolutions and linear layers, in the order of their weights; an empty list where others have weights to match."""
-    owners = {id(m.weight): m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    """The convolutions and linear layers, in the order of their weights; an empty list where others have weights to match, or
+    two have the same."""
+    holders = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    owners = {id(m.weight): m for m in holders}
     layers = [owners.get(id(p)) for _, p in matched(network)]
-    return [] if None in layers else layers
+    return [] if None in layers or len(owners) < len(holders) else layers
+
+
+def _known(network: nn.Module) -> bool:
+    """Whether all modules are torch's or gmlib's own: of others nobody knows what they do to a batch, or keep of it."""
+    return all(type(m).__module__.startswith(("torch.nn.modules", "gmlib.networks")) for m in network.modules())
 
 
 def _apart(network: nn.Module) -> bool:
-    """Whether the way "grouped" is open: convolutions and linear layers hold every weight that is matched, and no image has a
-    part in another's score. Only of layers that are known can that be told, and that each is used once."""
-    known = all(type(m).__module__.startswith(("torch.nn.modules", "gmlib.networks")) for m in network.modules())
+    """Whether the way "grouped" is open: convolutions and linear layers hold every weight that is matched, each is used once, and
+    no image has a part in another's score."""
     mixing = any(isinstance(m, (_BatchNorm, _DropoutNd)) and m.training for m in network.modules())
     layers = _layers(network)
     once = len(list(network.named_modules(remove_duplicate=False))) == len(list(network.modules()))
     usual = all(m.padding_mode == "zeros" and not isinstance(m.padding, str) for m in layers if isinstance(m, nn.Conv2d))
-    return known and not mixing and once and usual and 0 < len(layers) == len(set(layers))
+    return _known(network) and not mixing and once and usual and bool(layers)
 
 
 WAYS: dict[str, Callable[[nn.Module, Sequence[Tensor], bool, int | None], list[Tensor]]] = {
@@ -266,7 +279,6 @@ WAYS: dict[str, Callable[[nn.Module, Sequence[Tensor], bool, int | None], list[T
 
 # ---- recorded steps ----------------------------------------------------------------------------------------
 
-_RECORDING = threading.Lock()
 WARM_UP = 2  # calls before one is recorded: libraries choose their algorithms, optimisers make their buffers
 
 
@@ -282,12 +294,12 @@ class Replay:
         outputs = step(x, y)  # what function(x, y) returns
 
     Every call counts: the first two of each shape of inputs run as they are, the third is recorded. `function` returns None, a
-    tensor or a tuple of tensors. It may change tensors that it holds (weights, momentum, gradients) in place, and these have to
-    stay the same tensors; it must not look at values on the host, or draw random numbers. Its inputs are copied into buffers of
-    the graph, and its outputs are buffers too, which the next call overwrites: clone what is kept.
+    tensor, or tensors in tuples and lists. It may change tensors that it holds (weights, momentum, gradients) in place, and
+    these have to stay the same tensors; it must not look at values on the host, or draw random numbers. Its inputs are copied
+    into buffers of the graph, and its outputs are buffers too, which the next call overwrites: clone what is kept.
 
     On another device the function is just called, and so it is, with one line in the log that says why, where it cannot be
-    recorded.
+    recorded. One thread alone may use the device while a step is recorded.
     """
 
     def __init__(self, function: Callable[..., Any], device: torch.device):
@@ -300,20 +312,22 @@ class Replay:
         if not self.possible:
             return self.function(*inputs)
         key = tuple((x.shape, x.dtype) for x in inputs)
-        self.calls[key] += 1
-        if self.calls[key] <= WARM_UP:
-            return self._beside(inputs)
+        if self.calls[key] < WARM_UP:
+            outputs = self._beside(inputs)
+            self.calls[key] += 1  # a call that ran out of memory has warmed nothing up
+            return outputs
         if key not in self.graphs:
             try:
                 self.graphs[key] = Graph(self.function, inputs, self.device)
             except torch.OutOfMemoryError:
-                raise  # for smaller passes: see `memory.Memory`
+                self.graphs.clear()  # with all that they hold; then smaller passes: see `memory.Memory`
+                raise
             except RuntimeError as error:
                 self.possible = False
                 self.graphs.clear()
-                log.warning("a step cannot be recorded as a CUDA graph (%s): going on without", str(error).splitlines()[0])
-                return self.function(*inputs)
-        return self.graphs[key](*inputs)
+                why = str(error.__context__ or error).splitlines()[0]
+                log.warning("a step cannot be recorded as a CUDA graph (%s): going on without", why)
+        return self.graphs[key](*inputs) if self.possible else self.function(*inputs)
 
     def _beside(self, inputs: Sequence[Tensor]) -> Any:
         """On a stream of its own, as recording wants what comes before it."""
@@ -332,10 +346,12 @@ class Graph:
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], device: torch.device):
         self.inputs, self.graph = tuple(x.detach().clone() for x in inputs), torch.cuda.CUDAGraph()
-        # One thread records at a time; the others may go on with work of their own on the device.
-        own = torch.cuda.Stream(device)
-        with _RECORDING, torch.cuda.graph(self.graph, stream=own, capture_error_mode="thread_local"):
-            self.outputs = function(*self.inputs)
+        here = torch.cuda.current_stream(device)
+        try:
+            with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(device)):
+                self.outputs = function(*self.inputs)
+        finally:
+            torch.cuda.set_stream(here)  # where recording fails torch leaves its own stream the current one
 
     def __call__(self, *inputs: Tensor) -> Any:
         for here, x in zip(self.inputs, inputs, strict=True):
@@ -345,18 +361,26 @@ class Graph:
 
 
 class Recorder:
-    """The steps of one run by name: each recorded by a `Replay` on CUDA, called as it is elsewhere, in the run's precision."""
+    """The steps of one run by name: each recorded by a `Replay` on CUDA, called as it is elsewhere."""
 
-    def __init__(self, device: torch.device, precision: str = "float32"):
-        self.device, self.precision, self.possible = device, precision, recordable(device)
+    def __init__(self, device: torch.device):
+        self.device, self.possible = device, recordable(device)
         self.steps: dict[Hashable, Replay] = {}
 
     def __call__(self, name: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """function(*inputs). One name stands for one function, which is taken from the first call with it."""
-        with products(self.precision):
-            if not self.possible:
-                return function(*inputs)
+        if not self.possible:
+            return function(*inputs)
+        try:
             return self.steps.setdefault(name, Replay(function, self.device))(*inputs)
+        except torch.OutOfMemoryError:
+            self.steps.clear()  # with all that their graphs hold: they are recorded anew
+            raise
+
+
+def step_recorder(device: torch.device) -> Callable[[Callable[..., Any]], Replay] | None:
+    """What makes a step a recorded one on this device; None where steps are not recorded."""
+    return partial(Replay, device=device) if recordable(device) else None
 
 
 class Resident:

@@ -27,7 +27,7 @@ Record = Callable[[Step], Step]
 
 _DRAWING = threading.Lock()  # torch's global generator is one for all threads
 CACHE = 2**24  # bytes of the widest activation in one pass on a CPU
-KEPT = 16  # activations as large as the widest that a pass holds at once, at most: four to a layer, and their gradients
+KEPT = 16  # activations as large as the widest that a pass of the ConvNet holds at once: four to a layer, and their gradients
 
 
 def instance_norm(width: int) -> nn.Module:
@@ -500,8 +500,8 @@ def pass_size(network: nn.Module, x: Tensor) -> int | None:
 def _room(device: torch.device) -> int:
     """Bytes of the widest activation for which a CUDA device has room: half of what is free, shared among those kept for the
     gradient. Asked once, so that passes are cut alike all along; `memory.Memory` sees to it where this was too much."""
-    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what torch keeps at hand
     return free // (2 * KEPT)
 
 
@@ -572,6 +572,7 @@ def fit(
                 steps.param_groups[0]["lr"] = lr / 10
         varied = (x if vary is None else vary(x)).expand(len(group), *x.shape)
         _one_pass(step, memory, varied, y, batch, rngs)
+    steps.zero_grad()  # a recorded step's gradients would keep its memory
     return network
 
 

@@ -31,6 +31,7 @@ from . import networks, where
 from .condense import check, class_weights, draw, fresh_network, initial, match, move, sample, streams_of
 from .data import Data, SyntheticSet
 from .evaluate import accuracy
+from .gradients import products
 from .memory import Memory
 from .recipe import OutOfTime, Recipe, check_number, device_of, generator, late, progress_bar
 from .what import union
@@ -111,6 +112,7 @@ def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y:
 # ---- Eq. 13 for one set ------------------------------------------------------------------------------------
 
 
+@products("float32")
 def reach(
     S: SyntheticSet | Data,
     eps: Sequence[float],
@@ -301,6 +303,7 @@ def _spearman(values: np.ndarray) -> np.ndarray:
 # ---- Figure 2: training on S and on T ----------------------------------------------------------------------
 
 
+@products("float32")
 def paths(
     sets: Mapping[str, SyntheticSet | Data],
     data: Data,
@@ -386,18 +389,19 @@ def plane(points: Sequence[Sequence[Tensor]]) -> tuple[np.ndarray, np.ndarray, f
     share of the squared lengths that lies in the plane, 0 to 1, NaN where all points are the origin.
     """
     tensors = (torch.stack(same).flatten(1).cpu().double() for same in zip(*points, strict=True))
-    products = sum(A @ A.T for A in tensors)
-    squares, directions = torch.linalg.eigh(products)  # ascending: points = directions * sqrt(squares) in principal axes
+    gram = sum(A @ A.T for A in tensors)
+    squares, directions = torch.linalg.eigh(gram)  # ascending: points = directions * sqrt(squares) in principal axes
     squares, directions = squares[-2:].flip(0).clamp(min=0), directions[:, -2:].flip(1)
     xy = directions * squares.sqrt()
     xy = torch.where(xy.amax(0) < -xy.amin(0), -xy, xy)
-    lengths = products.diagonal().sqrt()
-    return xy.numpy(), lengths.numpy(), (squares.sum() / products.trace()).item()
+    lengths = gram.diagonal().sqrt()
+    return xy.numpy(), lengths.numpy(), (squares.sum() / gram.trace()).item()
 
 
 # ---- why magnitude matters ---------------------------------------------------------------------------------
 
 
+@products("float32")
 def alignment(
     S: SyntheticSet | Data,
     data: Data,
@@ -509,6 +513,7 @@ def _check_numbers(lr: float, **whole: int) -> None:
 # ---- angle and length where S is updated -------------------------------------------------------------------
 
 
+@products("float32")
 def angles(
     S: SyntheticSet, data: Data, recipe: Recipe, k: int, *, device: torch.device | str | None = None
 ) -> pd.DataFrame:

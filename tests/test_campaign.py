@@ -246,19 +246,42 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, few_stages, ca
     assert "  made-up, DC, set 0: 2 networks" in listed, "the other target"
 
 
-def test_workers_side_by_side_make_the_same_as_one(tmp_path, few_stages, capsys):
-    assert run(tmp_path / "one", ipc=(1, 10)) == 0 == run(tmp_path / "three", "--workers", "3", ipc=(1, 10))
-    one, three = contents(tmp_path / "one"), contents(tmp_path / "three")
-    assert set(one) == set(three) and len(one) > 20
-    for name, content in one.items():
-        if name.endswith(".safetensors"):
-            assert content == three[name], name
-        elif "accuracy" in name:
-            assert json.loads(content)["accuracies"] == json.loads(three[name])["accuracies"], name
-    assert capsys.readouterr().out.count("nothing left") >= 2
-    # Time that is used up is no less so for many: nothing is begun, and all is left.
-    assert run(tmp_path / "none", "--workers", "3", "--time-budget", "0") == 0
-    assert not list((tmp_path / "none").rglob("run.json")) and "are left" in capsys.readouterr().out
+def test_campaigns_that_share_the_work_begin_with_their_own(tmp_path, few_stages, capsys):
+    assert run(tmp_path / "alone") == 0
+    told_of = re.compile(r"^\S+ \S+ (.*(?:, set \d|, all training images)):", re.MULTILINE)
+    in_order = told_of.findall(capsys.readouterr().out)
+    assert run(tmp_path / "second", "--share", "1/3") == 0
+    told = told_of.findall(capsys.readouterr().out)
+    own = in_order[1::3]
+    assert told == own + [name for name in reversed(in_order) if name not in own] and len(in_order) > 6
+    alone, second = contents(tmp_path / "alone"), contents(tmp_path / "second")
+    assert set(alone) == set(second)
+    assert all(content == second[name] for name, content in alone.items() if name.endswith(".safetensors"))
+
+
+def test_workers_are_campaigns_that_share_the_work(tmp_path, monkeypatch):
+    """In processes of their own, on real digits: each set is made once, and the folder is complete."""
+    command = [
+        sys.executable, str(ROOT / "workflow" / "campaign.py"), "--budget", "smoke", "--datasets", "digits", "--ipc", "1",
+        "--tables", "Table 3", "--methods", "random", "--workers", "2", "--device", "cpu", "--results-dir", str(tmp_path / "r"),
+        "--log", str(tmp_path / "log"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "r" / "smoke").rglob("accuracy-convnet.json"))) == 3
+    assert (tmp_path / "log").read_text().count("--share") == 2 and done.stdout.count("the results are in") == 2
+    started = []
+
+    class Process:
+        def __init__(self, command):
+            started.append(command)
+
+        def wait(self):
+            return len(started) - 1
+
+    monkeypatch.setattr(campaign.subprocess, "Popen", Process)
+    assert run(tmp_path / "none", "--workers", "3", "--threads", "2") == 2, "the worst of them"
+    assert [c[-6:] for c in started] == [["--workers", "1", "--threads", "2", "--share", f"{i}/3"] for i in range(3)]
 
 
 def test_only_some_tables_and_methods(tmp_path, few_stages, capsys):
@@ -285,7 +308,7 @@ def test_a_piece_that_cannot_be_done_is_said_and_the_others_go_on(tmp_path, few_
     assert run(tmp_path / "results") == 1
     log = capsys.readouterr().out
     assert "Table 3, IPC 1: made-up, DC, set 0: the matching loss is nan" in log
-    assert re.search(r"Section 5, IPC 1: made-up, DC, set 0: there is no synthetic set .*make the set first", log)
+    assert "Section 5, IPC 1: made-up, DC, set 0: the matching loss is nan" in log, "what it needs cannot be made there either"
     there = {p.parent.relative_to(tmp_path / "results").as_posix() for p in (tmp_path / "results").rglob("run.json")}
     made = ("random/set0", "random/set1", "DC/set1", "DC@mlp/set0", "DC@mlp/set1")
     assert there == {f"tiny/made-up/ipc1/{name}" for name in made}
@@ -306,6 +329,7 @@ def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
         (["--time-budget", "-1"], "time_budget=-1.0 does not fit"),
         (["--threads", "0"], "threads=0 does not fit"),
         (["--workers", "0"], "workers=0 does not fit"),
+        (["--share", "2/2"], "--share 2/2 does not fit: give the number of this campaign, from 0, and of all"),
         (["--tables", "Table 9"], "unknown table 'Table 9': choose from Table 3, Table 1"),
         (["--methods", "MTT"], "unknown method 'MTT': choose from random, DC"),
         (["--device", "cudax"], "the device 'cudax' cannot be used here"),

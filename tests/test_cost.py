@@ -13,7 +13,7 @@ from conftest import make_data
 
 import gmlib as gm
 from gmlib import cost, networks, report, store
-from gmlib.memory import Memory, PeakMemory
+from gmlib.memory import PeakMemory
 from gmlib.recipe import OutOfTime
 
 condense_module = importlib.import_module("gmlib.condense")  # gmlib.condense is the function
@@ -85,10 +85,24 @@ def test_the_timed_update_is_a_runs_first(data, monkeypatch):
     matched = counted(monkeypatch, cost, "match")
     steps, looks = counted(monkeypatch, networks, "train_one_pass"), counted(monkeypatch, cost, "look")
     recipe = gm.Recipe.for_method("MDO", data.name, 2, inner_loops=1, outer_loops=1, **TINY)
-    found = cost._pieces(data, recipe, 0, Memory(largest=4))
+    found = cost._Pieces(data, recipe)(0)
     assert (len(matched), len(steps), len(looks)) == (1, cost.STEPS, cost.LOOKS)
     assert matched[0][0] == gm.condense(data, recipe, "cpu", progress=False).history[0]["loss"]
     assert all(seconds > 0 for seconds in found.values())
+
+
+def test_the_pieces_are_recorded_as_a_runs_are(data, recorded):
+    """Each round begins anew with S and theta: the losses are those of rounds without a recording."""
+    losses = []
+    for again in (True, False):
+        recorded.made = 0
+        pieces = cost._Pieces(data, gm.Recipe.for_method("MD", data.name, 2, inner_loops=2, zeta_theta=2, outer_loops=1, **TINY))
+        pieces.record.possible = pieces.theta.stays = again
+        for k in (0, 1, 2, 3):
+            pieces(k)
+        losses.append(pieces.S.detach().clone())
+        assert recorded.made == (2 if again else 0)
+    assert torch.allclose(*losses, atol=1e-6)
 
 
 def test_the_clock_stops_once_for_each_piece(data, monkeypatch):
@@ -102,12 +116,12 @@ def test_the_clock_stops_once_for_each_piece(data, monkeypatch):
 def test_rounds_are_interleaved_rotated_and_what_is_alike_is_pooled(data, monkeypatch):
     calls = []
 
-    def pieces(data, recipe, k, memory):
-        calls.append((recipe.method, k))
-        seconds = {"DC": 1.0, "MD": 2.0, "MDA": 4.0}[recipe.method] * 10**k
+    def pieces(self, k):
+        calls.append((self.recipe.method, k))
+        seconds = {"DC": 1.0, "MD": 2.0, "MDA": 4.0}[self.recipe.method] * 10**k
         return {"seconds_per_update": seconds, "seconds_per_step": seconds, "seconds_per_look": math.nan}
 
-    monkeypatch.setattr(cost, "_pieces", pieces)
+    monkeypatch.setattr(cost._Pieces, "__call__", pieces)
     table = measure(data, "DC, MD, MDA", rounds=3).set_index(["round", "method"])
     assert [m for m, k in calls[6:]] == ["MD", "MDA", "DC", "MDA", "DC", "MD", "DC", "MD", "MDA"]
     assert [k for _, k in calls] == [0] * 6 + [1] * 3 + [2] * 3 + [3] * 3 and len(table) == 9

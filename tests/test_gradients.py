@@ -160,6 +160,9 @@ def test_grouped_is_for_images_that_do_not_mix_and_layers_that_are_used_once():
     assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.Dropout(0.5), *head)), "draws numbers"
     assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.LayerNorm((1, 4, 4)), *head)), "a weight of another kind"
     assert not gradients._apart(torch.nn.Sequential(Small(layer, 9), *head)), "not known"
+    tied = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    tied[2].weight = tied[1].weight
+    assert not gradients._apart(tied), "a weight of two layers"
     padded = torch.nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")
     assert not gradients._apart(torch.nn.Sequential(padded, *head))
 
@@ -183,6 +186,23 @@ def test_a_loop_over_large_classes_takes_a_thread_for_each(monkeypatch, precisio
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("way", gradients.WAYS)
+def test_gradients_of_real_images_hold_no_graph(way):
+    """A graph would keep the activations of all images, and on CUDA for the whole run."""
+    _, network, S, _ = problem()
+    assert not any(g.requires_grad for g in gradients.class_gradients(network, S.detach().split(3), way=way))
+    assert all(g.requires_grad for g in gradients.class_gradients(network, S.split(3), way=way, create_graph=True))
+
+
+def test_a_linear_layer_over_rows_of_images_is_grouped_too():
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(2), torch.nn.Linear(16, 5), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(10, 2)
+    ).double()
+    x = torch.randn(4, 2, 4, 4, generator=generator(0), dtype=torch.float64).split(2)
+    grouped, looped = (gradients.class_gradients(network, x, way=way) for way in ("grouped", "loop"))
+    assert gradients._apart(network) and all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(grouped, looped, strict=True))
 
 
 def test_a_grouped_pass_goes_class_group_by_class_group(monkeypatch):
@@ -268,6 +288,27 @@ def test_a_step_that_cannot_be_recorded_goes_on_with_a_line_that_says_why(record
     step = gradients.Replay(lambda x: x, torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError):
         [step(torch.tensor(0)) for _ in range(3)]
+
+
+def test_a_call_that_ran_out_of_memory_warms_nothing_up(recorded):
+    """Else a step would be recorded before its optimiser has its buffers."""
+    room, calls = [], []
+
+    def step(x):
+        calls.append(len(calls))
+        if len(calls) <= 2:
+            raise torch.OutOfMemoryError("made up")
+        room.append(x)
+
+    replay = gradients.Replay(step, torch.device("cpu"))
+    for n in range(4):
+        try:
+            replay(torch.tensor(n))
+        except torch.OutOfMemoryError:
+            continue
+    assert len(room) == 2 and recorded.made == 0
+    replay(torch.tensor(4))
+    assert recorded.made == 1
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import shlex
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
@@ -58,8 +57,7 @@ class Asked:
     progress: bool = False
     tables: tuple[str, ...] = ()  # those alone; (): all
     methods: tuple[str, ...] = ()
-    workers: int = 1
-    threads: int | None = None  # of the CPU, for each worker
+    share: tuple[int, int] = (0, 1)  # see `work`
 
     @property
     def stages(self) -> Iterator[Stage]:
@@ -122,6 +120,8 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
 
     def do(deadline: float | None) -> tuple[str, Spent]:
         begun, there = time.monotonic(), path.is_file()
+        if method != "noise" and not (folder / "set.safetensors").is_file():
+            made(asked, data, method, ipc, seed, targets).do(deadline)
         S = noise_set(data, ipc, seed) if method == "noise" else SyntheticSet.load(folder / "set.safetensors")
         table = store.kept(
             path, {**settings, "data": data.fingerprint},
@@ -256,9 +256,15 @@ def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list
     return list(pieces.values()), list(refused)
 
 
-def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None, asked: Asked) -> tuple[list[tuple[str, Piece]], list[str]]:
-    """Do them in order, as many at once as there are workers. Returns those that time left, and what failed, in sentences."""
+def work(
+    pieces: Sequence[tuple[str, Piece]], deadline: float | None, share: tuple[int, int] = (0, 1)
+) -> tuple[list[tuple[str, Piece]], list[str]]:
+    """Do them one after the other. Returns those that time left, and what failed, in sentences.
+
+    share: (i, n) of the i-th of n campaigns that share the work: every n-th piece first, then what the others left, from the end.
+    """
     clock, failed = Clock(), []
+    i, n = share
 
     def attempt(stage: str, piece: Piece) -> str | None:
         try:
@@ -272,49 +278,37 @@ def work(pieces: Sequence[tuple[str, Piece]], deadline: float | None, asked: Ask
 
     there = [(stage, piece) for stage, piece in pieces if not piece.left()]
     todo = [(stage, piece) for stage, piece in pieces if piece.left()]
+    own = {piece.key for _, piece in pieces[i::n]}
+    todo = [p for p in todo if p[1].key in own] + [p for p in reversed(todo) if p[1].key not in own]
     for stage, piece in there:  # read back, for what it took
         with suppress(OutOfTime):  # another process is at it
             attempt(stage, piece)
     log.info("%d of %d are there; %s", len(there), len(pieces), clock.left([piece for _, piece in todo]))
-    undone = dict(enumerate(todo))
-
-    def one(i: int) -> None:
-        stage, piece = todo[i]
-        begun = time.monotonic()
+    for j, (stage, piece) in enumerate(todo):
         if late(deadline):
-            return
+            return todo[j:], failed
+        begun = time.monotonic()
         try:
-            with beside(asked):
-                told = attempt(stage, piece)
+            told = attempt(stage, piece)
         except OutOfTime as stopped:
             log.info("%s: %s: %s", stage, piece.name, stopped)
-            return
-        del undone[i]
+            return todo[j:], failed
         if told is not None:
-            took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([piece for _, piece in undone.values()])
+            took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([later for _, later in todo[j + 1 :]])
             log.info("%s: %s: %s, in %s; %s", stage, piece.name, told, took, rest)
-
-    if asked.workers == 1:
-        for i in range(len(todo)):
-            one(i)
-    else:
-        with ThreadPoolExecutor(asked.workers) as pool:
-            try:
-                for _, stage in groupby(undone.copy(), key=lambda i: todo[i][0]):  # a stage may need what those before it made
-                    list(pool.map(one, stage))
-            except KeyboardInterrupt:  # the workers would go on to the end of their sets; what is stored is whole
-                print("campaign: stopped; the same command goes on from what is stored", file=sys.stderr)
-                os._exit(130)
-    return list(undone.values()), failed
+    return [], failed
 
 
-@contextmanager
-def beside(asked: Asked) -> Iterator[None]:
-    """What a worker needs to run beside others: its share of the CPU's threads, and a stream of its own on CUDA."""
-    torch.set_num_threads(asked.threads or torch.get_num_threads())
-    alone = asked.workers == 1 or asked.device is None or asked.device.type != "cuda"
-    with nullcontext() if alone else torch.cuda.stream(torch.cuda.Stream(asked.device)):
-        yield
+def side_by_side(arguments: Sequence[str], workers: int, threads: int) -> int:
+    """The same campaign in so many processes that share the work; returns the worst exit status."""
+    command = [sys.executable, __file__, *arguments, "--workers", "1", "--threads", str(threads), "--share"]
+    started = [subprocess.Popen([*command, f"{i}/{workers}"]) for i in range(workers)]
+    try:
+        return max(process.wait() for process in started)
+    except KeyboardInterrupt:  # which they get too
+        for process in started:
+            process.wait()
+        raise
 
 
 def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
@@ -354,7 +348,7 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
     """The campaign; returns the exit status."""
     pieces, refused = prepare(asked, datasets, ipcs)
     try:
-        undone, failed = work(pieces, deadline, asked)
+        undone, failed = work(pieces, deadline, asked.share)
     finally:
         update_readme(asked.results_dir)
     log.info("the results are in %s", asked.folder)
@@ -381,6 +375,14 @@ def start_log(file: Path | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
 
 
+def share_of(spelt: str) -> tuple[int, int]:
+    """(i, n) of "i/n"; ValueError unless 0 <= i < n."""
+    i, slash, n = spelt.partition("/")
+    if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise ValueError(f"--share {spelt} does not fit: give the number of this campaign, from 0, and of all, as in 0/2 and 1/2")
+    return int(i), int(n)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -394,7 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
     add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")
     add("--device", help="default: a GPU where there is one")
-    add("--workers", type=int, default=1, help="sets made side by side, where one does not fill the device; default: 1")
+    add("--workers", type=int, default=1, help="processes that share the work, where one does not fill the device; default: 1")
+    add("--share", default="0/1", metavar="I/N", help="this is the I-th, from 0, of N campaigns that share the work")
     add("--threads", type=int, help="CPU threads of each worker; default: as PyTorch chooses, shared among the workers")
     add("--log", type=Path, help="default: campaign-BUDGET.log, in the repository under runs/")
     add("--dry-run", action="store_true", help="list the work, and what of it is left; nothing is run or written")
@@ -406,13 +409,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threads = max(1, torch.get_num_threads() // given.workers) if given.threads is None else given.threads
         check_number("threads", threads, least=1, whole=True)
         torch.set_num_threads(threads)
-        only = {"tables": tuple(given.tables), "methods": tuple(given.methods), "workers": given.workers, "threads": threads}
+        only = {"tables": tuple(given.tables), "methods": tuple(given.methods), "share": share_of(given.share)}
         asked = Asked(given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty(), **only)
         file = given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log")
         start_log(None if given.dry_run else file)
         if given.dry_run:
             print("\n".join(listing(prepare(asked, given.datasets, given.ipc)[0])))
             return 0
+        if given.workers > 1:
+            prepare(asked, given.datasets, given.ipc)  # bad input is told once
+            return side_by_side(sys.argv[1:] if arguments is None else arguments, given.workers, threads)
         log.info("campaign %s", shlex.join(sys.argv[1:] if arguments is None else arguments))
         return run(asked, given.datasets, given.ipc, deadline)
     except ValueError as error:
