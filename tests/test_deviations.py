@@ -51,7 +51,8 @@ def test_ours_minus_the_papers_by_hand():
     assert table.cells[table.rows[0], "ours minus the paper's"] == ["-0.7", "95% interval -13.4 to +12.0"]
     assert table.cells[table.rows[0], "what differs in the run"] == words(c["departures"])
     assert report.deviations_sentence(found).data.startswith(
-        "**The paper prints 1 figure for what was run: inside our 95% interval 1, below it 0, above it 0.**"
+        "**The paper prints 1 figure for what was run. Ours minus the paper's is -0.7 to -0.7 points, -0.7 in the median; the "
+        "paper's is inside our 95% interval in 1, below it in 0, above it in 0.**"
     )
 
 
@@ -59,7 +60,8 @@ def test_the_sentence_says_on_which_side():
     """Of DC's 91.7 and M's 90.9 on MNIST: equal sets have an interval of width 0."""
     far = [a_set(m, [v, v], seed=s) for m, v in (("DC", 95.0), ("M", 80.0), ("MD", 91.9)) for s in (0, 1)]
     told = report.deviations_sentence(report.deviations(far)).data
-    assert "inside our 95% interval 1, below it 1, above it 1.**" in told
+    assert "Ours minus the paper's is -10.9 to +3.3 points, +0.0 in the median" in told
+    assert "inside our 95% interval in 1, below it in 1, above it in 1.**" in told
 
 
 def test_two_printings_of_one_run_have_a_row_each():
@@ -69,7 +71,7 @@ def test_two_printings_of_one_run_have_a_row_each():
     assert found["low"].isna().all()
     table = report.deviations_table(found)
     assert len(set(table.rows)) == 2 and table.cells[table.rows[0], "ours minus the paper's"][1] == "one set: no interval"
-    assert "above it 0; with one set and no interval 2.**" in report.deviations_sentence(found).data
+    assert "above it in 0, and without an interval, from one set, in 2.**" in report.deviations_sentence(found).data
 
 
 def test_a_run_by_the_papers_protocol_departs_in_nothing():

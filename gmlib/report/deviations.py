@@ -156,7 +156,7 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
         return Markdown("**No cell of the paper's tables has a run,** so there is nothing to compare.")
     judged = known[known["low"].notna()]
     above, below = (judged["low"] > 0).sum(), (judged["high"] < 0).sum()
-    few = f"; with one set and no interval {len(known) - len(judged)}" if len(known) > len(judged) else ""
+    few = f", and without an interval, from one set, in {len(known) - len(judged)}" if len(known) > len(judged) else ""
     counts: dict[str, int] = {}
     for departures in known["departures"]:
         for d in departures:
@@ -164,10 +164,12 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
     none = sum(not departures for departures in known["departures"])
     told = [f"{what} ({n})" for what, n in sorted(counts.items(), key=lambda pair: -pair[1])]
     told += [f"nothing in recipe or protocol ({none})"] if none else []
+    least, most = known["difference"].min(), known["difference"].max()
     return Markdown(
-        f"**The paper prints {counted(len(known), 'figure')} for what was run: inside our 95% interval "
-        f"{len(judged) - above - below}, below it {above}, above it {below}{few}.** What differs, and for how many of them: "
-        f"{'; '.join(told)}."
+        f"**The paper prints {counted(len(known), 'figure')} for what was run. Ours minus the paper's is {least:+.1f} to "
+        f"{most:+.1f} points, {known['difference'].median():+.1f} in the median; the paper's is inside our 95% interval in "
+        f"{len(judged) - above - below}, below it in {above}, above it in {below}{few}.** What differs, and for how many of "
+        f"them: {'; '.join(told)}."
     )
 
 
