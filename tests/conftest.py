@@ -9,6 +9,13 @@ from gmlib import Data, Recipe, gradients, load_data
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Some tests choose another number of threads, and a campaign leaves its own: each leaves one to the next."""
+    yield
+    torch.set_num_threads(1)
+
+
 def make_data(counts=(12, 12, 12), shape=(1, 8, 8), n_test=9, seed=0, dtype=torch.float64) -> Data:
     """Made-up images of classes that differ in brightness and structure; `counts` training images of each class."""
     rng = torch.Generator().manual_seed(seed)

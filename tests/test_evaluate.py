@@ -346,19 +346,16 @@ def test_on_a_cpu_large_steps_take_a_thread_each(monkeypatch):
     options = {**QUICK, "n_networks": 5}
     alone = gm.evaluate(S, data, **options)
     monkeypatch.setattr(networks, "fit", lambda *a, real=networks.fit, **o: seen.append(torch.get_num_threads()) or real(*a, **o))
-    try:
-        torch.set_num_threads(2)
-        gm.evaluate(S, data, **options)
-        assert seen == [2] * 5, "a step of a few kilobytes is not worth it"
-        seen.clear()
-        monkeypatch.setattr(module, "LARGE", 1)
-        found = gm.evaluate(S, data, **options, each=lambda e: told.append(e.n))
-        assert seen == [1] * 5 and told == [2, 4, 5] and torch.get_num_threads() == 2
-        assert found.accuracies == alone.accuracies
-        known = gm.evaluate(S, data, **options, known=found.accuracies[:4])
-        assert seen == [1] * 6 and known.accuracies == alone.accuracies
-    finally:
-        torch.set_num_threads(1)
+    torch.set_num_threads(2)
+    gm.evaluate(S, data, **options)
+    assert seen == [2] * 5, "a step of a few kilobytes is not worth it"
+    seen.clear()
+    monkeypatch.setattr(module, "LARGE", 1)
+    found = gm.evaluate(S, data, **options, each=lambda e: told.append(e.n))
+    assert seen == [1] * 5 and told == [2, 4, 5] and torch.get_num_threads() == 2
+    assert found.accuracies == alone.accuracies
+    known = gm.evaluate(S, data, **options, known=found.accuracies[:4])
+    assert seen == [1] * 6 and known.accuracies == alone.accuracies
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])

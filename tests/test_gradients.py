@@ -177,14 +177,11 @@ def test_a_loop_over_large_classes_takes_a_thread_for_each(monkeypatch, precisio
     monkeypatch.setattr(gradients, "pass_size", lambda *_: 4)
     monkeypatch.setattr(network, "forward", lambda x, real=network.forward: seen.append(torch.get_num_threads()) or real(x))
     alone = gradients.class_gradients(network, real, **options)
-    try:
-        torch.set_num_threads(2)
-        together = gradients.class_gradients(network, real, **options)
-        assert seen == [1] * 14 and torch.get_num_threads() == 2, "three, two and two parts, twice"
-        gradients.class_gradients(network, real, create_graph=True, **options)
-        assert seen[14:] == [2] * 3
-    finally:
-        torch.set_num_threads(1)
+    torch.set_num_threads(2)
+    together = gradients.class_gradients(network, real, **options)
+    assert seen == [1] * 14 and torch.get_num_threads() == 2, "three, two and two parts, twice"
+    gradients.class_gradients(network, real, create_graph=True, **options)
+    assert seen[14:] == [2] * 3
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 

@@ -13,15 +13,6 @@ import torch
 D1, D2, D3, D4 = [(1.0, "d1")], [(1.0, "d2")], [(1.0, "d3")], [(1.0, "d4")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tensors here are tiny: more threads would only wait for each other."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 def vector(*values):
     return torch.tensor(values, dtype=torch.float64)
 
