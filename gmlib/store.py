@@ -646,11 +646,16 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout gmlib is used from, with "+" where tracked files were changed; None outside one."""
+    """Commit of the checkout gmlib is used from, with "+" where tracked files outside results/ were changed; None without one."""
+
+    def git(*command: str) -> str:
+        run = ["git", "-C", str(HOME), *command]
+        return subprocess.run(run, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     if not (HOME / ".git").exists():
         return None
     try:
-        git = ["git", "-C", str(HOME), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        changed = git("diff", "--name-only", "HEAD", "--", ".", ":!results")  # which runs change
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -4,8 +4,10 @@ import dataclasses
 import fcntl
 import json
 import os
+import subprocess
 import threading
 import time
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -180,6 +182,33 @@ def test_shipped_results_of_several_budgets(data, tmp_path, monkeypatch):
         store.whole(data, budget=budget, networks=n, device="cpu", results_dir=tmp_path / folder, progress=False)
     assert store.shipped().groupby("budget").size().to_dict() == {"tiny": 2, "other": 2}
     assert store.shipped_whole()["made-up"].n == 1, "not the one in the folder of another budget"
+
+
+def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
+    """Results that a run wrote do not make the code another; changed code does, staged or not."""
+    monkeypatch.setattr(store, "HOME", tmp_path)
+    made_with = partial(store.environment, torch.device("cpu"))
+    assert made_with()["commit"] is None, "not a checkout"
+
+    def git(*command):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *command], capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/README.md"):
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    assert made_with()["commit"] is None, "nothing is committed"
+    git("add", "."), git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")[:12]
+    assert made_with()["commit"] == commit
+    (tmp_path / "results" / "README.md").write_text("after")
+    (tmp_path / "untracked").write_text("new")
+    assert made_with()["commit"] == commit
+    (tmp_path / "code.py").write_text("after")
+    assert made_with()["commit"] == commit + "+"
+    git("add", "code.py")
+    assert made_with()["commit"] == commit + "+"
 
 
 def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
