@@ -124,8 +124,8 @@ def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, pr
                 bar.update()
                 return x
 
-            rng, record = generator(seed, "coreset batches"), step_recorder(device)
-            networks.fit(network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count, record=record)
+            rng, as_recorded = generator(seed, "coreset batches"), step_recorder(device)
+            networks.fit(network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count, as_recorded=as_recorded)
         while len(_trained) >= KEPT:
             del _trained[next(iter(_trained))]  # the oldest
         _trained[key] = network.eval()

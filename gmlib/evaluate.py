@@ -199,12 +199,12 @@ def _trained(
     Network j draws its weights, mini-batches and varied images from generators of its own, whoever stands beside it.
     """
     training = {name: settled[name] for name in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "batch")}
-    record = step_recorder(x.device)
+    as_recorded = step_recorder(x.device)
 
     def train(numbers: Sequence[int]) -> list[nn.Module]:
         group = [_build(network, data, settled, generator(seed, "evaluate", j)).to(x.device, x.dtype) for j in numbers]
         rngs = [generator(seed, "evaluate batches", j) for j in numbers]
-        return networks.fit(group, x, y, rng=rngs, vary=_varying(settled["augment"], rngs), record=record, **training)
+        return networks.fit(group, x, y, rng=rngs, vary=_varying(settled["augment"], rngs), as_recorded=as_recorded, **training)
 
     for attempt in memory:  # again, from the start with fewer, where memory runs out: it does so in the first steps
         numbers = numbers[: max(1, (memory.chunk or memory.largest) // len(y))]

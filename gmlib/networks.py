@@ -23,7 +23,6 @@ from .memory import Memory
 
 Make = Callable[..., nn.Module]
 Step = Callable[[Tensor, Tensor], None]  # of images and labels
-Record = Callable[[Step], Step]
 
 _DRAWING = threading.Lock()  # torch's global generator is one for all threads
 CACHE = 2**24  # bytes of the widest activation in one pass on a CPU
@@ -539,14 +538,14 @@ def fit(
     weight_decay: float = 5e-4,
     batch: int = 256,
     vary: Callable[[Tensor], Tensor] | None = None,
-    record: Record | None = None,
+    as_recorded: Callable[[Step], Step] | None = None,
 ) -> nn.Module | Sequence[nn.Module]:
     """Train `network` in place by the protocol of phase 2: SGD, the learning rate divided by 10 after half the epochs.
 
     network: one, or several of a kind that are trained side by side, each as it is alone: then rng is a generator for each.
     optimiser: a name in OPTIMISERS; of "adam", momentum is the first beta. vary: maps x (n, channels, height, width) to a varied
     copy of it, for several networks to (networks, n, channels, height, width), anew for each epoch.
-    record: makes of a step one that is recorded and replayed, on CUDA `gradients.Replay`. There several networks take their
+    as_recorded: makes of a step one that is recorded and replayed, on CUDA `gradients.Replay`. There several networks take their
     steps on several streams, each by the same operations as alone; so this holds for BatchNorm too, and for every network.
 
     Where memory runs out, passes of a single network are split; for several the error is raised, to begin again with fewer.
@@ -555,18 +554,18 @@ def fit(
     group, rngs = ([network], [rng]) if isinstance(network, nn.Module) else (network, rng)
     memory = memory_for(group[0], batch) if len(group) == 1 else Memory(largest=1)
     parameters = [p for each in group for p in each.parameters()]
-    options = RECORDABLE[optimiser] if record else {}
+    options = RECORDABLE[optimiser] if as_recorded else {}
     steps = OPTIMISERS[optimiser](parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
-    if record:
+    if as_recorded:
         steps.param_groups[0]["lr"] = torch.tensor(lr, device=x.device)
     for each in group:
         each.train()
     fits = pass_size(group[0], x)
     step = partial(_step, group, steps, memory, fits, _streams(len(group), x, min(batch, len(x)), fits))
-    step = record(step) if record else step
+    step = as_recorded(step) if as_recorded else step
     for epoch in range(epochs):
         if epoch == epochs // 2:
-            if record:
+            if as_recorded:
                 steps.param_groups[0]["lr"].fill_(lr / 10)
             else:
                 steps.param_groups[0]["lr"] = lr / 10

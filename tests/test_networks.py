@@ -597,7 +597,7 @@ def test_a_step_made_to_be_recorded_is_the_same_step(optimiser, momentum):
 
     options = {"lr": 0.05, "momentum": momentum, "optimiser": optimiser, "batch": 4}
     networks.fit(usual, x, y, epochs=6, rng=generator(1), **options)
-    networks.fit(recorded, x, y, epochs=6, rng=generator(1), record=record, **options)
+    networks.fit(recorded, x, y, epochs=6, rng=generator(1), as_recorded=record, **options)
     assert steps == [[1, 1]] * 12
     assert same_weights(usual, recorded, rtol=1e-6, atol=1e-9)
     networks.fit(fallen, x, y, epochs=6, rng=generator(1), **options | {"lr": 0.005})
@@ -616,9 +616,9 @@ def test_a_step_made_to_be_recorded_looks_at_no_value(make, optimiser):
         )
         if make is Loose:
             with pytest.raises(DataDependentOutputException):
-                train(record=lambda step: step)
+                train(as_recorded=lambda step: step)
         else:
-            train(record=lambda step: step)
+            train(as_recorded=lambda step: step)
 
 
 class Short(nn.Module):
