@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from . import paper
 from .coreset import CORESETS
 from .data import SyntheticSet
 from .evaluate import Evaluation
 from .recipe import BUDGETS, METHODS, choose
-from .store import HOME, kept, read_evaluation, read_json
+from .store import HOME, kept, read_evaluation, read_json, whole_number
 
 FOLDER = HOME / "results"
 COLUMNS = [
@@ -77,13 +79,16 @@ def load_condensed(
 ) -> CondensedSet:
     """A condensed set that comes with the repository: normalised images, labels, how it was made and how well it trains.
 
-    dataset, ipc, method, seed: as in `table`. budget: None takes the paper's where it is there, else the one nearest to it;
-    the set's `budget` says which. results_dir: any folder of runs; None: the repository's results/.
+    dataset, ipc, method, seed: as in `table`; at one image per class MDO and MDA are MD, and found as such. budget: None takes
+    the paper's where it is there, else the one nearest to it; the set's `budget` says which. results_dir: any folder of runs;
+    None: the repository's results/.
 
     Raises ValueError, which lists what is there, for a set that is not, and FileNotFoundError where there is no such folder.
     """
     if budget is not None:
         choose(BUDGETS, "budget", budget)
+    if ipc == 1 and method in ("MDO", "MDA"):
+        method = "MD"
     asked = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
     known = [run for run in _runs(results_dir) if budget in (None, run["budget"])]
     found = [run for run in known if all(run[name] == value for name, value in asked.items())]
@@ -111,9 +116,13 @@ def table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
 
 
 def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet]:
-    """Every set that comes with the repository (or is in another folder of runs), in the order of `table`."""
+    """Every set that comes with the repository (or is in another folder of runs), in the order of `table`.
+
+    Among its evaluations are those with all the networks of its budget: of others the run is still under way.
+    """
     root = Path(results_dir or FOLDER)
-    return [load(run["path"]) for run in _runs(root)] if root.is_dir() else []
+    sets = [load(run["path"]) for run in _runs(root)] if root.is_dir() else []
+    return [replace(S, evaluations={n: e for n, e in S.evaluations.items() if whole_number(S.budget, e.n)}) for S in sets]
 
 
 def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
@@ -173,13 +182,16 @@ def _runs(results_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
         record = _record(path.parent)
         made = {name: record["recipe"][name] for name in ("dataset", "ipc", "seed")}
         found.append(made | {"method": record["method"], "budget": record["budget"], "path": path.parent})
-    order = [*CORESETS, *METHODS]
-
     def key(run: dict[str, Any]) -> tuple:
-        budget, method = -_rank(BUDGETS, run["budget"]), run["method"]
-        return run["dataset"], run["ipc"], budget, order.index(method) if method in order else len(order), method, run["seed"]
+        return run["dataset"], run["ipc"], -_rank(BUDGETS, run["budget"]), *_order(run["method"]), run["seed"]
 
     return sorted(found, key=key)
+
+
+def _order(method: str) -> tuple[int, str]:
+    """Coresets, then the paper's columns, then what is spelt out."""
+    known = [*CORESETS, *METHODS]
+    return known.index(method) if method in known else len(known), method
 
 
 def _rank(known: dict[str, Any], name: str) -> int:
@@ -205,33 +217,57 @@ def _at_hand(runs: list[dict[str, Any]], dataset: str) -> str:
 def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     """One row for each folder <dataset>/ipc<N> and <dataset>/whole, read from the files in it.
 
-    Columns: folder, relative; sets; networks trained on them; seconds that took, both phases; device; commit ("+": with changes
-    that were not committed); command, which makes it.
+    Columns: folder, relative; sets; networks trained on them; seconds that took, both phases and Section 5's measurements;
+    device; commit ("+": with changes that were not committed; several, where runs went on at another); command, which makes it.
     """
     root, rows = Path(results_dir or FOLDER), []
-    found: dict[Path, list[Path]] = {}
-    for path in _files(root, "*/ipc*/*/set*/run.json"):
-        found.setdefault(path.parents[2], []).append(path.parent)
+    found: dict[Path, dict[Path, None]] = {}
+    for path in [*_files(root, "*/ipc*/*/set*/run.json"), *_files(root, "*/ipc*/*/set*/reach.json")]:
+        found.setdefault(path.parents[2], {})[path.parent] = None
     for path in _files(root, "*/whole/accuracy-*.json"):
-        found[path.parent] = [path.parent]
+        found[path.parent] = {path.parent: None}
     for at, runs in found.items():
         files = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
         records = [_record(run) for run in runs if (run / "run.json").is_file()]
-        stored = records + [read_json(path, "seconds", "device", "device_name", "commit", "threads") for path in files]
+        descents = [path for run in runs for path in run.glob("reach.json")]
+        made = ("seconds", "device", "device_name", "commit", "threads")
+        stored = records + [read_json(path, *made) for path in [*files, *descents]]
         trained = [read_evaluation(path) for path in files]
         budget = records[0]["budget"] if records else "paper" if at.parents[1] == root else at.parents[1].name
         dataset = records[0]["recipe"]["dataset"] if records else at.parent.name
-        ipc = f' IPC="{records[0]["recipe"]["ipc"]}"' if records else ""
+        ipc = None if at.name == "whole" else int(at.name.removeprefix("ipc"))
+        methods = dict.fromkeys(record["method"] for record in records)
+        methods |= dict.fromkeys(path.parts[-3] for path in descents if path.parts[-3] == "noise")  # the control has no set
+        tables = _tables(methods, {e.network for e in trained}, bool(descents), ipc)
         rows.append({
             "folder": at.relative_to(root).as_posix(),
             "sets": len(records),
             "networks": sum(e.n for e in trained),
             "seconds": math.fsum(part["seconds"] for part in stored),
             "device": _each(_device(part) for part in stored),
-            "commit": _each(part["commit"] or "unknown" for part in stored),
-            "command": f'make results BUDGET={budget} DATASETS="{dataset}"{ipc}',
+            "commit": _each(commit for part in stored for commit in (part["commit"] or "unknown").split(", ")),
+            "command": _command(budget, dataset, ipc, tables, methods),
         })  # fmt: skip
     return pd.DataFrame(rows, columns=MADE_WITH)
+
+
+def _tables(methods: Collection[str], networks: Collection[str], descents: bool, ipc: int | None) -> list[str]:
+    """The campaign's names of those tables of the paper, the first before the others, that these runs are of."""
+    if ipc is None:
+        return ["Whole data"]
+    left, found = set(methods), []
+    for name in ("Table 3", "Table 2", "Table 1"):
+        if theirs := left & set(paper.published(name)["method"]):
+            found.append(name)
+            left -= theirs
+    return found + ["Section 5"] * descents + ["Table 4"] * (set(networks) > {"convnet"})
+
+
+def _command(budget: str, dataset: str, ipc: int | None, tables: Collection[str], methods: Collection[str]) -> str:
+    at, parts = "" if ipc is None else f' IPC="{ipc}"', [f'"{name}"' for name in tables]
+    spelt = [f'"{m}"' if "*" in m else m for m in sorted(methods, key=_order)]  # the shell would look for files
+    only = f" --methods {' '.join(spelt)}" if spelt else ""
+    return f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='--tables {' '.join(parts)}{only}'"
 
 
 def readme(text: str, results_dir: str | os.PathLike | None = None) -> str:

@@ -6,7 +6,7 @@ One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/:
     run.json                    recipe, versions, device, seconds, peak memory, history, fingerprint and origin of the data
     accuracy-<network>.json     the accuracy of each network trained on it, with the protocol; grows network by network
     trace.json, snapshots.safetensors     where asked for: S and its accuracies after some outer iterations
-    checkpoint.safetensors      only while S is unfinished
+    checkpoint.safetensors, begun.json    only while S is unfinished
 
 results/<dataset>/whole/accuracy-<network>.json holds networks trained on all training images.
 Every file is written whole or not at all, and run.json only once S is finished; what is there is read back and never redone.
@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, d
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
 log = logging.getLogger(__name__)
+CHECKPOINT, BEGUN = "checkpoint.safetensors", "begun.json"  # of an unfinished run
 HOME = Path(__file__).resolve().parent.parent  # the repository, where gmlib is used from a checkout
 
 
@@ -194,13 +196,17 @@ def _done(job: Job, device: torch.device, progress: bool, deadline: float | None
         if late(deadline):
             raise OutOfTime(f"out of time before {job.folder} was begun: run again to go on")
         record = _make(job, device, progress, deadline)
+    leftovers = [job.folder / name for name in (CHECKPOINT, "checkpoint-last-good.safetensors", BEGUN)]
+    for leftover in (*leftovers, *job.folder.glob(".*.tmp")):  # also those of a kill
+        leftover.unlink(missing_ok=True)
     S = SyntheticSet.load(job.folder / "set.safetensors")
     n, seed = job.n_networks, job.recipe.seed
     evaluations, trace = {}, {}
     try:
         for network in sorted(job.targets, key=lambda network: not _complete(job, network)):  # what needs no time comes first
             evaluations[network] = _evaluated(job.folder, S, job.data, network, n, seed, job.protocol, device, progress, deadline)
-        trace = _traced(job, S, evaluations[job.targets[0]], device, progress, deadline)
+        own = job.recipe.network if job.recipe.network in job.targets else job.targets[0]  # the same, whatever else is asked for
+        trace = _traced(job, S, evaluations[own], device, progress, deadline)
     except OutOfTime:
         if not (partly and evaluations):
             raise
@@ -215,13 +221,14 @@ def _complete(job: Job, network: str) -> bool:
 
 def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
     """Phase 1: condense or select, store the set, its snapshots and its record."""
-    begun, peak, checkpoint = time.monotonic(), PeakMemory(device), job.folder / "checkpoint.safetensors"
-    r = job.recipe
+    begun, peak, r = time.monotonic(), PeakMemory(device), job.recipe
+    made_with = _made_with(device, read_json(job.folder / BEGUN) if (job.folder / BEGUN).is_file() else {})
+    _write_json(job.folder / BEGUN, made_with)  # for a run that goes on from the checkpoint, perhaps at another commit
     if job.coreset:
         S = coreset(job.coreset, job.data, r.ipc, r.seed, device=device, **job.coreset_options)
         seconds = time.monotonic() - begun
     else:
-        S = condense(job.data, r, device, checkpoint, progress, snapshots=job.snapshots, deadline=deadline)
+        S = condense(job.data, r, device, job.folder / CHECKPOINT, progress, snapshots=job.snapshots, deadline=deadline)
         seconds = sum(entry["seconds"] for entry in S.history)  # those before a restart count too
     S.save(job.folder / "set.safetensors", job.dtype)
     if S.snapshots:
@@ -230,12 +237,10 @@ def _make(job: Job, device: torch.device, progress: bool, deadline: float | None
     record = {
         "method": job.method, "budget": job.budget, "recipe": job.made_by, "recipe_hash": recipe_hash(job.made_by),
         "data": {"name": job.data.name, "fingerprint": job.data.fingerprint, "origin": job.data.origin},
-        **environment(device), "seconds": seconds,
+        **made_with, "seconds": seconds,
         "peak_memory_bytes": None if math.isnan(most := peak()) else most, "history": S.history,
     }  # fmt: skip
     _write_json(job.folder / "run.json", record)
-    for leftover in (checkpoint, checkpoint.with_name("checkpoint-last-good.safetensors")):
-        leftover.unlink(missing_ok=True)
     return record
 
 
@@ -352,28 +357,42 @@ def whole(
 
 
 def kept(
-    path: str | os.PathLike, settings: dict[str, Any], compute: Callable[[], pd.DataFrame], *, deadline: float | None = None
+    path: str | os.PathLike,
+    settings: dict[str, Any],
+    compute: Callable[[], pd.DataFrame],
+    *,
+    deadline: float | None = None,
+    device: torch.device | str | None = None,
 ) -> pd.DataFrame:
     """The table in a file, or compute()'s, which is then stored there with its settings (plain JSON types).
 
-    Finite numbers come back bit for bit, others as NaN.
+    Finite numbers come back bit for bit, others as NaN. device: where compute() works, which is stored with its seconds; None
+    takes a GPU where there is one. Of two processes that want one file, the second reads what the first made.
     Raises ValueError where the file was made with other settings or is damaged, and OutOfTime
     where nothing is stored and `deadline` (time.monotonic()) is past.
     """
     path = Path(path)
     if path.is_file():
-        content = read_json(path, "settings", "columns", "dtypes")
-        if content["settings"] != json.loads(json.dumps(settings)):
-            raise ValueError(f"{path} was made with other settings: delete it or choose another results_dir")
-        return pd.DataFrame(content["columns"]).astype(content["dtypes"])
+        return _table(path, settings)
     if late(deadline):
         raise OutOfTime(f"out of time before {path} was made: run again to go on")
-    table = compute()
-    _make_folder(path.parent)
-    missing = (math.inf, -math.inf)  # JSON has neither NaN nor infinities
-    columns = {name: [None if pd.isna(v) or v in missing else v for v in column.tolist()] for name, column in table.items()}
-    _write_json(path, {"settings": settings, "columns": columns, "dtypes": table.dtypes.astype(str).to_dict()})
+    with _alone(path.parent, deadline):
+        if path.is_file():
+            return _table(path, settings)
+        begun, made_with = time.monotonic(), environment(device_of(device))
+        table = compute()
+        missing = (math.inf, -math.inf)  # JSON has neither NaN nor infinities
+        columns = {name: [None if pd.isna(v) or v in missing else v for v in column.tolist()] for name, column in table.items()}
+        stored = {"settings": settings, "columns": columns, "dtypes": table.dtypes.astype(str).to_dict()}
+        _write_json(path, stored | made_with | {"seconds": time.monotonic() - begun})
     return table
+
+
+def _table(path: Path, settings: dict[str, Any]) -> pd.DataFrame:
+    content = read_json(path, "settings", "columns", "dtypes")
+    if content["settings"] != json.loads(json.dumps(settings)):
+        raise ValueError(f"{path} was made with other settings: delete it or choose another results_dir")
+    return pd.DataFrame(content["columns"]).astype(content["dtypes"])
 
 
 def listed(values: Any) -> list:
@@ -403,9 +422,21 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
 
 
 def shipped() -> pd.DataFrame:
-    """`load_results` of the runs committed under results/ and results/<budget>/; no rows where gmlib is used without them."""
+    """`load_results` of the runs committed under results/ and results/<budget>/; no rows where gmlib is used without them.
+
+    A set counts for a network once it has all the networks of its budget, so that no run under way is taken for a whole one.
+    """
     found = [table for table in map(load_results, _shipped_folders()) if len(table)]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+    if not found:
+        return pd.DataFrame(columns=COLUMNS)
+    every = pd.concat(found, ignore_index=True)
+    n = every.groupby(COLUMNS[:-2])["net"].transform("size")
+    return every[[whole_number(b, k) for b, k in zip(every["budget"], n, strict=True)]].reset_index(drop=True)
+
+
+def whole_number(budget: str, n: int) -> bool:
+    """Whether so many networks are all that a budget trains on a set."""
+    return budget not in BUDGETS or n >= BUDGETS[budget].networks
 
 
 def shipped_whole() -> dict[str, Evaluation]:
@@ -514,7 +545,7 @@ def _evaluated(
     if stored and stored.n >= n:
         return stored.first(n)
     before = stored.seconds if stored else 0.0
-    made_with = environment(device)  # it asks git: once, not for every network
+    made_with = _made_with(device, read_json(path) if stored else {})
 
     def write(found: Evaluation) -> None:
         _write_json(path, _to_json(replace(found, seconds=before + found.seconds)) | made_with)
@@ -546,7 +577,7 @@ def _traced(
         if not alike or by.n < job.n_networks:
             same = torch.equal(at.images, S.images)
             stored[k] = final if same else evaluate(
-                at, job.data, job.targets[0], job.n_networks, job.recipe.seed, protocol=job.protocol,
+                at, job.data, final.network, job.n_networks, job.recipe.seed, protocol=job.protocol,
                 device=device, progress=progress, deadline=deadline,
             )  # fmt: skip
             _write_json(path, {str(at): _to_json(e) for at, e in stored.items()})
@@ -630,9 +661,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "gmlib": __version__, "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
+        "gmlib": __version__, "commit": _commit(HOME), "python": platform.python_version(), "torch": torch.__version__,
         "device": str(device), "device_name": name, "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def _made_with(device: torch.device, before: Mapping[str, Any]) -> dict[str, Any]:
+    """`environment`, with the commits of what was done before, and is gone on from, ahead of this one."""
+    here = environment(device)
+    commits = [*(before.get("commit") or "").split(", "), here["commit"] or ""]
+    return here | {"commit": ", ".join(dict.fromkeys(filter(None, commits))) or None}
 
 
 def _processor() -> str:
@@ -645,14 +683,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """Commit of the checkout gmlib is used from, with "+" where tracked files outside results/ were changed; None without one."""
+@cache  # of the code as it was loaded, not as it is when a long run ends
+def _commit(home: Path) -> str | None:
+    """Commit of a checkout, with "+" where tracked files outside results/ were changed; None where it is none."""
 
     def git(*command: str) -> str:
-        run = ["git", "-C", str(HOME), *command]
+        run = ["git", "-C", str(home), *command]
         return subprocess.run(run, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
-    if not (HOME / ".git").exists():
+    if not (home / ".git").exists():
         return None
     try:
         changed = git("diff", "--name-only", "HEAD", "--", ".", ":!results")  # which runs change

@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +63,7 @@ def few_stages(monkeypatch):
         campaign.Stage("Table 3", 1, ("random", "DC")),
         campaign.Stage("Section 5", 1, ("noise", "DC"), piece=campaign.descended),
         campaign.Stage("Table 4", 1, ("DC", "DC@mlp"), targets=("mlp", "convnet"), only="MNIST"),
-        campaign.Stage("All", None, ("whole",), piece=campaign.whole),
+        campaign.Stage("Whole data", None, ("whole",), piece=campaign.whole),
         campaign.Stage("Table 3", 10, ("random",)),
     )
     monkeypatch.setattr(campaign, "STAGES", stages)
@@ -106,7 +108,7 @@ def test_what_tells_most_comes_first(small, monkeypatch):
     stages = list(dict.fromkeys(stage for stage, _ in pieces))
     assert stages == [
         "Table 3, IPC 1", "Table 1, IPC 1", "Table 2, IPC 1", "Section 5, IPC 1", "Table 3, IPC 10", "Table 1, IPC 10",
-        "Table 3, all training images",
+        "Whole data",
     ]  # fmt: skip
     names = [piece.name for _, piece in pieces]
     assert names[:4] == [f"made-up, {method}, set 0" for method in ("random", "DC", "M", "MD")]
@@ -129,7 +131,21 @@ def test_a_table_of_one_data_set_takes_the_papers_where_it_is_there():
     a, b, c = (replace(make_data(), name=name) for name in "abc")
     assert [cell[0].name for cell in stage.cells([a, b, c], 1)] == ["b"]
     assert [cell[0].name for cell in stage.cells([a, c], 1)] == ["a"]
+    assert [cell[0].name for cell in stage.cells([a, c], 1, {"c"})] == ["c"], "one that stands in already"
+    assert list(stage.cells([a, c], 1, {"d"})) == [], "no second one beside it"
+    assert [cell[0].name for cell in stage.cells([a, b, c], 1, {"c"})] == ["b"]
     assert list(stage.cells([], 1)) == []
+
+
+def test_the_data_in_the_place_of_a_tables_stay_the_same(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "STAGES", [s for s in campaign.STAGES if s.name == "Table 2"])
+    options = {"budget": "tiny", "device": "cpu", "results_dir": tmp_path / "tiny", "progress": False}
+    assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"made-up"}
+    store.run(small["other"], "M", 1, **options)
+    assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"made-up"}, "other tables have M too"
+    store.run(small["other"], "multi,d2,fixed", 1, **options)
+    assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"other"}
+    assert planned(small, budget="tiny", folder=tmp_path, names=["made-up"]) == []
 
 
 # ---- running ---------------------------------------------------------------------------------------------
@@ -144,6 +160,7 @@ def test_a_campaign_from_beginning_to_end(tmp_path, few_stages, capsys):
           for file in ("accuracy-convnet.json", "run.json", "set.safetensors")),
         *(f"made-up/ipc1/{m}/set{s}/reach.json" for m in ("noise", "DC") for s in (0, 1)),
         *(f"made-up/ipc1/DC/set{s}/accuracy-mlp.json" for s in (0, 1)),
+        *(f"made-up/ipc1/{m}/set0/{file}" for m in ("DC", "DC@mlp") for file in ("snapshots.safetensors", "trace.json")),
         *(f"made-up/ipc1/DC@mlp/set{s}/{file}" for s in (0, 1)
           for file in ("accuracy-convnet.json", "accuracy-mlp.json", "run.json", "set.safetensors")),
         "made-up/whole/accuracy-convnet.json",
@@ -185,7 +202,7 @@ def test_no_time_leaves_nothing(tmp_path, few_stages, capsys):
     assert not folder.exists()
     log = capsys.readouterr().out
     assert "the time budget is used up and 13 of 13 are left (Table 3, IPC 1: 4; Section 5, IPC 1: 4; Table 4, IPC 1: 4" in log
-    assert log.splitlines()[-1].endswith("All: 1): run again to go on")
+    assert log.splitlines()[-1].endswith("Whole data: 1): run again to go on")
 
 
 def test_it_goes_on_after_the_end_of_the_time_and_after_a_kill(tmp_path, few_stages, monkeypatch, capsys):
@@ -205,7 +222,8 @@ def test_it_goes_on_after_the_end_of_the_time_and_after_a_kill(tmp_path, few_sta
         assert run(folder) == 0
     assert "run again to go on" in capsys.readouterr().out
     half = contents(folder)
-    assert half and set(half) < {*contents(at_once), *(name for name in half if name.endswith("checkpoint.safetensors"))}
+    unfinished = {name for name in half if name.endswith(("checkpoint.safetensors", "begun.json"))}
+    assert unfinished and set(half) < {*contents(at_once), *unfinished}
 
     trained = []
 
@@ -235,14 +253,15 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, few_stages, ca
     assert listed[:3] == ["Table 3, IPC 1", "  made-up, random, set 0: 2 networks, 1 set",
                           "  made-up, DC, set 0: 2 networks, 1 set"]  # fmt: skip
     assert "  made-up, DC@mlp, set 0: 4 networks, 1 set" in listed
-    assert listed[-2:] == ["All", "  made-up, all training images: 2 networks"]
+    assert listed[-3:] == ["Whole data", "  made-up, all training images: 2 networks", "13 of 13 are left"]
     data = campaign.load_data("made-up")
     store.run(data, "random", 1, budget="tiny", networks=1, device="cpu", results_dir=folder / "tiny", progress=False)
     store.run(data, "DC", 1, budget="tiny", device="cpu", results_dir=folder / "tiny", progress=False)
     before = contents(folder)
     assert run(folder, "--dry-run") == 0 and contents(folder) == before
     listed = capsys.readouterr().out.splitlines()
-    assert listed[1:3] == ["  made-up, random, set 0: 1 networks", "  made-up, DC, set 0: done"]
+    assert listed[1:3] == ["  made-up, random, set 0: 1 network", "  made-up, DC, set 0: done"]
+    assert listed[-1] == "12 of 13 are left"
     assert "  made-up, DC, set 0: 2 networks" in listed, "the other target"
 
 
@@ -270,18 +289,41 @@ def test_workers_are_campaigns_that_share_the_work(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "r" / "smoke").rglob("accuracy-convnet.json"))) == 3
     assert (tmp_path / "log").read_text().count("--share") == 2 and done.stdout.count("the results are in") == 2
-    started = []
+    started, ends = [], iter([0, 2, 1, 0, -9])
 
     class Process:
         def __init__(self, command):
             started.append(command)
 
         def wait(self):
-            return len(started) - 1
+            return next(ends)
 
     monkeypatch.setattr(campaign.subprocess, "Popen", Process)
     assert run(tmp_path / "none", "--workers", "3", "--threads", "2") == 2, "the worst of them"
     assert [c[-6:] for c in started] == [["--workers", "1", "--threads", "2", "--share", f"{i}/3"] for i in range(3)]
+    assert run(tmp_path / "none", "--workers", "2") == 137, "one was killed"
+
+
+def test_a_terminated_campaign_ends_its_workers_and_goes_on_later(tmp_path):
+    """Its output ends once no worker has it any more; what they left is whole or goes on."""
+    command = [
+        sys.executable, str(ROOT / "workflow" / "campaign.py"), "--budget", "smoke", "--datasets", "digits", "--ipc", "1",
+        "--tables", "Table 3", "--methods", "random", "--device", "cpu", "--results-dir", str(tmp_path / "r"),
+    ]  # fmt: skip
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
+    begun = subprocess.Popen([*command, "--workers", "2", "--log", str(tmp_path / "log")], **options)
+    try:
+        while not list(tmp_path.glob("r/smoke/*/*/*/*/run.json")):
+            assert begun.poll() is None
+            time.sleep(0.05)
+        begun.terminate()
+        begun.communicate(timeout=60)
+        assert begun.returncode == 143
+    finally:
+        begun.kill()
+    assert "the results are in" not in (tmp_path / "log").read_text(), "no worker went on to the end of its work"
+    done = subprocess.run([*command, "--log", str(tmp_path / "log2")], **options, timeout=300)
+    assert done.returncode == 0 and "nothing left" in done.stdout
 
 
 def test_only_some_tables_and_methods(tmp_path, few_stages, capsys):
@@ -292,7 +334,7 @@ def test_only_some_tables_and_methods(tmp_path, few_stages, capsys):
 
 
 def test_a_data_set_that_is_not_at_hand_is_left_out_and_the_others_go_on(tmp_path, few_stages, capsys):
-    assert run(tmp_path / "results", datasets=("SVHN", "made-up")) == 0
+    assert run(tmp_path / "results", datasets=("SVHN", "made-up")) == 1
     log = capsys.readouterr().out
     assert "left out: SVHN could not be downloaded: put its files there" in log
     assert {p.name for p in (tmp_path / "results" / "tiny").iterdir()} == {"made-up"}
@@ -317,7 +359,12 @@ def test_a_piece_that_cannot_be_done_is_said_and_the_others_go_on(tmp_path, few_
 def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
     pieces, refused = campaign.plan(campaign.Asked("tiny", tmp_path), [small["made-up"]], (1,))
     assert refused and all(sentence.startswith("Table 4, IPC 1: ") for sentence in refused) and len(set(refused)) == len(refused)
-    assert {stage for stage, _ in pieces} >= {"Table 3, IPC 1", "Section 5, IPC 1", "Table 3, all training images"}
+    assert {stage for stage, _ in pieces} >= {"Table 3, IPC 1", "Section 5, IPC 1", "Whole data"}
+    told = " ".join(refused)
+    assert "too small for LeNet" in told and "MLP" not in told and "ConvNet" not in told
+    four = {piece.key[2]: piece.key[4] for stage, piece in pieces if stage == "Table 4, IPC 1"}
+    assert four["MD"] == four["MD@mlp"] == ("mlp", "convnet", "alexnet"), "the table's other cells"
+    assert not {"MD@lenet", "MD@vgg11bn"} & set(four)
 
 
 @pytest.mark.parametrize(
@@ -400,8 +447,42 @@ def test_the_results_readme_is_brought_up_to_date(tmp_path, few_stages):
     assert run(folder) == 0
     text = (folder / "README.md").read_text()
     assert text.startswith("# Results\n") and text.endswith(f"{shipped.END}\nmore\n") and "stale" not in text
-    assert "| `tiny/made-up/ipc1` | 6 | 20 |" in text and '`make results BUDGET=tiny DATASETS="made-up" IPC="1"` |' in text
+    assert "| `tiny/made-up/ipc1` | 6 | 20 |" in text
     assert text == shipped.readme(text, folder)
+
+
+def test_the_readme_is_true_after_each_piece(tmp_path, few_stages, monkeypatch):
+    """Whatever ends the campaign, and where nothing is there to end it with."""
+    folder, seen = tmp_path / "results", []
+    folder.mkdir()
+    (folder / "README.md").write_text(f"{shipped.BEGIN}\n{shipped.END}\n")
+
+    def work(*arguments, real=campaign.work):
+        *others, after = arguments
+
+        def look():
+            after()
+            text = (folder / "README.md").read_text()
+            seen.append(text == shipped.readme(text, folder))
+
+        return real(*others, look)
+
+    monkeypatch.setattr(campaign, "work", work)
+    assert run(folder) == 0 and seen == [True] * 13
+
+
+def test_the_command_in_the_readme_makes_what_is_in_the_folder(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    assert run(folder, ipc=(1, 10)) == 0
+    for row in shipped.made_with(folder).itertuples():
+        capsys.readouterr()
+        asked = dict(word.partition("=")[::2] for word in shlex.split(row.command.removeprefix("make results ")))
+        assert (asked["BUDGET"], asked["DATASETS"]) == ("tiny", "made-up")
+        more = shlex.split(asked["CAMPAIGN"])
+        assert run(folder, *more, "--dry-run", ipc=asked.get("IPC", "1").split()) == 0
+        listed = capsys.readouterr().out.splitlines()
+        n = listed[-1].removeprefix("0 of ").removesuffix(" are left")
+        assert int(n) == {"tiny/made-up/ipc1": 12, "tiny/made-up/ipc10": 2, "tiny/made-up/whole": 1}[row.folder]
 
 
 def test_it_needs_no_notebook(tmp_path):

@@ -215,14 +215,15 @@ def test_what_the_results_were_made_with(results, data):
     assert list(t.index) == ["made-up/ipc1", "lite/made-up/ipc1", "lite/made-up/ipc10", "lite/made-up/whole"]
     assert t[["sets", "networks"]].values.tolist() == [[1, 3], [3, 12], [1, 3], [0, 2]]
     assert t.loc["made-up/ipc1"].tolist() == [
-        1, 3, 3720.0, "a GPU", "0123456789ab", 'make results BUDGET=paper DATASETS="made-up" IPC="1"'
+        1, 3, 3720.0, "a GPU", "0123456789ab",
+        """make results BUDGET=paper DATASETS="made-up" IPC="1" CAMPAIGN='--tables "Table 3" --methods M'""",
     ]  # fmt: skip
-    assert t.loc["lite/made-up/whole", "command"] == 'make results BUDGET=lite DATASETS="made-up"'
+    whole = """make results BUDGET=lite DATASETS="made-up" CAMPAIGN='--tables "Whole data"'"""
+    assert t.loc["lite/made-up/whole", "command"] == whole
     assert t.loc["lite/made-up/ipc1", "device"].endswith(", 1 thread")
     text = shipped.readme(f"before\n{shipped.BEGIN}\nstale{shipped.END}\nafter\n", results)
     assert text.startswith(f"before\n{shipped.BEGIN}\n\n| folder |") and text.endswith(f"\n\n{shipped.END}\nafter\n")
-    command = '`make results BUDGET=paper DATASETS="made-up" IPC="1"`'
-    assert f"| `made-up/ipc1` | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | {command} |" in text
+    assert f"| `made-up/ipc1` | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | `{t.loc['made-up/ipc1', 'command']}` |" in text
     assert "stale" not in text and shipped.readme(text, results) == text
 
 

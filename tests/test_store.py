@@ -7,7 +7,6 @@ import os
 import subprocess
 import threading
 import time
-from functools import partial
 
 import pandas as pd
 import pytest
@@ -184,10 +183,38 @@ def test_shipped_results_of_several_budgets(data, tmp_path, monkeypatch):
     assert store.shipped_whole()["made-up"].n == 1, "not the one in the folder of another budget"
 
 
+def test_a_run_that_went_on_at_another_commit_names_both(data, tmp_path, monkeypatch):
+    """Of both phases, each those it was worked on at; and what a kill left beside a finished run goes at the next."""
+
+    def at(commit):
+        monkeypatch.setattr(store, "_commit", lambda home: commit)
+
+    folder = tmp_path / "made-up" / "ipc1" / "DC" / "set0"
+    at("a")
+    with pytest.raises(OutOfTime):
+        run(data, tmp_path, deadline=AfterOneLook())
+    at("b")
+    run(data, tmp_path, networks=1)
+    at("c")
+    run(data, tmp_path, networks=2)
+    commits = {path.name: store.read_json(path)["commit"] for path in folder.glob("*.json")}
+    assert commits == {"run.json": "a, b", "accuracy-convnet.json": "b, c"}
+    before = contents(folder)
+    for name in ("checkpoint.safetensors", "checkpoint-last-good.safetensors", "begun.json", ".0123456789abcdef.tmp"):
+        (folder / name).write_text("{}")
+    at("d")
+    run(data, tmp_path)
+    assert contents(folder) == before
+
+
 def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
-    """Results that a run wrote do not make the code another; changed code does, staged or not."""
+    """Results that a run wrote do not make the code another; changed code does, staged or not, once it is loaded."""
     monkeypatch.setattr(store, "HOME", tmp_path)
-    made_with = partial(store.environment, torch.device("cpu"))
+
+    def made_with():
+        store._commit.cache_clear()
+        return store.environment(torch.device("cpu"))
+
     assert made_with()["commit"] is None, "not a checkout"
 
     def git(*command):
@@ -209,6 +236,9 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     assert made_with()["commit"] == commit + "+"
     git("add", "code.py")
     assert made_with()["commit"] == commit + "+"
+    git("commit", "-qm", "second")
+    assert store.environment(torch.device("cpu"))["commit"] == commit + "+", "what runs is still the code that was loaded"
+    assert made_with()["commit"] == git("rev-parse", "HEAD")[:12]
 
 
 def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
@@ -253,7 +283,7 @@ def test_a_deadline_leaves_a_checkpoint_that_the_next_run_goes_on_from(data, tmp
     with pytest.raises(OutOfTime, match="after 1 of 4 outer iterations"):
         run(data, tmp_path, deadline=AfterOneLook())
     folder = tmp_path / "made-up" / "ipc1" / "DC" / "set0"
-    assert sorted(contents(folder)) == ["checkpoint.safetensors"]
+    assert sorted(contents(folder)) == ["begun.json", "checkpoint.safetensors"]
     stopped = run(data, tmp_path)
     whole = run(data, tmp_path / "elsewhere")
     assert torch.equal(stopped.S.images, whole.S.images)

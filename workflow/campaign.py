@@ -5,8 +5,8 @@
 What is stored is not done again, so the same command goes on after a stop, a kill or the end of the time budget. Runs by the
 paper's protocol go to results/, those of another budget to results/<budget>/. Needs no notebook.
 
-Exit status: 0 done, or the time budget was used up; 1 something could not be done, as the log says; 2 bad input, nothing was
-run; 130 interrupted.
+Exit status: 0 done, or the time budget was used up; 1 something could not be done, or was left out, as the log says; 2 bad
+input, nothing was run; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ import argparse
 import logging
 import math
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import torch
 
-from gmlib import BUDGETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, reach, shipped, store
+from gmlib import BUDGETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, paper, reach, shipped, store
 from gmlib.data import write_atomically
+from gmlib.evaluate import settle
 from gmlib.reach import noise_set
 from gmlib.recipe import check_number, choose, device_of, late
 
@@ -84,11 +87,18 @@ class Piece:
 
 
 def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
-    """One set, condensed or selected, and the networks trained on it."""
+    """One set, condensed or selected, and the networks trained on it.
+
+    Of a budget that ends sooner than the paper's, the first set of a method is kept and evaluated half-way too, which tells what
+    going on would bring.
+    """
     preset, _, source = method.partition("@")
     options = {"budget": asked.budget, "seed": seed, "targets": targets, "results_dir": asked.folder, "dtype": DTYPE}
     options |= {"network": source} if source else {}
     job = store.plan(data, preset, ipc, **options)
+    K = job.recipe.outer_loops
+    if seed == 0 and K < Recipe.outer_loops and job.coreset is None:
+        options["snapshots"] = (K // 2,)
     make = ("set", data.name, ipc, method)
     train = {network: ("networks", data.name, ipc, network) for network in job.targets}
 
@@ -125,7 +135,8 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
         S = noise_set(data, ipc, seed) if method == "noise" else SyntheticSet.load(folder / "set.safetensors")
         table = store.kept(
             path, {**settings, "data": data.fingerprint},
-            lambda: reach(S, data=data, device=asked.device, progress=asked.progress, **settings), deadline=deadline,
+            lambda: reach(S, data=data, device=asked.device, progress=asked.progress, deadline=deadline, **settings),
+            deadline=deadline, device=asked.device,
         )  # fmt: skip
         least = table[table["eps"] == min(DESCENT["eps"])]
         met = least["reached"].sum()
@@ -166,17 +177,21 @@ class Stage:
     ipc: int | None  # None: all training images
     methods: tuple[str, ...]
     targets: tuple[str, ...] | None = None  # networks trained on each set; None: the one it was made with
-    only: str | None = None  # the paper's one data set for it; where that is not asked for, the first that is stands in
+    only: str | None = None  # the paper's one data set for it; where that is not asked for, one that is stands in
     piece: Callable[..., Piece] = made
 
     @property
     def title(self) -> str:
         return self.name if self.ipc is None else f"{self.name}, IPC {self.ipc}"
 
-    def cells(self, found: Sequence[Data], sets: int) -> Iterator[tuple]:
-        """(data, method, ipc, seed, targets) in order, for `found`, the data sets at hand."""
+    def cells(self, found: Sequence[Data], sets: int, begun: Collection[str] = ()) -> Iterator[tuple]:
+        """(data, method, ipc, seed, targets) in order, for `found`, the data sets at hand.
+
+        begun: those that stand in for `only` already. No other is begun beside them.
+        """
         if self.only:
-            found = [data for data in found if data.name == self.only] or found[:1]
+            instead = [data for data in found if data.name in begun] if begun else found[:1]
+            found = [data for data in found if data.name == self.only] or instead
         for data in found:
             for seed in range(sets):
                 for method in self.methods:
@@ -201,7 +216,7 @@ STAGES = (
     Stage("Table 3", 10, ("random", "DC", "M", "MD", "MDO", "MDA")),
     Stage("Table 3", 10, ("herding",)),
     Stage("Table 1", 10, ("DC", "Inter", "Interleaved", "M")),
-    Stage("Table 3, all training images", None, ("whole",), piece=whole),
+    Stage("Whole data", None, ("whole",), piece=whole),
     Stage("Table 3", 50, ("random", "DC", "M", "MD", "MDO", "MDA")),
     Stage("Table 3", 50, ("herding",)),
 )  # fmt: skip
@@ -245,10 +260,16 @@ class Clock:
 def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
     """(stage, piece) in order, each piece once, and what cannot be done, in sentences."""
     pieces, refused = {}, {}
+    stored = store.load_results(asked.folder) if asked.folder.is_dir() else None
     for stage in asked.stages:
-        for cell in stage.cells(found, BUDGETS[asked.budget].sets) if stage.ipc in (None, *ipcs) else ():
+        if stage.ipc not in (None, *ipcs):
+            continue
+        begun = paper.stand_ins(stage.name, stored) if stage.only and stored is not None else {}
+        for *cell, targets in stage.cells(found, BUDGETS[asked.budget].sets, {name for name, _ in begun}):
+            targets, too_large = fitting(cell[0], targets)
+            refused |= dict.fromkeys(f"{stage.title}: {sentence}" for sentence in too_large)
             try:
-                piece = stage.piece(asked, *cell)
+                piece = stage.piece(asked, *cell, targets)
             except ValueError as error:
                 refused[f"{stage.title}: {error}"] = None
             else:
@@ -256,10 +277,25 @@ def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list
     return list(pieces.values()), list(refused)
 
 
+def fitting(data: Data, targets: Sequence[str] | None) -> tuple[Sequence[str] | None, list[str]]:
+    """Those of the networks that take images of this size, and why the others do not, in sentences."""
+    found, too_large = [], []
+    for network in targets or ():
+        try:
+            settle(data, data, network)
+            found.append(network)
+        except ValueError as error:
+            too_large.append(str(error))
+    return found if targets else targets, too_large
+
+
 def work(
-    pieces: Sequence[tuple[str, Piece]], deadline: float | None, share: tuple[int, int] = (0, 1)
+    pieces: Sequence[tuple[str, Piece]],
+    deadline: float | None,
+    share: tuple[int, int] = (0, 1),
+    after: Callable[[], None] = lambda: None,
 ) -> tuple[list[tuple[str, Piece]], list[str]]:
-    """Do them one after the other. Returns those that time left, and what failed, in sentences.
+    """Do them one after the other, and after each what `after` does. Returns those that time left, and what failed, in sentences.
 
     share: (i, n) of the i-th of n campaigns that share the work: every n-th piece first, then what the others left, from the end.
     """
@@ -296,6 +332,7 @@ def work(
         if told is not None:
             took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([later for _, later in todo[j + 1 :]])
             log.info("%s: %s: %s, in %s; %s", stage, piece.name, told, took, rest)
+        after()
     return [], failed
 
 
@@ -304,11 +341,14 @@ def side_by_side(arguments: Sequence[str], workers: int, threads: int) -> int:
     command = [sys.executable, __file__, *arguments, "--workers", "1", "--threads", str(threads), "--share"]
     started = [subprocess.Popen([*command, f"{i}/{workers}"]) for i in range(workers)]
     try:
-        return max(process.wait() for process in started)
-    except KeyboardInterrupt:  # which they get too
+        ended = [process.wait() for process in started]
+    except (KeyboardInterrupt, SystemExit) as stopped:
         for process in started:
+            if isinstance(stopped, SystemExit):  # an interrupt they get too
+                process.terminate()
             process.wait()
         raise
+    return max(128 - status if status < 0 else status for status in ended)  # below 0: killed by a signal of that number
 
 
 def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
@@ -319,11 +359,15 @@ def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
             left: Counter[str] = Counter()
             for (what, *_), amount in piece.left().items():
                 left[what] += amount
-            yield f"  {piece.name}: " + (", ".join(f"{n} {what}" for what, n in left.items()) if left else "done")
+            told = [f"{n} {what.removesuffix('s') if n == 1 else what}" for what, n in left.items()]
+            yield f"  {piece.name}: " + (", ".join(told) or "done")
+    yield f"{sum(bool(piece.left()) for _, piece in pieces)} of {len(pieces)} are left"
 
 
-def prepare(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
-    """`plan` for the data sets that are at hand; what is left out is logged. Raises ValueError for bad input."""
+def prepare(
+    asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], download: bool = True
+) -> tuple[list[tuple[str, Piece]], list[str]]:
+    """`plan` for the data sets that are at hand, or can be had; what is left out is logged. Raises ValueError for bad input."""
     for table in asked.tables:
         choose({stage.name: None for stage in STAGES}, "table", table)
     for method in asked.methods:
@@ -332,30 +376,32 @@ def prepare(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int]) -> tuple
     for ipc in ipcs:
         if ipc not in known:
             raise ValueError(f"no table has {ipc} images per class: choose from {', '.join(map(str, known))}")
-    found = []
+    found, missing = [], []
     for name in dict.fromkeys(datasets):
         try:
-            found.append(load_data(name, data_dir=asked.data_dir, progress=asked.progress))
+            found.append(load_data(name, data_dir=asked.data_dir, progress=asked.progress, download=download))
         except FileNotFoundError as error:
-            log.warning("left out: %s", error)
+            missing.append(str(error))
     pieces, refused = plan(asked, found, ipcs)
-    for sentence in refused:
+    left_out = missing + refused
+    for sentence in left_out:
         log.warning("left out: %s", sentence)
-    return pieces, refused
+    return pieces, left_out
 
 
 def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: float | None) -> int:
     """The campaign; returns the exit status."""
-    pieces, refused = prepare(asked, datasets, ipcs)
+    pieces, left_out = prepare(asked, datasets, ipcs)
+    update = partial(update_readme, asked.results_dir)
     try:
-        undone, failed = work(pieces, deadline, asked.share)
+        undone, failed = work(pieces, deadline, asked.share, update)
     finally:
-        update_readme(asked.results_dir)
+        update()
     log.info("the results are in %s", asked.folder)
     if undone:
         stages = "; ".join(f"{stage}: {n}" for stage, n in Counter(stage for stage, _ in undone).items())
         log.info("the time budget is used up and %d of %d are left (%s): run again to go on", len(undone), len(pieces), stages)
-    return 1 if refused or failed else 0
+    return 1 if left_out or failed else 0
 
 
 def update_readme(results_dir: Path) -> None:
@@ -387,10 +433,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--datasets", nargs="+", default=["MNIST"], help="names, or imagefolder:PATH; one that is not at hand is left out")
-    add("--ipc", nargs="+", type=int, default=[1, 10, 50], help="images per class: only these parts of the tables")
+    add("--datasets", nargs="+", default=["MNIST"], help="names, or imagefolder:PATH, of those at hand; default: MNIST")
+    add("--ipc", nargs="+", type=int, default=[1, 10, 50], help="only the tables of so many images per class; default: 1 10 50")
     add("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
-    add("--tables", nargs="+", default=[], help='only these, as in --tables "Table 3"; default: all')
+    add("--tables", nargs="+", default=[], help='only these, as in --tables "Table 3" "Whole data"; default: all')
     add("--methods", nargs="+", default=[], help="only these of the tables' methods; default: all")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after this many; default: until done")
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
@@ -414,8 +460,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file = given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log")
         start_log(None if given.dry_run else file)
         if given.dry_run:
-            print("\n".join(listing(prepare(asked, given.datasets, given.ipc)[0])))
-            return 0
+            pieces, left_out = prepare(asked, given.datasets, given.ipc, download=False)
+            print("\n".join(listing(pieces)))
+            return 1 if left_out else 0
         if given.workers > 1:
             prepare(asked, given.datasets, given.ipc)  # bad input is told once
             return side_by_side(sys.argv[1:] if arguments is None else arguments, given.workers, threads)
@@ -432,5 +479,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def terminated(*_: object) -> None:
+    """As an exception, so that what is begun is put away and the workers end too."""
+    raise SystemExit(143)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, terminated)
     sys.exit(main())
