@@ -20,7 +20,7 @@ from .coreset import CORESETS
 from .data import SyntheticSet
 from .evaluate import Evaluation
 from .recipe import BUDGETS, METHODS, choose
-from .store import HOME, kept, read_evaluation, read_json, whole_number
+from .store import HOME, kept, read_evaluation, read_json, read_trace, whole_number
 
 FOLDER = HOME / "results"
 COLUMNS = [
@@ -43,10 +43,12 @@ class CondensedSet(SyntheticSet):
     Attributes, further to those of a SyntheticSet:
         record: run.json: method, budget, recipe, data with fingerprint and origin, versions, device, seconds, history.
         evaluations: name of a network -> accuracies of such networks trained on the set, from scratch.
+        trace: number of outer iterations -> accuracies of networks trained on what the set was then, where that was kept.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    trace: dict[int, Evaluation] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         made = f"{self.record['method']}, {self.budget} budget"
@@ -157,7 +159,8 @@ def load(run: str | os.PathLike) -> CondensedSet:
     run = Path(run)
     S, record = SyntheticSet.load(run / "set.safetensors"), _record(run)
     made = {name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")}
-    return CondensedSet(**made, history=record.get("history") or [], record=record, evaluations=evaluations(run))
+    history, trace = record.get("history") or [], read_trace(run / "trace.json")
+    return CondensedSet(**made, history=history, record=record, evaluations=evaluations(run), trace=trace)
 
 
 def _record(run: Path) -> dict[str, Any]:

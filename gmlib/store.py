@@ -568,7 +568,7 @@ def _traced(
         tensors = load_file(snapshots)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{snapshots} is damaged ({error}): delete {job.folder} and run again") from error
-    stored = {int(k): _from_json(e) for k, e in read_json(path).items()} if path.is_file() else {}
+    stored = read_trace(path)
     trace = {}
     for k in sorted(int(name[1:]) for name in tensors):
         at = replace(S, images=tensors[f"k{k}"].to(S.images.dtype))
@@ -637,6 +637,11 @@ def _from_json(stored: dict[str, Any]) -> Evaluation:
 def read_evaluation(path: Path) -> Evaluation:
     """What an accuracy-<network>.json holds."""
     return _from_json(read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
+
+
+def read_trace(path: Path) -> dict[int, Evaluation]:
+    """What a trace.json holds: number of outer iterations -> accuracies; nothing where there is none."""
+    return {int(k): _from_json(e) for k, e in read_json(path).items()} if path.is_file() else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

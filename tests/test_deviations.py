@@ -4,7 +4,9 @@ import math
 from dataclasses import fields
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from gmlib import BUDGETS, Evaluation, Recipe, report
 from gmlib.report.deviations import protocol_departures, recipe_departures, trend
@@ -16,7 +18,10 @@ PROTOCOL = {
 NOT_MNIST = {"epochs": 300, "augment": "none"}
 
 
-def a_set(method, accuracies, *, dataset="MNIST", seed=0, budget="lite", losses=(4.0, 2.0), network="convnet", **protocol):
+FALLING = [4.0, 4.2] * 190 + [2.0, 2.2] * 10  # of 400 outer iterations, the lite budget's number at one image per class
+
+
+def a_set(method, accuracies, *, dataset="MNIST", seed=0, budget="lite", losses=FALLING, network="convnet", **protocol):
     """What `deviations` reads of a CondensedSet."""
     recipe = Recipe.for_method(method, dataset, 1, budget, seed).as_dict()
     return stored(method, recipe, accuracies, budget, losses, network, protocol)
@@ -25,7 +30,8 @@ def a_set(method, accuracies, *, dataset="MNIST", seed=0, budget="lite", losses=
 def stored(method, recipe, accuracies, budget="lite", losses=(), network="convnet", protocol=None):
     record = {"method": method, "budget": budget, "recipe": recipe, "history": [{"loss": loss} for loss in losses]}
     how = PROTOCOL | ({} if recipe["dataset"] == "MNIST" else NOT_MNIST) | (protocol or {})
-    return SimpleNamespace(record=record, evaluations={network: Evaluation(tuple(accuracies), network, recipe["seed"], how)})
+    evaluation = Evaluation(tuple(accuracies), network, recipe["seed"], how)
+    return SimpleNamespace(record=record, evaluations={network: evaluation}, trace={})
 
 
 def words(departures):
@@ -43,16 +49,18 @@ def test_ours_minus_the_papers_by_hand():
     assert (c["low"], c["high"]) == (pytest.approx(-0.7 - 12.7062047), pytest.approx(-0.7 + 12.7062047))
     K = BUDGETS["lite"].recipe
     assert words(c["departures"]) == [
-        f"outer iterations: {K['outer_loops']} instead of 1000; the matching loss fell by 50.0 % over their last tenth",
+        f"outer iterations: {K['outer_loops']} instead of 1000; over the last tenth the matching loss still fell (-24.4±5.5 %)",
         f"real images per class and update: {K['batch_real']} instead of 256",
+        "networks trained on each: 2 instead of 50",
     ]
     table = report.deviations_table(found)
     assert table.rows == ["MNIST, IPC 1: DC (lite)"]
     assert table.cells[table.rows[0], "ours minus the paper's"] == ["-0.7", "95% interval -13.4 to +12.0"]
     assert table.cells[table.rows[0], "what differs in the run"] == words(c["departures"])
     assert report.deviations_sentence(found).data.startswith(
-        "**The paper prints 1 figure for what was run. Ours minus the paper's is -0.7 to -0.7 points, -0.7 in the median; the "
-        "paper's is inside our 95% interval in 1, below it in 0, above it in 0.**"
+        "**The paper prints 1 figure for what was run, counting once what two tables print alike. Ours minus the paper's is -0.7 "
+        "to -0.7 points, -0.7 in the median; the paper's is inside our 95% interval in 1, below it in 0, above it in 0 (its half "
+        "width is 12.7 to 12.7 points).**"
     )
 
 
@@ -61,7 +69,7 @@ def test_the_sentence_says_on_which_side():
     far = [a_set(m, [v, v], seed=s) for m, v in (("DC", 95.0), ("M", 80.0), ("MD", 91.9)) for s in (0, 1)]
     told = report.deviations_sentence(report.deviations(far)).data
     assert "Ours minus the paper's is -10.9 to +3.3 points, +0.0 in the median" in told
-    assert "inside our 95% interval in 1, below it in 1, above it in 1.**" in told
+    assert "inside our 95% interval in 1, below it in 1, above it in 1 (its half width is 0.0 to 0.0 points).**" in told
 
 
 def test_two_printings_of_one_run_have_a_row_each():
@@ -75,7 +83,7 @@ def test_two_printings_of_one_run_have_a_row_each():
 
 
 def test_a_run_by_the_papers_protocol_departs_in_nothing():
-    found = report.deviations([a_set("MD", [91.0, 92.0], budget="paper")])
+    found = report.deviations([a_set("MD", [91.0, 92.0] * 25, budget="paper", seed=s) for s in (0, 1)])
     assert set(found["departures"]) == {()} and "(paper)" not in report.deviations_table(found).rows[0]
     assert "nothing in recipe or protocol" in report.deviations_sentence(found).data
     cells = report.deviations_table(found).cells
@@ -117,8 +125,9 @@ def test_images_chosen_by_a_network_of_fewer_epochs():
     recipe |= {"network": "convnet", "width": 128, "depth": 3, "epochs": 2}
     found = report.deviations([stored("herding", recipe, [88.0])])
     assert words(found["departures"].iloc[0]) == [
-        f"epochs of the network that images are chosen by: 2 instead of {BUDGETS['paper'].coreset_epochs}"
-    ]
+        f"epochs of the network that images are chosen by: 2 instead of {BUDGETS['paper'].coreset_epochs}",
+        "sets: 1 instead of 2", "networks trained on each: 1 instead of 50",
+    ]  # fmt: skip
     random = {"method": "random", "dataset": "MNIST", "ipc": 1, "seed": 0}
     assert recipe_departures({"method": "random", "recipe": random, "history": []}) == []
 
@@ -140,12 +149,47 @@ def test_cells_that_the_paper_does_not_have_are_left_out():
     assert report.deviations([]).empty and "nothing to compare" in report.deviations_sentence(report.deviations([])).data
 
 
+def test_trend_compares_the_last_tenth_with_the_one_before():
+    rng = np.random.default_rng(0)
+    before, last = rng.normal(10, 1, 30), rng.normal(9, 2, 30)
+    change, half = trend([*([99.0] * 240), *before, *last])
+    assert change == pytest.approx(100 * (last.mean() / before.mean() - 1))
+    error = math.sqrt(stats.sem(last) ** 2 + stats.sem(before) ** 2)
+    assert half == pytest.approx(100 * stats.norm.ppf(0.975) * error / before.mean(), rel=1e-4)
+    assert trend([5.0] * 400) == (0.0, 0.0)
+    assert all(map(math.isnan, trend([5.0] * 199))), "too few to tell a trend from chance"
+
+
 @pytest.mark.parametrize(
-    ("losses", "expected"),
+    ("losses", "sentence"),
     [
-        ([99.0] * 16 + [11.0, 9.0, 8.0, 6.0], -30.0),  # a tenth of 20 is two: (8 + 6) / 2 against (11 + 9) / 2
-        ([1.0, 1.5], 50.0), ([5.0] * 40, 0.0), ([1.0], math.nan), ([], math.nan),
+        ([[3.0, 3.1] * 200], "over the last tenth the matching loss was at rest within noise (+0.0±0.7 %)"),
+        ([[2.0, 2.1] * 180 + [3.0, 3.1] * 20], "over the last tenth the matching loss still rose (+48.8±1.1 %)"),
+        # The mean of 0 and 48.8, whose errors are independent: half the root of 0.7^2 + 1.1^2.
+        (
+            [[3.0, 3.1] * 200, [2.0, 2.1] * 180 + [3.0, 3.1] * 20],
+            "over the last tenth the matching loss still rose (+24.4±0.7 %)",
+        ),
+        ([[3.0, 3.1] * 5], ""), ([[3.0, 3.1] * 200, [3.0] * 10], ""),
     ],
 )  # fmt: skip
-def test_trend_compares_the_last_tenth_with_the_one_before(losses, expected):
-    assert trend(losses) == pytest.approx(expected, nan_ok=True)
+def test_what_the_matching_loss_says_of_going_on(losses, sentence):
+    found = report.deviations([a_set("DC", [90.0, 91.0], losses=some, seed=s) for s, some in enumerate(losses)])
+    (fewer,) = (d for d in found["departures"].iloc[0] if d.what == "outer iterations")
+    assert fewer.evidence == sentence
+
+
+def test_what_a_set_kept_half_way_says_of_going_on():
+    """Differences of the networks one by one, 1, 2 and 3: mean 2, half width 4.303 * 1 / sqrt(3); it comes before the loss."""
+    kept, other = a_set("DC", [91.0, 93.0, 95.0]), a_set("DC", [90.0, 91.0, 92.0], seed=1)
+    how = kept.evaluations["convnet"].protocol
+    of = {"convnet": (90.0, 91.0, 92.0), "mlp": (1.0, 2.0, 3.0)}
+    kept.trace = {k: Evaluation(of[network], network, 0, how) for k, network in ((0, "convnet"), (200, "convnet"), (300, "mlp"))}
+    (fewer,) = (d for d in report.deviations([kept, other])["departures"].iloc[0] if d.what == "outer iterations")
+    assert str(fewer) == "outer iterations: 400 instead of 1000; the last 200 of them brought +2.0±2.5 points (n=3)"
+
+
+def test_fewer_sets_and_networks_are_told_for_real_images_too():
+    recipe = {"method": "random", "dataset": "MNIST", "ipc": 1, "seed": 0}
+    found = report.deviations([stored("random", recipe, [64.0, 65.0])])
+    assert words(found["departures"].iloc[0]) == ["sets: 1 instead of 2", "networks trained on each: 2 instead of 50"]

@@ -154,12 +154,20 @@ def test_pairs_are_made_by_seed_not_by_order():
 def test_other_seeds_give_scipys_welch_interval():
     rng = np.random.default_rng(1)
     a = {seed: list(80 + 2 * rng.normal() + rng.normal(size=3)) for seed in range(5)}
-    b = {seed: list(78 + rng.normal() + rng.normal(size=3)) for seed in range(3, 6)}
+    b = {seed: list(78 + rng.normal() + rng.normal(size=3)) for seed in range(5, 8)}
     v = report.verdict(long_form({"M": a, "DC": b}), "M", "DC")
     means = [[np.mean(x) for x in sets.values()] for sets in (a, b)]
     expected = stats.ttest_ind(*means, equal_var=False).confidence_interval(0.95)
     assert (v.low, v.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert v.n == (5, 3) and "Welch" in v.test
+
+
+def test_seeds_that_both_have_are_compared_alone():
+    M, DC = {0: [80.0], 1: [83.0], 2: [99.0]}, {1: [81.0], 0: [79.0], 7: [10.0]}
+    v = report.verdict(long_form({"M": M, "DC": DC}), "M", "DC")
+    assert v.difference == 1.5 and v.n == (2, 2) and "paired t over the 2 set seeds" in v.test
+    one = report.verdict(long_form({"M": M, "DC": {2: [98.0]}}), "M", "DC")
+    assert (one.difference, one.n, one.outcome) == (1.0, (1, 1), "too few sets")
 
 
 def test_outcomes(noisy):

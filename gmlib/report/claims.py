@@ -19,7 +19,7 @@ from .numbers import Verdict, checked, summarise, verdict, within
 from .style import counted
 from .tables import Table, table, transfer_table
 
-OUTCOMES = ["reproduced", "differs", *VERDICTS, "another budget", "not run"]
+OUTCOMES = ["reproduced", "differs", "as counted", *VERDICTS, "another budget", "not run"]
 _CELL = ["dataset", "ipc", "method", "network"]
 # Data that the machines behind results/ did not have.
 _NOT_AT_HAND = dict.fromkeys(("SVHN", "CIFAR100", "TinyImageNet"), "the data were not at hand")
@@ -51,6 +51,7 @@ def claims(
       differs         the whole interval lies outside it
       not decided     the interval reaches across its edge
       too few sets    fewer than two sets (networks, for whole training sets), so no interval
+      as counted      steps of theta that follow from a schedule: arithmetic, no run
       another budget  only other budgets were run: shown, not judged
       not run         note says why
     A relative accuracy is 100 times ours over the mean of `whole`, whose own spread is left out. Steps of theta are counted
@@ -71,21 +72,22 @@ def claims(
     runs: dict[tuple, dict[str, dict]] = {}  # cell -> budget -> row of the summary
     for s in summarise(results).to_dict("records") if len(results) else ():
         runs.setdefault(tuple(s[name] for name in _CELL), {})[s["budget"]] = s
-    instead = {name: ", ".join(dataset for dataset, _ in there) for name in paper.TABLES if (there := _instead(name, results))}
+    instead = {name: _instead(name, results) for name in paper.TABLES}
     rows = []
     for c in every:
         if c.claim in timed:
             ours = _measured(c, measured.get(c.claim, counted.get(c.claim)))
             if c.claim in counted and c.claim not in measured:
-                ours["note"] = "counted from the schedule"
+                ours["note"] = "from the schedule, without a run"
+                ours["outcome"] = "as counted" if ours["outcome"] == "reproduced" else ours["outcome"]
         elif c.method == "whole":
             ours = _whole(c, (whole or {}).get(c.dataset))
         else:
             ours = _run(c, runs.get((c.dataset, c.ipc, c.method, c.network), {}), (whole or {}).get(c.dataset))
         if ours["outcome"] == "not run" and not ours.get("note"):
             ours["note"] = _reason(c.dataset, c.ipc, results)
-            if c.table in instead:
-                ours["note"] += f"; run on {instead[c.table]} in their place"
+            there = [dataset for dataset, ipc in instead[c.table] if (dataset, ipc, c.method, c.network) in runs]
+            ours["note"] += f"; run on {', '.join(there)} in their place" if there else ""
         stated = {"claim": c.claim, "table": c.table, "row": c.row, "column": c.column, "paper": c.value, "paper_std": c.std}
         rows.append(stated | {"unit": c.unit} | _nothing() | ours)
     return pd.DataFrame(rows).astype({"n": "Int64", "n_sets": "Int64"})
@@ -205,6 +207,7 @@ class Ordering:
 
     id: str
     sentence: str
+    said: str  # where, and in the paper's own words
     table: str
     better: tuple[str, ...]
     worse: tuple[str, ...]
@@ -214,29 +217,57 @@ class Ordering:
 
 _OTHER_SOURCES = ("MD@mlp", "MD@lenet", "MD@alexnet", "MD@vgg11bn", "MD@resnet18bn")
 
+_MOST = 'Section 4.5: "outperform the baseline gradient matching method in most benchmarks"'
+
 ORDERINGS = [
-    Ordering("multi-level-best", "Multi-level matching is best", "Table 1", ("M",), ("DC", "Inter", "Interleaved")),
     Ordering(
-        "d1-best-alone", "Alone, d1 is the best distance", "Table 2",
-        ("M",), ("multi,d2,fixed", "multi,d3,fixed", "multi,100*d4,fixed"),
+        "multi-level-best", "Multi-level matching is best",
+        'Section 4.2: "In most cases, the multi-level gradient matching achieves the best results"',
+        "Table 1", ("M",), ("DC", "Inter", "Interleaved"),
     ),
     Ordering(
-        "magnitude-helps-d1", "d1 with a magnitude term beats d1", "Table 2",
-        ("MD", "multi,d1+d3,fixed", "multi,d1+100*d4,fixed"), ("M",),
+        "d1-best-alone", "Alone, d1 is the best distance",
+        'Section 4.3: "when using only one of these distance functions, the test accuracy with d1 is the highest"',
+        "Table 2", ("M",), ("multi,d2,fixed", "multi,d3,fixed", "multi,100*d4,fixed"),
     ),
-    Ordering("overfitting-helps-dc", "DC updated at overfitting beats DC", "text", ("intra,d1,overfit",), ("DC",)),
-    Ordering("m-beats-dc", "M beats DC", "Table 3", ("M",), ("DC",)),
-    Ordering("md-beats-dc", "MD beats DC", "Table 3", ("MD",), ("DC",)),
-    Ordering("md-beats-m", "MD beats M", "Table 3", ("MD",), ("M",)),
-    Ordering("mda-beats-dc", "MDA beats DC", "Table 3", ("MDA",), ("DC",)),
-    Ordering("mda-like-mdo", "MDA is like MDO", "Table 3", ("MDA",), ("MDO",), alike=True),
-    Ordering("learned-beat-chosen", "MD beats chosen real images", "Table 3", ("MD",), ("random", "herding")),
-    Ordering("tiny-imagenet", "MD beats DC on Tiny ImageNet", "text", ("MD",), ("DC",)),
-    Ordering("large-sets", "Ours beats DC from 50 to 1000 images per class", "text", ("MDO",), ("DC",)),
-    Ordering("convnet-best-source", "For every target, the ConvNet is the best source", "Table 4", ("MD",), _OTHER_SOURCES),
     Ordering(
-        "resnet-among-best-targets", "From every source, ResNet beats all targets but the ConvNet", "Table 4",
-        ("resnet18",), ("mlp", "lenet", "alexnet", "vgg11"), names="network",
+        "magnitude-helps-d1", "d1 with a magnitude term beats d1", 'Section 4.3: "we get improvement compared with pure d1"',
+        "Table 2", ("MD", "multi,d1+d3,fixed", "multi,d1+100*d4,fixed"), ("M",),
+    ),
+    Ordering(
+        "overfitting-helps-dc", "DC updated at overfitting beats DC", 'Section 4.4: "improved the test accuracy"',
+        "text", ("intra,d1,overfit",), ("DC",),
+    ),
+    Ordering("m-beats-dc", "M beats DC", _MOST, "Table 3", ("M",), ("DC",)),
+    Ordering("md-beats-dc", "MD beats DC", _MOST, "Table 3", ("MD",), ("DC",)),
+    Ordering("md-beats-m", "MD beats M", "read off the table; in words Section 4.3 says it of SVHN", "Table 3", ("MD",), ("M",)),
+    Ordering("mda-beats-dc", "MDA beats DC", _MOST, "Table 3", ("MDA",), ("DC",)),
+    Ordering(
+        "mda-like-mdo", "MDA is like MDO", 'Section 4.5: "the results of Ours-MDO and Ours-MDA are similar"',
+        "Table 3", ("MDA",), ("MDO",), alike=True,
+    ),
+    Ordering(
+        "learned-beat-chosen", "MD beats chosen real images",
+        'Section 1: "dataset synthesis outperforms the coreset construction"',
+        "Table 3", ("MD",), ("random", "herding"),
+    ),
+    Ordering(
+        "tiny-imagenet", "MD beats DC on Tiny ImageNet", 'Section 4.5: "of the baseline is 4.65, while ours is 4.93"',
+        "text", ("MD",), ("DC",),
+    ),
+    Ordering(
+        "large-sets", "Ours beats DC from 50 to 1000 images per class", "Section 4.5, by relative accuracies of both",
+        "text", ("MDO",), ("DC",),
+    ),
+    Ordering(
+        "convnet-best-source", "For every target, the ConvNet is the best source",
+        'Appendix A.2: "all the target networks achieve the highest test accuracy when trained from the dataset" of the ConvNet',
+        "Table 4", ("MD",), _OTHER_SOURCES,
+    ),
+    Ordering(
+        "resnet-among-best-targets", "From every source, ResNet beats all targets but the ConvNet",
+        'Appendix A.2, less strictly: "ResNet achieves one of the highest test accuracies among all target networks"',
+        "Table 4", ("resnet18",), ("mlp", "lenet", "alexnet", "vgg11"), names="network",
     ),
 ]  # fmt: skip
 
@@ -244,11 +275,11 @@ ORDERINGS = [
 def orderings(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each of ORDERINGS and budget it was run under, or one with budget "" where it was not run.
 
-    Columns: id, sentence, table; cells, those of the paper's table that give all the figures; shown, in how many of them the
-    paper's own means bear the sentence out (a tie does); budget; data, "" or what was run in place of the paper's, in a row of
-    its own (`paper.stand_ins`); run, in how many cells results hold all the runs; and in how many of those it came out held,
-    reversed, not_decided, too_few (sets); told, for each of them the difference that decides, in words; note, why it was not
-    run.
+    Columns: id, sentence, said, table; cells, those of the paper's table that give all the figures; shown, in how many of them
+    the paper's own means bear the sentence out (a tie does); budget; data, "" or what was run in place of the paper's, in a row
+    of its own (`paper.stand_ins`); run, in how many cells results hold all the runs; in_order, in how many of those our means
+    bear it out by the same rule as the paper's; and in how many it came out held, reversed, not_decided, too_few (sets); told,
+    for each of them the difference that decides, in words; note, why it was not run.
 
     A cell is held if every `better` is above every `worse` beyond noise (`verdict`), reversed if one is below, not decided
     otherwise. Where the sentence says "like", it is held if the 95% interval of the difference lies within two standard
@@ -261,10 +292,10 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for o in ORDERINGS:
         cells = _cells_of(o)
-        stated = {"id": o.id, "sentence": o.sentence, "table": o.table, "cells": len(cells)}
+        stated = {"id": o.id, "sentence": o.sentence, "said": o.said, "table": o.table, "cells": len(cells)}
         stated["shown"] = sum(_shown(o, figures) for figures in cells.values())
         instead = _instead(o.table, results)
-        found: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (data, budget) -> outcome of each cell, and in words
+        found: dict[tuple[str, str], list[tuple[str, str, bool]]] = {}  # (data, budget) -> of each cell, what `_outcome` tells
         for (*cell, budget), runs in results.groupby([*_cell_columns(o), "budget"], sort=False):
             stands_in = instead.get((cell[0], cell[1]))
             if (tuple(cell) in cells or stands_in) and {*o.better, *o.worse} <= set(runs[o.names]):
@@ -273,12 +304,13 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
         if not any(data == "" for data, _ in found):
             found = {("", ""): [], **found}
         for (data, budget), became in found.items():
-            outcomes, told = [outcome for outcome, _ in became], tuple(words for _, words in became)
+            outcomes, told = [outcome for outcome, *_ in became], tuple(words for _, words, _ in became)
             counts = {name.replace(" ", "_"): outcomes.count(name) for name in ("held", "reversed", "not decided")}
             counts["too_few"] = outcomes.count("too few sets")
             why = "" if outcomes else _why_no_cell(list(cells), results)
             rows.append({
-                **stated, "budget": budget, "data": data, "run": len(outcomes), **counts, "told": told, "note": why,
+                **stated, "budget": budget, "data": data, "run": len(outcomes),
+                "in_order": sum(in_order for *_, in_order in became), **counts, "told": told, "note": why,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -302,6 +334,7 @@ def _cells_of(o: Ordering) -> dict[tuple, dict[str, tuple[float, float]]]:
 
 
 def _shown(o: Ordering, figures: Mapping[str, tuple[float, float]]) -> bool:
+    """Whether means bear the ordering out; figures: name -> (mean, std)."""
     differences = [figures[b][0] - figures[w][0] for b in o.better for w in o.worse]
     if o.alike:
         margin = _tolerance(*figures[o.worse[0]], "percent")
@@ -309,8 +342,8 @@ def _shown(o: Ordering, figures: Mapping[str, tuple[float, float]]) -> bool:
     return all(d >= 0 for d in differences)
 
 
-def _outcome(o: Ordering, runs: pd.DataFrame) -> tuple[str, str]:
-    """What became of an ordering in one cell, and the difference that decides it, the lowest of them, in words."""
+def _outcome(o: Ordering, runs: pd.DataFrame) -> tuple[str, str, bool]:
+    """What became of an ordering in one cell, the difference that decides it, in words, and whether our means bear it out."""
     at = runs.iloc[0]
     named = {"method": at["method"], "network": at["network"]}
     if o.names == "network":
@@ -321,28 +354,37 @@ def _outcome(o: Ordering, runs: pd.DataFrame) -> tuple[str, str]:
         cell += f", from {named['method']}"
     elif named["network"] != "convnet":
         cell += f", to {named['network']}"
-    decides = min(found, key=lambda v: v.difference if math.isnan(v.low) else v.low)
-    return _together(o, runs, found), f"{cell}: {_difference(decides, o.table)}"
+    each = _each(o, runs, found)
+    outcome = _together(each)
+    # Of those that came out so, the one with the lowest interval, or of those without an interval the lowest.
+    decides = min((v for v, became in zip(found, each, strict=True) if became == outcome), key=_height)
+    figures = {s["method"]: (s["mean"], s["std"]) for s in summarise(runs).to_dict("records")}
+    return outcome, f"{cell}: {_difference(decides, o.table)}", _shown(o, figures)
 
 
-def _together(o: Ordering, runs: pd.DataFrame, found: list[Verdict]) -> str:
-    outcomes = [v.outcome for v in found]
-    if "too few sets" in outcomes:
-        return "too few sets"
-    if o.alike:
-        margin = 2 * summarise(runs[runs["method"] == o.worse[0]])["std"].iloc[0]
-        outcomes = [within(v.low, v.high, margin + _SLACK) for v in found]
-    if "reversed" in outcomes:
-        return "reversed"
-    return "held" if set(outcomes) == {"held"} else "not decided"
+def _height(v: Verdict) -> float:
+    return v.difference if math.isnan(v.low) else v.high if v.high < 0 else v.low
+
+
+def _each(o: Ordering, runs: pd.DataFrame, found: list[Verdict]) -> list[str]:
+    """The outcome of each pair."""
+    if not o.alike:
+        return [v.outcome for v in found]
+    margin = 2 * summarise(runs[runs["method"] == o.worse[0]])["std"].iloc[0]
+    return [v.outcome if math.isnan(v.low) else within(v.low, v.high, margin + _SLACK) for v in found]
+
+
+def _together(outcomes: list[str]) -> str:
+    """The outcome of all pairs: the first of these that any of them has."""
+    return next(name for name in ("too few sets", "reversed", "not decided", "held") if name in outcomes)
 
 
 def _difference(v: Verdict, table: str) -> str:
     printed = paper.published(table) if table == "Table 2" else None  # whose columns are shorter than our names for them
     names = {} if printed is None else dict(zip(printed["method"], printed["column"], strict=True))
     better, worse = (names.get(method, method) for method in (v.better, v.worse))
-    interval = "no interval" if math.isnan(v.low) else f"{v.low:+.1f} to {v.high:+.1f}"
-    return f"{better} minus {worse} {v.difference:+.1f} ({interval})"
+    interval = "no interval" if math.isnan(v.low) else f"{v.low:+.2f} to {v.high:+.2f}"
+    return f"{better} minus {worse} {v.difference:+.2f} ({interval})"
 
 
 # ---- as the page shows them ------------------------------------------------------------------------------
@@ -352,7 +394,7 @@ def claims_sentence(found: pd.DataFrame, orders: pd.DataFrame) -> Markdown:
     """What was tested, under which budget, and what came out, in a few sentences; as `claims` and `orderings` return them."""
     run = found[found["n"].notna()]
     budgets, counts = run["budget"], found["outcome"].value_counts()
-    told = ", ".join(f"{name} {counts[name]}" for name in OUTCOMES if name in counts)
+    outcomes = ", ".join(f"{name} {counts[name]}" for name in OUTCOMES if name in counts)
     names = ", ".join(dict.fromkeys(budget for budget in budgets if budget != "paper"))
     if budgets.empty:
         first = (
@@ -364,19 +406,30 @@ def claims_sentence(found: pd.DataFrame, orders: pd.DataFrame) -> Markdown:
             f"**Of the paper's {len(found)} figures, {(budgets == 'paper').sum()} were run by its own protocol, and "
             f"{(budgets != 'paper').sum()} with another budget only{f' ({names})' if names else ''}.**"
         )
-    tested = orders[orders["run"] > 0]
-    if tested.empty:
-        second = f"None of its {counted(orders['id'].nunique(), 'ordering')} was run."
+    tested, every = orders[orders["run"] > 0], counted(orders["id"].nunique(), "ordering")
+    own, instead = tested[tested["data"] == ""], tested[tested["data"] != ""]
+    if own.empty:
+        second = f"None of its {every} was run."
     else:
-        columns = {"held": "held", "reversed": "reversed", "not decided": "not_decided", "too few sets": "too_few"}
-        cells = ", ".join(f"{name} in {tested[column].sum()}" for name, column in columns.items() if tested[column].any())
-        second = (
-            f"**Of its {counted(orders['id'].nunique(), 'ordering')}, {tested['id'].nunique()} were run, in "
-            f"{counted(tested['run'].sum(), 'cell')}: {cells}.**"
-        )
-        elsewhere = ", ".join(dict.fromkeys(f"{r.table}: {r.data}" for r in tested.itertuples() if r.data))
-        second += f" On other data than the paper's: {elsewhere}." if elsewhere else ""
-    return Markdown(f"{first} {second} Outcomes of all {len(found)} figures: {told}.")
+        told = "; ".join(f"{of}, {_cells_told(rows)}" for of, rows in _by(own, "budget"))
+        n = own["id"].nunique()
+        second = f"**Of its {every}, {n} {'was' if n == 1 else 'were'} run: {told}.**"
+    second += "".join(f" On other data, {of}, {_cells_told(rows)}." for of, rows in _by(instead, "table", "data", "budget"))
+    return Markdown(f"{first} {second} Outcomes of all {len(found)} figures: {outcomes}.")
+
+
+def _by(orders: pd.DataFrame, *names: str) -> list[tuple[str, pd.DataFrame]]:
+    """(what they have in common, in words; rows) of `orderings`."""
+    found = []
+    for at, rows in orders.groupby(list(names), sort=False):
+        found.append((", ".join(f"budget {v}" if name == "budget" else v for name, v in zip(names, at, strict=True)), rows))
+    return found
+
+
+def _cells_told(rows: pd.DataFrame) -> str:
+    columns = {"held": "held", "reversed": "reversed", "not decided": "not_decided", "too few sets": "too_few"}
+    told = ", ".join(f"{name} in {rows[column].sum()}" for name, column in columns.items() if rows[column].any())
+    return f"{told} of {counted(rows['run'].sum(), 'cell')}"
 
 
 def claims_summary(found: pd.DataFrame) -> Table:
@@ -426,7 +479,7 @@ def orderings_table(found: pd.DataFrame) -> Table:
     cells, tried = {}, found.groupby("sentence", sort=False)["run"].sum()
     for sentence, rows in found.groupby("sentence", sort=False):
         first = rows.iloc[0]
-        cells[sentence, "stands in"] = ["Sections 4.4, 4.5" if first["table"] == "text" else first["table"]]
+        cells[sentence, "stands in"] = ["the text" if first["table"] == "text" else first["table"], first["said"]]
         cells[sentence, "in the paper"] = [f"{first['shown']} of {counted(first['cells'], 'cell')}"]
         cells[sentence, "ours"] = [line for r in rows.itertuples() for line in (_became(r), *r.told)]
     columns = ["stands in", "in the paper", "ours"]
@@ -437,10 +490,9 @@ def orderings_table(found: pd.DataFrame) -> Table:
 def _became(r) -> str:
     if not r.run:
         return f"not run: {r.note}"
-    counts = {"held": r.held, "reversed": r.reversed, "not decided": r.not_decided, "too few sets": r.too_few}
-    told = ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
     marks = [f"budget: {r.budget}"] * (r.budget != "paper") + [r.data] * bool(r.data)
-    return f"{told} of {counted(r.run, 'cell')}" + (f" ({'; '.join(marks)})" if marks else "")
+    means = f"the means are in this order in {r.in_order}"
+    return f"{_cells_told(pd.DataFrame([r]))}; {means}" + (f" ({'; '.join(marks)})" if marks else "")
 
 
 def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:

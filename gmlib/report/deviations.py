@@ -18,7 +18,7 @@ from ..evaluate import Evaluation, Protocol
 from ..recipe import BUDGETS, Recipe
 from ..shipped import CondensedSet
 from ..store import as_table
-from .numbers import CELL, summarise
+from .numbers import CELL, half_width, summarise
 from .style import counted
 from .tables import Table
 
@@ -29,6 +29,7 @@ _WORDS = {
     "precision": "precision of products", "space": "images are chosen by distances in space",
 }  # fmt: skip
 _SELECTION = {"epochs": "epochs of the network that images are chosen by"}
+LEAST = 20  # outer iterations in a tenth of a run, for its trend to be told
 _PHASE_2 = {"epochs": "epochs in phase 2", "augment": "augmentation in phase 2", "precision": "precision in phase 2"}
 
 
@@ -72,13 +73,18 @@ def _differing(ours: Mapping[str, Any], papers: Mapping[str, Any], words: Mappin
     return [Departure(words.get(name, name), value, papers[name]) for name, value in ours.items() if value != papers[name]]
 
 
-def trend(losses: Sequence[float]) -> float:
-    """Whether matching has come to rest: by how many percent its mean loss over the last tenth of the outer iterations lies above
-    that over the tenth before. NaN for fewer than two."""
-    tenth = max(1, len(losses) // 10)
-    if len(losses) < 2 * tenth:
-        return math.nan
-    return 100 * (float(np.mean(losses[-tenth:])) / float(np.mean(losses[-2 * tenth : -tenth])) - 1)
+def trend(losses: Sequence[float]) -> tuple[float, float]:
+    """Whether matching has come to rest: by how many percent the mean loss changed from the last tenth but one of the outer
+    iterations to the last, and the half width of the 95% interval of that.
+
+    The interval is over iterations, each of which draws a network of its own. NaN with fewer than LEAST of them in a tenth.
+    """
+    tenth = len(losses) // 10
+    if tenth < LEAST:
+        return math.nan, math.nan
+    last, before = np.asarray(losses[-tenth:]), np.asarray(losses[-2 * tenth : -tenth])
+    spread = math.sqrt((last.var(ddof=1) + before.var(ddof=1)) / tenth)
+    return 100 * (float(last.mean() / before.mean()) - 1), 1.96 * 100 * spread / float(before.mean())
 
 
 def deviations(sets: Collection[CondensedSet]) -> pd.DataFrame:
@@ -134,16 +140,39 @@ def _is_of(S: CondensedSet, s: Mapping[str, Any]) -> bool:
 
 
 def _departures_of(sets: Sequence[CondensedSet], network: str) -> tuple[Departure, ...]:
-    """Those of any of these sets, each once; fewer outer iterations with what the matching losses say of more."""
+    """Those of any of these sets, each once; fewer outer iterations with what the runs say of more."""
     found: dict[Departure, None] = {}
     for S in sets:
         every = recipe_departures(S.record) + protocol_departures(S.record["recipe"]["dataset"], S.evaluations[network])
         found |= dict.fromkeys(every)
-    rates = [trend([entry["loss"] for entry in S.record["history"]]) for S in sets if S.record["history"]]
-    change = float(np.mean(rates)) if rates else math.nan
-    moved = f"the matching loss {'fell' if change < 0 else 'rose'} by {abs(change):.1f} % over their last tenth"
-    fewer = _WORDS["outer_loops"]
-    return tuple(replace(d, evidence=moved) if d.what == fewer and not math.isnan(change) else d for d in found)
+    size, networks = BUDGETS["paper"], sorted({S.evaluations[network].n for S in sets})
+    if len(sets) != size.sets:
+        found[Departure("sets", len(sets), size.sets)] = None
+    if networks != [size.networks]:
+        found[Departure("networks trained on each", " or ".join(map(str, networks)), size.networks)] = None
+    told, fewer = _of_going_on(sets, network), _WORDS["outer_loops"]
+    return tuple(replace(d, evidence=told) if d.what == fewer else d for d in found)
+
+
+def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
+    """What the runs say of further outer iterations: by the accuracy half-way, where that was kept, else by the matching loss."""
+    told = []
+    for S in sets:
+        final, K = S.evaluations[network], S.record["recipe"].get("outer_loops", 0)
+        for k, e in S.trace.items():
+            n = min(e.n, final.n)
+            if 0 < k < K and (e.network, e.seed) == (final.network, final.seed) and n > 1:
+                gains = np.subtract(final.accuracies[:n], e.accuracies[:n])  # network j begins and goes alike on both
+                told.append(f"the last {K - k} of them brought {gains.mean():+.1f}±{half_width(gains):.1f} points (n={n})")
+    if told:
+        return ", ".join(told)
+    changes = [trend([entry["loss"] for entry in S.record["history"]]) for S in sets if S.record["history"]]
+    if not changes or any(math.isnan(change) for change, _ in changes):
+        return ""
+    change, half = np.mean([c for c, _ in changes]), math.sqrt(sum(h**2 for _, h in changes)) / len(changes)
+    if abs(change) <= half:
+        return f"over the last tenth the matching loss was at rest within noise ({change:+.1f}±{half:.1f} %)"
+    return f"over the last tenth the matching loss still {'fell' if change < 0 else 'rose'} ({change:+.1f}±{half:.1f} %)"
 
 
 # ---- as the page shows them ------------------------------------------------------------------------------
@@ -165,11 +194,13 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
     told = [f"{what} ({n})" for what, n in sorted(counts.items(), key=lambda pair: -pair[1])]
     told += [f"nothing in recipe or protocol ({none})"] if none else []
     least, most = known["difference"].min(), known["difference"].max()
+    halves = (judged["high"] - judged["low"]) / 2
+    wide = f" (its half width is {halves.min():.1f} to {halves.max():.1f} points)" if len(judged) else ""
     return Markdown(
-        f"**The paper prints {counted(len(known), 'figure')} for what was run. Ours minus the paper's is {least:+.1f} to "
-        f"{most:+.1f} points, {known['difference'].median():+.1f} in the median; the paper's is inside our 95% interval in "
-        f"{len(judged) - above - below}, below it in {above}, above it in {below}{few}.** What differs, and for how many of "
-        f"them: {'; '.join(told)}."
+        f"**The paper prints {counted(len(known), 'figure')} for what was run, counting once what two tables print alike. Ours "
+        f"minus the paper's is {least:+.1f} to {most:+.1f} points, {known['difference'].median():+.1f} in the median; the paper's is "
+        f"inside our 95% interval in {len(judged) - above - below}, below it in {above}, above it in {below}{few}{wide}.** What "
+        f"differs, and for how many of them: {'; '.join(told)}."
     )
 
 

@@ -175,7 +175,7 @@ class Verdict:
     difference: float
     low: float
     high: float
-    n: tuple[int, int]  # sets of `better`, sets of `worse`
+    n: tuple[int, int]  # sets of `better` and of `worse` that were compared
     test: str
     outcome: str
 
@@ -185,7 +185,7 @@ class Verdict:
             where += f", {self.budget} budget"
         head = f"{where}: {self.better} minus {self.worse} is "
         if self.outcome == "too few sets":
-            sets = f"sets per method: {self.n[0]} and {self.n[1]}, an interval needs two of each"
+            sets = f"sets compared: {self.n[0]} and {self.n[1]}, an interval needs two of each"
             return f"{head}{self.difference:+.2f} points ({sets}): {mark}{self.outcome}{mark}."
         interval = f"95% interval {self.low:+.2f} to {self.high:+.2f}"
         return f"{head}{self.difference:+.2f} points ({interval}, {self.test}): {mark}{self.outcome}{mark}."
@@ -233,15 +233,18 @@ def verdict(
 ) -> Verdict:
     """Compare two methods in one cell: difference of the means over sets, with a two-sided 95% t interval.
 
-    When both methods have the same set seeds, the sets are paired by seed and the interval is that of the
-    paired t test; otherwise it is Welch's. dataset, ipc, network and budget choose the cell and may be left
+    Where the methods have set seeds in common, these sets alone are compared, pair by pair, and the interval is that of the
+    paired t test; where they have none, it is Welch's. dataset, ipc, network and budget choose the cell and may be left
     out where `results` hold one value only.
     """
     cell = select(checked(results), dataset=dataset, ipc=ipc, network=network, budget=budget)
     a, b = (select(cell, method=m).groupby("set")["accuracy"].mean() for m in (better, worse))
+    shared = a.index.intersection(b.index)
+    if len(shared):
+        a, b = a[shared], b[shared]
     n = (len(a), len(b))
     difference = float(a.mean() - b.mean())
-    if set(a.index) == set(b.index):
+    if len(shared):
         test = f"paired t over the {n[0]} set seeds both have"
         half = half_width((a - b).to_numpy())  # pandas pairs by index, which is the seed
     else:
