@@ -427,11 +427,13 @@ def shipped() -> pd.DataFrame:
     A set counts for a network once it has all the networks of its budget, so that no run under way is taken for a whole one.
     """
     found = [table for table in map(load_results, _shipped_folders()) if len(table)]
-    if not found:
-        return pd.DataFrame(columns=COLUMNS)
-    every = pd.concat(found, ignore_index=True)
-    n = every.groupby(COLUMNS[:-2])["net"].transform("size")
-    return every[[whole_number(b, k) for b, k in zip(every["budget"], n, strict=True)]].reset_index(drop=True)
+    return complete(pd.concat(found)) if found else pd.DataFrame(columns=COLUMNS)
+
+
+def complete(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows, in long form, of sets on which all the networks of their budget were trained."""
+    n = results.groupby(COLUMNS[:-2])["net"].transform("size")
+    return results[[whole_number(*pair) for pair in zip(results["budget"], n, strict=True)]].reset_index(drop=True)
 
 
 def whole_number(budget: str, n: int) -> bool:

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 def problems(root):
     """What is wrong with the runs in a folder that is laid out as results/, one sentence each; files are read by themselves."""
-    found, raw = [], {}
+    found, raw, protocols = [], {}, {}
     for path in sorted(root.glob("**/ipc*/*/set*/run.json")):
         run, record = path.parent, json.loads(path.read_text())
         S, recipe = gm.SyntheticSet.load(run / "set.safetensors"), record["recipe"]
@@ -46,20 +46,28 @@ def problems(root):
             wrong.append(f"no fingerprint of {recipe['dataset']}")
         if (run / "checkpoint.safetensors").exists():
             wrong.append("a checkpoint was left")
-        files = sorted(run.glob("accuracy-*.json"))
-        if not files:
-            wrong.append("no network was trained on it")
-        for file in files:
+        for file in sorted(run.glob("accuracy-*.json")):
             stored, n = json.loads(file.read_text()), recipes.BUDGETS[record["budget"]].networks
-            accuracies = stored["accuracies"]
+            accuracies, protocol = stored["accuracies"], stored["protocol"]
+            kind = (recipe["dataset"], record["budget"], stored["network"])
+            if protocols.setdefault(kind, protocol) != protocol:
+                wrong.append(f"{file.name} has another protocol than others of its kind")
+            if any(abs(a * n_test / 100 - round(a * n_test / 100)) > 1e-6 for a in accuracies for n_test in known_tests(recipe)):
+                wrong.append(f"{file.name} holds an accuracy that is no share of the test images")
             if not (0 < len(accuracies) <= n and all(0 <= a <= 100 for a in accuracies)):
                 wrong.append(f"{file.name} does not hold the accuracies of up to {n} networks")
             if stored["seed"] != recipe["seed"]:
                 wrong.append(f"{file.name} is of seed {stored['seed']}")
             cell = (recipe["dataset"], recipe["ipc"], record["method"], record["budget"], stored["network"])
-            raw.setdefault(cell, []).append(accuracies)
+            if len(accuracies) == n:  # else the run is under way, and the report leaves it out
+                raw.setdefault(cell, []).append(accuracies)
         found += [f"{name}: {sentence}" for sentence in wrong]
     return found + [f"in the report: {sentence}" for sentence in misreported(root, raw)]
+
+
+def known_tests(recipe):
+    """The number of test images, where it is known."""
+    return [n for name, n in (("MNIST", 10_000), ("FashionMNIST", 10_000), ("made-up", 9)) if name == recipe["dataset"]]
 
 
 def wrong_recipe(record):
@@ -89,7 +97,7 @@ def misreported(root, raw):
     folders = [root, *(root / budget for budget in recipes.BUDGETS if (root / budget).is_dir())]
     tables = [table for table in map(store.load_results, folders) if len(table)]
     try:
-        summary = report.summarise(pd.concat(tables)) if tables else pd.DataFrame()
+        summary = report.summarise(store.complete(pd.concat(tables))) if tables else pd.DataFrame()
     except ValueError as error:
         yield str(error)
         return
@@ -213,11 +221,13 @@ DAMAGE = {
     "the set has another recipe than run.json": lambda run: store_again(run / "set.safetensors", recipe={"ipc": 1}),
     "no fingerprint of made-up": lambda run: change(run / "run.json", data={"fingerprint": ""}),
     "a checkpoint was left": lambda run: (run / "checkpoint.safetensors").write_bytes(b""),
-    "no network was trained on it": lambda run: (run / "accuracy-convnet.json").unlink(),
     "accuracy-convnet.json does not hold the accuracies of up to 2 networks": lambda run: change(
         run / "accuracy-convnet.json", accuracies=[1.0, 2.0, 3.0]
     ),
     "accuracy-convnet.json is of seed 1": lambda run: change(run / "accuracy-convnet.json", seed=1),
+    "accuracy-convnet.json holds an accuracy that is no share of the test images": lambda run: change(
+        run / "accuracy-convnet.json", accuracies=[12.5, 25.0]
+    ),
 }
 
 
@@ -225,6 +235,23 @@ DAMAGE = {
 def test_each_check_can_fail(sentence, results):
     DAMAGE[sentence](results / "made-up" / "ipc1" / "M" / "set0")
     assert f"made-up/ipc1/M/set0: {sentence}" in problems(results)
+
+
+def test_another_protocol_is_found(results):
+    change(results / "made-up" / "ipc1" / "M" / "set1" / "accuracy-convnet.json", protocol={"epochs": 1})
+    assert "made-up/ipc1/M/set1: accuracy-convnet.json has another protocol than others of its kind" in problems(results)
+
+
+def test_a_run_under_way_is_no_problem_and_in_no_table(results):
+    """Without networks, or with fewer than its budget has: as a campaign leaves it that was stopped."""
+    run = results / "made-up" / "ipc1" / "M"
+    (run / "set0" / "accuracy-convnet.json").unlink()
+    one = json.loads((run / "set1" / "accuracy-convnet.json").read_text())["accuracies"][:1]
+    change(run / "set1" / "accuracy-convnet.json", accuracies=one)
+    assert problems(results) == []
+    assert not [S for S in shipped.condensed(results) if (S.budget, S.record["method"]) == ("paper", "M") and S.evaluations]
+    table = store.complete(store.load_results(results))
+    assert "random" in set(table["method"]) and "M" not in set(table["method"])
 
 
 def test_too_few_images_and_an_unknown_coreset(results):

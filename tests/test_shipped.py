@@ -273,7 +273,8 @@ def test_the_page_shows_every_set(results, monkeypatch):
     assert text.count("<img ") == 3, "two figures of small sets, one frame of a slider"
     assert "random, set 0: 10 images of each class" in text and "lite/made-up/ipc10" in shown[-1]
     assert text.count("Made from data of unnoted origin. No terms of use are noted.") == 3
-    for told in ('M: as under the budget "paper".', "DC, M: outer iterations: 2 instead of 3.", 'random: as under the budget "paper".'):
+    usual = 'as under the budget "paper".'
+    for told in (f"M: {usual}", "DC, M: outer iterations: 2 instead of 3.", f"random: {usual}"):
         assert text.count(f"\n\n{told}") == 1, "the paper's sets, those of another budget, the chosen images"
 
 

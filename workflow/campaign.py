@@ -97,7 +97,7 @@ def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Se
     options |= {"network": source} if source else {}
     job = store.plan(data, preset, ipc, **options)
     K = job.recipe.outer_loops
-    if seed == 0 and K < Recipe.outer_loops and job.coreset is None:
+    if seed == 0 and Recipe.outer_loops > K and job.coreset is None:
         options["snapshots"] = (K // 2,)
     make = ("set", data.name, ipc, method)
     train = {network: ("networks", data.name, ipc, network) for network in job.targets}

@@ -198,9 +198,9 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
     wide = f" (its half width is {halves.min():.1f} to {halves.max():.1f} points)" if len(judged) else ""
     return Markdown(
         f"**The paper prints {counted(len(known), 'figure')} for what was run, counting once what two tables print alike. Ours "
-        f"minus the paper's is {least:+.1f} to {most:+.1f} points, {known['difference'].median():+.1f} in the median; the paper's is "
-        f"inside our 95% interval in {len(judged) - above - below}, below it in {above}, above it in {below}{few}{wide}.** What "
-        f"differs, and for how many of them: {'; '.join(told)}."
+        f"minus the paper's is {least:+.1f} to {most:+.1f} points, {known['difference'].median():+.1f} in the median; the "
+        f"paper's is inside our 95% interval in {len(judged) - above - below}, below it in {above}, above it in {below}{few}"
+        f"{wide}.** What differs, and for how many of them: {'; '.join(told)}."
     )
 
 
