@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .recipe import choose
+from .checks import choose
 
 # Data sets whose images the paper's protocol varies while training on S, and with what; these train for 1000 epochs.
 AUGMENTED: dict[str, tuple[str, ...]] = {"MNIST": ("crop", "scale", "rotate")}
@@ -238,11 +238,23 @@ def independent_for_each(x: Tensor, strategy: str | Sequence[str], rngs: Sequenc
     return _by_group(x, which, [lambda part, i, vary=SIAMESE[name]: vary(part, u[i]) for name in names])
 
 
-# Recipe.augment -> (name of the data set, generator) -> the function for both sides of one class at one matching step.
-AUGMENT: dict[str, Callable[[str, torch.Generator], Callable[[Tensor], Tensor]]] = {
-    "none": lambda data_name, rng: lambda x: x,
-    "dsa": lambda data_name, rng: siamese(strategy_for(data_name), rng),
-}
+def check(augment: str, others: Sequence[str]) -> None:
+    """ValueError unless this is one of the other names, "dsa", or "dsa:" and a strategy, as in "dsa:crop+scale"."""
+    kind, _, strategy = augment.partition(":") if isinstance(augment, str) else (augment, "", "")
+    choose(dict.fromkeys((*others, "dsa")), "augment", kind, "dsa: and operations of your own, as in dsa:crop+scale")
+    if kind != augment:
+        parse(strategy if kind == "dsa" else "")
+
+
+def strategy_of(augment: str, data_name: str) -> tuple[str, ...]:
+    """The names in SIAMESE of an `augment` that begins with "dsa": its own, else the published ones for the data set."""
+    own = augment.partition(":")[2]
+    return parse(own) if own else strategy_for(data_name)
+
+
+def siamese_for(augment: str, data_name: str, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """By `Recipe.augment`, the function for both sides of one class at one matching step."""
+    return (lambda x: x) if augment == "none" else siamese(strategy_of(augment, data_name), rng)
 
 
 # ---- drawing, and moving pixels ----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from . import how, networks, where
-from .augment import AUGMENT
+from .augment import siamese_for
 from .coreset import check_ipc, random
 from .data import Data, SyntheticSet, write_atomically
 from .gradients import Recorder, Resident, batch_gradient, class_gradients, products, recordable
@@ -137,7 +137,7 @@ def _algorithm_1(
                 saved.write(S, optimise_S, done, kept, history, inside)
             if stop:
                 bar.close()
-                raise OutOfTime(f"out of time after {done} of {K} outer iterations: run again to go on" + saved.whereabouts())
+                raise OutOfTime(f"out of time after {done} of {K} outer iterations: run again to " + saved.whereabouts())
     bar.close()
     if K in snapshots:
         kept[K] = S.detach().clone()
@@ -176,7 +176,7 @@ class Batches(NamedTuple):
 def sample(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> Batches:
     """Lines 5-6: mini-batches of each class of T; S is small and is taken whole."""
     real = data.sample_classes(recipe.batch_real, streams["batches"])
-    transforms = [AUGMENT[recipe.augment](data.name, streams["augment"]) for _ in real]
+    transforms = [siamese_for(recipe.augment, data.name, streams["augment"]) for _ in real]
     if recipe.inter_batches == "classes":
         return Batches(real, transforms, None, None)
     chosen = torch.randperm(data.n_classes * recipe.ipc, generator=streams["mixed"])[:MIXED_IMAGES]
@@ -281,6 +281,8 @@ def check(data: Data, recipe: Recipe, snapshots: Collection[int] = ()) -> None:
         raise ValueError(f"the recipe is for {recipe.dataset!r} but the data are {data.name!r}: make it with dataset=data.name")
     check_ipc(data, recipe.ipc)
     fresh_network(data, recipe, 0)  # the architecture must fit the images
+    if not isinstance(snapshots, Collection) or isinstance(snapshots, str):
+        raise ValueError(f"snapshots={snapshots!r} does not fit: give a list of numbers of outer iterations")
     outside = [k for k in snapshots if not 0 <= k <= recipe.outer_loops]
     if outside:
         raise ValueError(f"snapshot {outside[0]} is outside 0..{recipe.outer_loops}, the outer iterations of this run")
@@ -416,6 +418,8 @@ class _Checkpoint:
             raise FileNotFoundError(f"the folder of the checkpoint {self.path} does not exist: make it first")
         if self.path.is_dir():
             raise ValueError(f"the checkpoint {self.path} is a folder: name a file in it")
+        if not os.access(self.path.parent, os.W_OK | os.X_OK):  # said before the work, not after it
+            raise PermissionError(f"the folder of the checkpoint {self.path} cannot be written to: choose another")
         if self.path.exists():
             self._read()
 
@@ -430,9 +434,10 @@ class _Checkpoint:
             raise ValueError(f"{self.path} is not a checkpoint of gmlib: choose another file")
         run, self.state = json.loads(metadata["run"]), json.loads(metadata["state"])
         if run != self.run:
-            raise ValueError(
-                f"the checkpoint {self.path} belongs to another recipe or other data: delete it or choose another file"
-            )
+            there, here = ({**r["recipe"], "data": r["data"], "dtype": r["dtype"]} for r in (run, self.run))
+            name = next(name for name in {**here, **there} if there.get(name) != here.get(name))
+            values = "other data" if name == "data" else f"{name}={there.get(name)!r} instead of {here.get(name)!r}"
+            raise ValueError(f"the checkpoint {self.path} is of another run, with {values}: delete it or choose another file")
 
     def restore(self, S: Tensor, optimiser: torch.optim.Optimizer) -> tuple[int, dict[int, Tensor], list[dict]]:
         """Put the saved S and momentum in place; returns the next k, the snapshots and the history."""
@@ -471,7 +476,8 @@ class _Checkpoint:
         return time.monotonic() - self.written
 
     def whereabouts(self) -> str:
-        return f" from {self.path}" if self.path else ", with a checkpoint next time"
+        """How the run can go on, after "run again to"."""
+        return f"go on from {self.path}" if self.path else "begin anew, with a checkpoint this time: without one nothing is kept"
 
     def write(
         self,

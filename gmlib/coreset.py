@@ -6,6 +6,7 @@ Euclidean distances, in pixel space or, by default, in the feature space of a ne
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -165,7 +166,7 @@ SPACES_OF = {
 def check_ipc(data: Data, ipc: int) -> None:
     """ValueError unless every class of `data` has at least `ipc` >= 1 training images."""
     smallest = min(data.counts)
-    if not isinstance(ipc, int) or isinstance(ipc, bool) or not 1 <= ipc <= smallest:
+    if not isinstance(ipc, numbers.Integral) or isinstance(ipc, bool) or not 1 <= ipc <= smallest:
         raise ValueError(
             f"ipc={ipc!r} does not fit {data.name}: give a whole number from 1 to {smallest}, the size of its smallest class"
         )
@@ -188,9 +189,12 @@ def recipe_of(
     Keys: method, dataset, ipc, seed; "space" where distances are measured; network, width, depth, epochs where that is
     between a network's features. Raises ValueError as `coreset` does.
     """
+    if not isinstance(data, Data):
+        raise ValueError(f"give the coreset's name and then data, not {type(method).__name__} and {type(data).__name__}")
     choose(CORESETS, "coreset", method)
     check_ipc(data, ipc)
-    recipe = {"method": method, "dataset": data.name, "ipc": ipc, "seed": seed}
+    seed = check_number("seed", seed, least=0, whole=True)
+    recipe = {"method": method, "dataset": data.name, "ipc": int(ipc), "seed": seed}
     if space is not None:
         choose(SPACES, "space", space)
         if space not in SPACES_OF[method]:

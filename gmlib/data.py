@@ -5,6 +5,7 @@ their channel's mean, over its standard deviation. A `SyntheticSet` lives in tha
 safetensors, never as pickle.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -28,7 +29,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .recipe import progress_bar
+from .recipe import check_number, progress_bar
 
 # torchvision and scikit-learn are imported where they are needed: each costs a second.
 
@@ -201,9 +202,12 @@ class Data:
         for c, count in enumerate(torch.bincount(y_train, minlength=C).tolist()):
             if count == 0:
                 raise ValueError(f"{name}: class {classes[c]!r} (label {c}) has no training image: add some or drop it")
+        if len(set(classes)) < C:
+            raise ValueError(f"{name}: two classes have one name, {max(classes, key=classes.count)!r}: give each its own")
         measured = _mean_and_std(train) if mean is None or std is None else None
-        mean = tuple(map(float, measured[0] if mean is None else mean))
-        std = tuple(map(float, measured[1] if std is None else std))
+        mean, std = (tuple(map(float, np.atleast_1d(given))) for given in (
+            measured[0] if mean is None else mean, measured[1] if std is None else std
+        ))  # fmt: skip
         if {len(mean), len(std)} != {train.shape[1]} or not np.isfinite(mean + std).all() or min(std) <= 0:
             raise ValueError(f"{name}: mean {mean} and std {std} must each be {train.shape[1]} finite numbers, std above 0")
         order = torch.argsort(y_train, stable=True)
@@ -288,12 +292,19 @@ def load_data(
     Raises ValueError for an unknown name, a damaged file, or images and labels that do not fit together; FileNotFoundError where
     files are missing and could not, or should not, be downloaded.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"the data set is of type {type(name).__name__}: name it, a folder of images by imagefolder:PATH")
     kind, _, path = name.partition(":")
     if kind not in LOADERS or bool(path) != (kind == "imagefolder"):
         known = ", ".join("imagefolder:PATH" if known == "imagefolder" else known for known in LOADERS)
         raise ValueError(f"unknown data set {name!r}: choose one of {known}")
     if size is not None and kind not in ("imagefolder", "TinyImageNet"):
         raise ValueError(f"size= is for imagefolder:PATH and TinyImageNet, and {name} has a size of its own: leave it out")
+    check_number("seed", seed, least=0, whole=True)
+    for side in np.atleast_1d(size).tolist() if size is not None else ():
+        check_number("size", side, least=1, whole=True, otherwise="(height, width)")
+    if np.ndim(size) > 1 or np.size(size) > 2:
+        raise ValueError(f"size={size!r} does not fit: give (height, width) in pixels, or one number for a square")
     folder = Path(path or data_dir or os.environ.get("GMLIB_DATA") or "data").expanduser()
     return LOADERS[kind](name, folder, download=download, size=size, seed=seed, progress=progress)
 
@@ -493,7 +504,9 @@ def _list_images(folder: Path) -> Files:
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         classes[inner.name] = sorted(path for path in inner.iterdir() if path.suffix.lower() in suffixes)
         if not classes[inner.name]:
-            raise ValueError(f"class folder {inner} holds no image file: add some or remove the folder")
+            deeper = any(path.is_dir() for path in inner.iterdir())
+            why = ", only folders (two parts are named train and test, in small letters)" if deeper else ""
+            raise ValueError(f"class folder {inner} holds no image file{why}: add some or remove the folder")
     if not classes:
         raise ValueError(f"{folder} holds no class folders: put the images of each class into a folder of its own")
     return classes
@@ -514,8 +527,6 @@ def _split(classes: Files, generator: torch.Generator) -> tuple[Files, Files]:
 def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = False) -> np.ndarray:
     """(N, height, width) uint8 if all images are grey and need no colour, else (N, height, width, 3); transparency goes."""
     size = (size, size) if isinstance(size, int) else size
-    if size is not None and min(size) < 1:
-        raise ValueError(f"size {size} must be at least 1 pixel in height and width")
     bar = progress_bar("reading images", len(paths), "image", progress, leave=False)
     for i, path in enumerate(paths):
         image = _read_image(path, size)
@@ -588,6 +599,8 @@ class SyntheticSet:
 
     def __post_init__(self) -> None:
         x, y, C = self.images, self.labels, self.n_classes
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+            raise ValueError(f"images and labels must be tensors, not {type(x).__name__} and {type(y).__name__}")
         if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
             raise ValueError(
                 f"synthetic images must be floats of shape (C*ipc, channels, height, width), not {x.dtype} "
@@ -682,6 +695,28 @@ def _ordered(blob: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + blob[end:]
 
 
+def check_pair(S: SyntheticSet | Data, data: Data | None) -> None:
+    """ValueError unless S is a set, or data, that goes with `data`: the same classes, shape and normalisation. None does."""
+    if not isinstance(S, SyntheticSet | Data) or not isinstance(data, Data | None):
+        raise ValueError(f"give a SyntheticSet, or a Data, and then the Data it goes with, not {_kind(S)} and {_kind(data)}")
+    if data is None:
+        return
+    if S.shape != data.shape or tuple(S.classes) != tuple(data.classes):
+        raise ValueError(
+            f"the set has {len(S.classes)} classes of {S.shape} images but {data.name} has {data.n_classes} of {data.shape}: "
+            "give the data it was made from"
+        )
+    if (tuple(S.mean), tuple(S.std)) != (data.mean, data.std):
+        raise ValueError(
+            f"the set is normalised by mean {tuple(S.mean)} and std {tuple(S.std)} but {data.name} by {data.mean} and "
+            f"{data.std}: bring one to the other's"
+        )
+
+
+def _kind(thing: Any) -> str:
+    return f"a {type(thing).__name__}"
+
+
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write a file so that it is there whole or not at all; missing folders are made.
 
@@ -701,6 +736,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            reason = f"cannot write {path} ({error.strerror}): free some space or choose another folder"
+            way_out = "free some space or choose another folder" if error.errno == errno.ENOSPC else "choose another place"
+            reason = f"cannot write {path} ({error.strerror}): {way_out}"
             raise OSError(error.errno, reason) from error
         raise

@@ -18,8 +18,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from . import networks
-from .augment import independent_for_each, one_of_for_each, operations_for, strategy_for
-from .data import Data, SyntheticSet
+from .augment import check as check_augment
+from .augment import independent_for_each, one_of_for_each, operations_for, strategy_of
+from .data import Data, SyntheticSet, check_pair
 from .gradients import on_cores, products, step_recorder
 from .memory import Memory
 from .recipe import OutOfTime, check_number, choose, device_of, generator, late, progress_bar
@@ -27,7 +28,6 @@ from .recipe import OutOfTime, check_number, choose, device_of, generator, late,
 TEST_BATCH = 2048  # images in one forward pass of the test
 LARGE = 2**20  # bytes of the widest activation in a step that is worth a thread of its own
 TOGETHER = 1024  # on CUDA as many networks are trained side by side as have sets of so many images between them
-AUGMENT = ("paper", "dsa", "none")
 PRECISIONS = ("float32", "tf32")
 
 
@@ -46,7 +46,8 @@ class Protocol:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 256
-    augment: str = "paper"  # paper: as its scripts do, for MNIST and for networks with BatchNorm; dsa: always; none: never
+    # paper: as its scripts do, for MNIST and for networks with BatchNorm; none; or dsa, or dsa:crop+scale, as `Recipe.augment`
+    augment: str = "paper"
     precision: str = "float32"  # tf32: products on CUDA in TF32, training and testing
 
     def __post_init__(self) -> None:
@@ -58,16 +59,15 @@ class Protocol:
         check_number("momentum", self.momentum, least=0, below=1)
         check_number("weight_decay", self.weight_decay, least=0)
         choose(networks.OPTIMISERS, "optimiser", self.optimiser)
-        choose(dict.fromkeys(AUGMENT), "augmentation", self.augment)
+        check_augment(self.augment, ("paper", "none"))
         choose(dict.fromkeys(PRECISIONS), "precision", self.precision)
 
     def settled(self, data: Data, network: nn.Module) -> dict[str, Any]:
         """What this comes to for these data and this network: plain JSON types, epochs a number, augment spelt out."""
-        operations = {
-            "paper": operations_for(data.name, networks.has_batchnorm(network)),
-            "dsa": ("dsa", *strategy_for(data.name)),
-            "none": (),
-        }[self.augment]
+        if self.augment in ("paper", "none"):
+            operations = operations_for(data.name, networks.has_batchnorm(network)) if self.augment == "paper" else ()
+        else:
+            operations = ("dsa", *strategy_of(self.augment, data.name))
         epochs = self.epochs or (1000 if operations else 300)
         return asdict(self) | {"epochs": epochs, "augment": "+".join(operations) or "none"}
 
@@ -160,7 +160,8 @@ def evaluate(
     while found.n < n_networks:
         if late(deadline):
             bar.close()
-            raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: run again to go on")
+            kept = "run again to go on" if each else "give it more time, or each= to keep what there is"
+            raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: {kept}")
         group = range(found.n, min(found.n + at_once, n_networks))
         train = partial(_trained, network=network, data=data, settled=settled, seed=seed, x=x, y=y, memory=memory)
 
@@ -223,22 +224,15 @@ def settle(
     S: SyntheticSet | Data, data: Data, network: str, protocol: Protocol | None = None, **changes: Any
 ) -> dict[str, Any]:
     """The protocol by which `evaluate` would train these networks on this set (`Protocol.settled`), all inputs checked."""
+    check_pair(S, data)
     for name in changes:
         choose(Protocol.__dataclass_fields__, "protocol field", name)
+    if not isinstance(protocol, Protocol | None):
+        raise ValueError(f"protocol is a {type(protocol).__name__}: give a Protocol, or its fields by name, as in epochs=100")
     if protocol is None:
         recipe = {} if isinstance(S, Data) else S.recipe
         protocol = Protocol(**{name: recipe[name] for name in ("width", "depth") if name in recipe})
     protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
-    if S.shape != data.shape or tuple(S.classes) != tuple(data.classes):
-        raise ValueError(
-            f"the set has {len(S.classes)} classes of {S.shape} images but {data.name} has {data.n_classes} of {data.shape}: "
-            "evaluate it on the data it was made from"
-        )
-    if (tuple(S.mean), tuple(S.std)) != (data.mean, data.std):
-        raise ValueError(
-            f"the set is normalised by mean {tuple(S.mean)} and std {tuple(S.std)} but {data.name} by {data.mean} and "
-            f"{data.std}: bring one to the other's"
-        )
     return protocol.settled(data, _build(network, data, asdict(protocol), generator(0, "settle")))
 
 

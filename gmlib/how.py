@@ -91,7 +91,7 @@ def parse(expression: str) -> list[tuple[float, str]]:
 
 def spell(terms: Sequence[tuple[float, str]]) -> str:
     """The one spelling of a sum: [(1.0, "d1"), (0.1, "d2")] -> "d1 + 0.1*d2"."""
-    return " + ".join(name if weight == 1 else f"{weight:g}*{name}" for weight, name in terms)
+    return " + ".join(name if weight == 1 else f"{str(weight).removesuffix('.0')}*{name}" for weight, name in terms)
 
 
 def layer_distances(expression: str, gS: Gradient, gT: Gradient) -> list[Tensor]:

@@ -12,13 +12,13 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checks import choose
 from .memory import Memory
 
 Make = Callable[..., nn.Module]
@@ -100,8 +100,8 @@ def convnet(
     sees width * (size / 2^depth)^2 features, and without pooling width * size^2. Raises ValueError for unknown options, where
     an image is too small for the depth, and for a width that four groups do not divide.
     """
-    make_norm, make_pool = _choose(NORMS, "norm", norm), _choose(POOLINGS, "pooling", pooling)
-    make_activation = _choose(ACTIVATIONS, "activation", activation)
+    make_norm, make_pool = choose(NORMS, "norm", norm), choose(POOLINGS, "pooling", pooling)
+    make_activation = choose(ACTIVATIONS, "activation", activation)
     side = size + 2 * _padding(channels, size)
     if make_pool and side < 2**depth:
         raise ValueError(
@@ -267,12 +267,6 @@ BUILT_IN = frozenset(NETWORKS)
 OPTIONS = {"norm": NORMS, "pooling": POOLINGS, "activation": ACTIVATIONS}  # of "convnet", spelt in its name
 
 
-def _choose(known: dict[str, Any], kind: str, name: str) -> Any:
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
-    return known[name]
-
-
 def parse(name: str) -> tuple[str, dict[str, str]]:
     """Read a network's name: "convnet:norm=batch,pooling=max" -> ("convnet", {"norm": "batch", "pooling": "max"}).
 
@@ -280,14 +274,13 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
     Raises ValueError for an unknown network, option or value (the known ones are listed), or an option given twice.
     """
     base, colon, spelt = name.partition(":") if isinstance(name, str) else (name, "", "")
-    if not isinstance(base, str) or base not in NETWORKS:
-        raise ValueError(f"unknown network {base!r}: choose from {', '.join(NETWORKS)}")
+    choose(NETWORKS, "network", base)
     if colon and base != "convnet":
         raise ValueError(f"the network {base!r} has no options: write {base!r} alone")
     options: dict[str, str] = {}
     for part in spelt.split(",") if colon else []:
         option, _, value = (word.strip() for word in part.partition("="))
-        _choose(_choose(OPTIONS, "option of the convnet", option), option, value)
+        choose(choose(OPTIONS, "option of the convnet", option), option, value)
         if option in options:
             raise ValueError(f"the option {option!r} stands twice in {name!r}: give it once")
         options[option] = value
@@ -342,25 +335,35 @@ def build(
     with _DRAWING, torch.random.fork_rng(devices=[]):
         # Modules draw their weights from torch's global generator, so that is the one to seed, for these lines only.
         torch.default_generator.manual_seed(generator.initial_seed())
-        network = factory(channels, height, n_classes, **sizes, **options)
-        if base not in BUILT_IN:
-            _check_made(network, base, shape, n_classes)
+        if base in BUILT_IN:
+            network = factory(channels, height, n_classes, **sizes, **options)
+        else:
+            network = _made(factory, base, shape, n_classes, sizes)
     return network.to(device=device, dtype=dtype)
 
 
-def _check_made(network: nn.Module, name: str, shape: tuple[int, int, int], n_classes: int) -> None:
-    """ValueError unless a registered factory made a network with weights that maps images of `shape` to n_classes logits."""
+def _made(factory: Make, name: str, shape: tuple[int, int, int], n_classes: int, sizes: dict[str, int]) -> nn.Module:
+    """What a registered factory makes; ValueError unless it has weights and maps images of `shape` to n_classes logits."""
+    channels, size, _ = shape
+    try:
+        network = factory(channels, size, n_classes, **sizes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the factory of {name!r} makes no network of ({channels}, {size}, {n_classes}): {error}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"the factory of {name!r} returned a {type(network).__name__}: return a torch.nn.Module")
     # Two blank images tell the shape of the output; in eval mode they leave BatchNorm's statistics as they are.
-    with torch.no_grad():
-        scores = network.eval()(torch.zeros(2, *shape))
+    try:
+        with torch.no_grad():
+            scores = network.eval()(torch.zeros(2, *shape))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the network {name!r} takes no images of shape {shape}: {error}") from error
     network.train()
     if scores.shape != (2, n_classes):
         found, wanted = tuple(scores.shape), (2, n_classes)
         raise ValueError(f"the network {name!r} gives scores of shape {found} for two images: let it give {wanted}")
     if not matched(network):
         raise ValueError(f"the network {name!r} has no weights of two or more dimensions, so nothing could be matched: add some")
+    return network
 
 
 # ---- in use ----------------------------------------------------------------------------------------------

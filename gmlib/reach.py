@@ -29,7 +29,7 @@ from torch.nn.utils import get_total_norm
 
 from . import networks, where
 from .condense import check, class_weights, draw, fresh_network, initial, match, move, sample, streams_of
-from .data import Data, SyntheticSet
+from .data import Data, SyntheticSet, check_pair
 from .evaluate import accuracy
 from .gradients import products
 from .memory import Memory
@@ -146,13 +146,13 @@ def reach(
     Raises ValueError, before any work, for an S that is not of `data`, no thresholds, or numbers out of range.
     Source: Eq. 13-15, Section 5, for a given S.
     """
-    if not isinstance(eps, (int, float, Sequence, np.ndarray)):
+    if not isinstance(eps, (int, float, Sequence, np.ndarray)) or isinstance(eps, str):
         raise ValueError(f"eps is a {type(eps).__name__}: give thresholds of the gradient's norm, and the data as data=")
     eps = np.atleast_1d(np.asarray(eps, dtype=float)).ravel().tolist()
     if not eps or not all(0 < e < math.inf for e in eps):
         raise ValueError(f"eps={eps!r} does not fit: give one or more positive thresholds of the gradient's norm")
     _check_numbers(lr, n_starts=n_starts, max_steps=max_steps, max_real=max_real)
-    _check_pair(S, data)
+    check_pair(S, data)
     device, x, y, start = _setting(S, network, width, depth, seed, device)
     if data is not None:
         x_T, y_T = (v.to(device) for v in draw(data, max_real, generator(seed, "reach real")))
@@ -163,7 +163,7 @@ def reach(
     for j in range(n_starts):
         if late(deadline):
             bar.close()
-            raise OutOfTime(f"out of time after {j} of {n_starts} starts: run again to go on")
+            raise OutOfTime(f"out of time after {j} of {n_starts} starts, of which none is kept: run again with more time")
         f = start(j)
         theta, there, measured_at = list(f.parameters()), {}, None
         for stop in descend(lambda theta, f=f: loss_and_gradient(f, theta, x, y), theta, eps, lr, max_steps):
@@ -344,7 +344,7 @@ def paths(
     if every > steps:
         raise ValueError(f"every={every} is more than steps={steps}: no path would be noted after its start")
     for S in sets.values():
-        _check_pair(S, data)
+        check_pair(S, data)
     device, first, _, theta0_of = _setting(next(iter(sets.values())), network, width, depth, seed, device)
     images = {name: _images(S) for name, S in sets.items()}
     images["T"] = draw(data, real_batch, generator(seed, "paths real"))
@@ -430,7 +430,7 @@ def alignment(
     Source: Section 3.2: no angle helps where ||grad L(S, theta)|| has become small.
     """
     _check_numbers(lr, steps=steps, every=every, n_starts=n_starts, real_batch=real_batch)
-    _check_pair(S, data)
+    check_pair(S, data)
     device, x, y, start = _setting(S, network, width, depth, seed, device)
     x_T, y_T = (v.to(device) for v in draw(data, real_batch, generator(seed, "alignment real")))
     x_T = x_T.to(x.dtype)
@@ -469,6 +469,8 @@ def _setting(
     recipe = {} if isinstance(S, Data) else S.recipe
     width = recipe.get("width", 128) if width is None else width
     depth = recipe.get("depth", 3) if depth is None else depth
+    for name, value, least in (("width", width, 1), ("depth", depth, 1), ("seed", seed, 0)):
+        check_number(name, value, least=least, whole=True)
 
     def start(j: int) -> nn.Module:
         return networks.build(
@@ -494,14 +496,6 @@ def _real(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> 
     found = loss_and_gradient(network, theta, x, y)
     network.train()
     return found
-
-
-def _check_pair(S: SyntheticSet | Data, data: Data | None) -> None:
-    if data is not None and (S.shape != data.shape or tuple(S.classes) != tuple(data.classes)):
-        raise ValueError(
-            f"the set has {S.n_classes} classes of {S.shape} images but {data.name} has {data.n_classes} of {data.shape}: "
-            "give the data it was made from"
-        )
 
 
 def _check_numbers(lr: float, **whole: int) -> None:
@@ -531,7 +525,7 @@ def angles(
     """
     check_number("k", k, least=0, whole=True)
     check(data, recipe)
-    _check_pair(S, data)
+    check_pair(S, data)
     if S.ipc != recipe.ipc:
         raise ValueError(f"the set has {S.ipc} images per class but the recipe {recipe.ipc}: give the recipe it was made by")
     device = device_of(device)

@@ -6,7 +6,7 @@ The defaults are the paper's, METHODS are the columns of its tables, BUDGETS say
 from __future__ import annotations
 
 import hashlib
-import math
+import numbers
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from . import augment as augment_
 from . import how as how_
 from . import networks
 from . import where as where_
+from .checks import check_number, choose
 from .memory import keep_heap
 from .what import WHAT
 
 INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
 CLASS_WEIGHTS = ("equal", "share")
-AUGMENT = ("none", "dsa")
 PRECISIONS = ("float32", "tf32", "bf16", "tf32+bf16")
 
 # name -> (what, how, where): the columns of Table 3, then the two further columns of Table 1.
@@ -94,33 +95,41 @@ class Recipe:
     momentum_network: float = 0.5
 
     init: str = "noise"  # S at k = 0: N(0, 1) in normalised pixels ("noise") or random real images ("real")
-    augment: str = "none"  # of both sides while matching: "dsa", differentiable Siamese augmentation (the paper's [29])
+    # Of both sides while matching: "dsa", differentiable Siamese augmentation (the paper's [29]) by its strategy for the data
+    # set, or one of your own, "dsa:crop+scale". Networks are trained on S as `Protocol.augment` says, whatever this is.
+    augment: str = "none"
     precision: str = "float32"  # "tf32": products on CUDA in TF32; "bf16": the pass over real images in bfloat16; or both, +
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in {
-            "what": WHAT, "inter_batches": INTER_BATCHES, "class_weights": CLASS_WEIGHTS, "init": INIT, "augment": AUGMENT,
-            "precision": PRECISIONS,
+            "what": WHAT, "inter_batches": INTER_BATCHES, "class_weights": CLASS_WEIGHTS, "init": INIT, "precision": PRECISIONS,
         }.items():  # fmt: skip
             choose(dict.fromkeys(known), name, getattr(self, name))
+        augment_.check(self.augment, ("none",))
+        if self.augment != "none" and self.inter_batches == "sampled":
+            raise ValueError('augment varies batches of one class, not mixed ones: take inter_batches="classes", or no augment')
         object.__setattr__(self, "how", how_.spell(how_.parse(self.how)))  # one spelling for one distance
         if self.where not in where_.WHERE:
             where_.spelt(self.where)
         networks.parse(self.network)
+
+        def number(name: str, **bounds: Any) -> None:  # one of numpy's is stored as Python's
+            object.__setattr__(self, name, check_number(name, getattr(self, name), **bounds))
+
         for name in ("ipc", "width", "depth", "outer_loops", "zeta_S", "batch_real", "batch_theta"):
-            check_number(name, getattr(self, name), least=1, whole=True)
+            number(name, least=1, whole=True)
         for name in ("inner_loops", "zeta_theta"):
             if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), least=1, whole=True, otherwise="None for the paper's")
-        check_number("seed", self.seed, least=0, whole=True)
+                number(name, least=1, whole=True, otherwise="None for the paper's")
+        number("seed", least=0, whole=True)
         for name in ("lr_images", "lr_network"):
-            check_number(name, getattr(self, name), above=0)
+            number(name, above=0)
         for name in ("momentum_images", "momentum_network"):
-            check_number(name, getattr(self, name), least=0, below=1)
-        check_number("gap", self.gap, least=0)
+            number(name, least=0, below=1)
+        number("gap", least=0)
         if self.lam is not None:
-            check_number("lam", self.lam, least=0, otherwise="None for the number of classes")
+            number("lam", least=0, otherwise="None for the number of classes")
         self.schedule()  # T and zeta must follow from what is given
 
     def schedule(self) -> tuple[int, int]:
@@ -184,7 +193,7 @@ class Budget:
 
     def diff(self, ipc: int) -> dict[str, Any]:
         """The Recipe fields this budget changes at `ipc` images per class."""
-        return {**self.recipe, **(self.many if isinstance(ipc, int) and ipc > 1 else {})}
+        return {**self.recipe, **(self.many if isinstance(ipc, numbers.Real) and ipc > 1 else {})}
 
 
 BUDGETS: dict[str, Budget] = {
@@ -218,35 +227,6 @@ def milestones(K: int) -> list[int]:
 # ---- what every module checks and says in the same way -----------------------------------------------------
 
 
-def choose(known: dict[str, Any], kind: str, name: str, otherwise: str = "") -> Any:
-    """known[name], or a ValueError that lists the known names."""
-    if not isinstance(name, str) or name not in known:
-        shown = repr(name) if isinstance(name, (str, int, float, list, tuple)) else f"of type {type(name).__name__}"
-        raise ValueError(f"unknown {kind} {shown}: choose from {', '.join(known)}" + (f", or {otherwise}" if otherwise else ""))
-    return known[name]
-
-
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    whole: bool = False,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    otherwise: str = "",
-) -> None:
-    """ValueError, which says what to give, unless `value` is a finite (whole) number, >= least, > above and < below."""
-    kind = int if whole else (int, float)
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if fits and value >= least and above < value < below:
-        return
-    wanted = "a whole number" if whole else "a positive number" if above == 0 else "a number"
-    wanted += f" of at least {least:g}" if least > -math.inf else ""
-    wanted += f" and less than {below:g}" if below < math.inf else ""
-    raise ValueError(f"{name}={value!r} does not fit: give {wanted}" + (f", or {otherwise}" if otherwise else ""))
-
-
 def device_of(device: torch.device | str | None) -> torch.device:
     """The device to compute on; None takes CUDA where there is one, else the CPU. ValueError for one that is not there."""
     if device is None:
@@ -273,4 +253,4 @@ def late(deadline: float | None) -> bool:
 
 
 class OutOfTime(Exception):
-    """The time given to a run is used up. What was done is stored, and the same call goes on from there."""
+    """The time given to a run is used up. The message says whether what was done is kept, so that the same call goes on."""

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_data
 from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gmlib import augment
-from gmlib.augment import AUGMENT, OPERATIONS, SIAMESE, Transform, draw, independent, one_of, operations_for, parse, siamese
+from gmlib import Protocol, Recipe, augment, networks
+from gmlib.augment import OPERATIONS, SIAMESE, Transform, draw, independent, one_of, operations_for, parse, siamese, siamese_for
 from gmlib.recipe import generator
 
 ALMOST_1 = 1 - 2**-53  # the largest number that torch.rand draws in float64
@@ -444,13 +445,30 @@ def test_the_matching_loss_has_a_gradient_through_the_transformation(name):
 
 
 def test_the_switch_of_the_recipe():
-    assert tuple(AUGMENT) == ("none", "dsa")
     x = images()
-    assert AUGMENT["none"]("CIFAR10", generator(0))(x) is x
+    assert siamese_for("none", "CIFAR10", generator(0))(x) is x
     rng = generator(0)
-    drawn = {name: {AUGMENT["dsa"](name, rng).operation for _ in range(200)} for name in ("CIFAR10", "MNIST")}
+    drawn = {name: {siamese_for("dsa", name, rng).operation for _ in range(200)} for name in ("CIFAR10", "MNIST")}
     assert drawn == {"CIFAR10": set(SIAMESE), "MNIST": set(SIAMESE) - {"flip"}}
-    assert AUGMENT["dsa"]("MNIST", generator(5)) == draw("crop+cutout+scale+rotate+colour", generator(5))
+    assert siamese_for("dsa", "MNIST", generator(5)) == draw("crop+cutout+scale+rotate+colour", generator(5))
+    own = {siamese_for("dsa:crop+scale", "CIFAR10", rng).operation for _ in range(50)}
+    assert own == {"crop", "scale"}, "letters of one's own are not mirrored"
+
+
+def test_a_strategy_of_ones_own_in_both_phases():
+    recipe = Recipe(augment="dsa:crop+scale")
+    assert Recipe(**recipe.as_dict()) == recipe
+    data = make_data(dtype=torch.float32)
+    network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
+    assert Protocol(augment="dsa:crop+scale").settled(data, network)["augment"] == "dsa+crop+scale"
+    for wrong, sentence in {
+        "dsb": "unknown augment 'dsb': choose from none, dsa, or dsa: and operations of your own, as in dsa:crop",
+        "dsa:": "the strategy is empty", "none:crop": "the strategy is empty", "dsa:crops": "unknown Siamese operation 'crops'",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
+            Recipe(augment=wrong)
+    with pytest.raises(ValueError, match="augment varies batches of one class, not mixed ones"):
+        Recipe(what="inter", inter_batches="sampled", augment="dsa")
 
 
 def test_operations_run_where_the_images_lie():

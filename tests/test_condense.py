@@ -181,12 +181,12 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_and_kept(tmp_pa
     data, path = make_data(dtype=torch.float32), tmp_path / "checkpoint.safetensors"
     condense(data, tiny_recipe(), checkpoint=path)
     before = path.read_bytes()
-    for other_data, other in (
-        (data, tiny_recipe(seed=1)),
-        (make_data(seed=9, dtype=torch.float32), tiny_recipe()),
-        (make_data(dtype=torch.float64), tiny_recipe()),
+    for other_data, other, values in (
+        (data, tiny_recipe(seed=1), "seed=0 instead of 1"),
+        (make_data(seed=9, dtype=torch.float32), tiny_recipe(), "other data"),
+        (make_data(dtype=torch.float64), tiny_recipe(), "dtype='torch.float32' instead of 'torch.float64'|other data"),
     ):
-        with pytest.raises(ValueError, match="belongs to another recipe or other data: delete it or choose another file"):
+        with pytest.raises(ValueError, match=rf"is of another run, with ({values}): delete it or choose another file"):
             condense(other_data, other, checkpoint=path)
         assert path.read_bytes() == before
     for length in (0, 5, 40, len(before) // 2, len(before) - 1):
@@ -244,8 +244,12 @@ def test_a_recipe_that_does_not_fit_writes_nothing(change, sentence, tmp_path):
 def test_arguments_in_the_wrong_order():
     with pytest.raises(ValueError, match="condense takes data and a recipe, not Recipe and Data"):
         condense(tiny_recipe(), make_data())
-    with pytest.raises(ValueError, match="unknown coreset of type Data: choose from random"):
+    with pytest.raises(ValueError, match="give the coreset's name and then data, not Data and str"):
         gm.coreset(make_data(), "random", 1)
+    S = gm.coreset("random", make_data(), 1)
+    for pair, kinds in ((make_data(), S), "a Data and a SyntheticSet"), (("a.safetensors", make_data()), "a str and a Data"):
+        with pytest.raises(ValueError, match=f"give a SyntheticSet, or a Data, and then the Data it goes with, not {kinds}"):
+            gm.evaluate(*pair)
     with pytest.raises(ValueError, match="eps is a Data: give thresholds"):
         gm.reach(gm.coreset("random", make_data(), 1), make_data())
 
@@ -256,7 +260,16 @@ def test_data_and_sets_print_on_a_line():
     assert repr(gm.coreset("random", data, 2)) == "SyntheticSet(6 images of (1, 8, 8), 2 for each of 3 classes)"
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user")
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=r"the folder of the checkpoint .* cannot be written to: choose another"):
+        condense(make_data(), tiny_recipe(outer_loops=10**6), checkpoint=tmp_path / "checkpoint")
+
+
 def test_snapshots_outside_the_run():
+    with pytest.raises(ValueError, match="snapshots=3 does not fit: give a list of numbers of outer iterations"):
+        condense(make_data(), tiny_recipe(), snapshots=3)
     with pytest.raises(ValueError, match=r"snapshot 3 is outside 0\.\.2"):
         condense(make_data(), tiny_recipe(), snapshots=[3])
 

@@ -294,6 +294,7 @@ def test_ipc_outside_the_smallest_class(method, ipc):
         ({"width": 0}, "width=0 does not fit: give a whole number of at least 1"),
         ({"epochs": 2.5}, "epochs=2.5 does not fit"),
         ({"epochs": True}, "epochs=True does not fit"),
+        ({"seed": 1.7}, "seed=1.7 does not fit: give a whole number of at least 0"),
     ],
 )
 def test_bad_input_is_told_before_any_work(call, sentence, monkeypatch):

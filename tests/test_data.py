@@ -248,7 +248,14 @@ BROKEN = {
     "one mean for three channels": (broken(mean=(0.5,)), "must each be 3 finite numbers"),
     "std of zero": (broken(std=(0.1, 0.0, 0.1)), "std above 0"),
     "NaN mean": (broken(mean=(0.1, float("nan"), 0.1)), "finite"),
+    "one name twice": (broken(classes=["a", "b", "a"]), "two classes have one name, 'a': give each its own"),
 }  # fmt: skip
+
+
+def test_mean_and_std_of_grey_images_are_numbers():
+    x, y = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 2
+    data = Data.from_arrays("mine", x, y, x, y, mean=0.5, std=np.float32(0.25))
+    assert (data.mean, data.std) == ((0.5,), (0.25,)) and data.train_images.unique().tolist() == [-2.0]
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -676,9 +683,24 @@ def test_images_of_different_sizes_need_size(tmp_path):
     assert_one_sentence(error)
     assert load_data(f"imagefolder:{tmp_path}", size=7).shape == (3, 7, 7)
     assert load_data(f"imagefolder:{tmp_path}", size=(4, 10)).shape == (3, 4, 10)
-    for size in (0, (4, -1)):
-        with pytest.raises(ValueError, match="must be at least 1 pixel"):
+    for size, sentence in {
+        0: "size=0 does not fit: give a whole number of at least 1", (4, -1): "size=-1 does not fit",
+        8.5: "size=8.5 does not fit", "16": "size='16' does not fit",
+        (1, 2, 3): r"size=\(1, 2, 3\) does not fit: give \(height, width\) in pixels, or one",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
             load_data(f"imagefolder:{tmp_path}", size=size)
+    with pytest.raises(ValueError, match="seed='a' does not fit"):
+        load_data(f"imagefolder:{tmp_path}", size=7, seed="a")
+
+
+def test_a_path_is_no_name_and_parts_have_names(tmp_path):
+    with pytest.raises(ValueError, match="the data set is of type PosixPath: name it, a folder of images by imagefolder:PATH"):
+        load_data(tmp_path)
+    for part in ("Train", "Test"):
+        write_images(tmp_path / part)
+    with pytest.raises(ValueError, match=r"Test holds no image file, only folders \(two parts are named train and test"):
+        load_data(f"imagefolder:{tmp_path}")
 
 
 def test_resizing_keeps_flat_images_flat(tmp_path):

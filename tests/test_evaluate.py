@@ -115,7 +115,8 @@ def test_only_mnist_is_augmented_by_the_papers_protocol():
         ({"epochs": True}, "epochs=True does not fit"),
         ({"seed": -1}, "seed=-1 does not fit"),
         ({"device": "cudax"}, "the device 'cudax' cannot be used here .*: try cpu"),
-        ({"augment": "cutout"}, "unknown augmentation 'cutout': choose from paper, dsa, none"),
+        ({"augment": "cutout"}, "unknown augment 'cutout': choose from paper, none, dsa, or dsa: and operations"),
+        ({"protocol": {"epochs": 5}}, "protocol is a dict: give a Protocol, or its fields by name, as in epochs=100"),
         ({"precision": "bf16"}, "unknown precision 'bf16': choose from float32, tf32"),
         ({"n_networks": 0}, "n_networks=0 does not fit"),
         ({"side_by_side": 0}, "side_by_side=0 does not fit: give a whole number of at least 1"),
@@ -175,7 +176,7 @@ def test_known_accuracies_are_not_trained_again_and_each_network_is_reported():
     rest = gm.evaluate(S, data, **{**QUICK, "n_networks": 3}, known=whole.accuracies[:1], each=seen.append)
     assert rest.accuracies == whole.accuracies
     assert [e.accuracies for e in seen] == [whole.accuracies[:2], whole.accuracies]
-    with pytest.raises(OutOfTime, match="out of time after 0 of 2 networks: run again to go on"):
+    with pytest.raises(OutOfTime, match="out of time after 0 of 2 networks: give it more time, or each= to keep what there is"):
         gm.evaluate(S, data, **QUICK, deadline=time.monotonic() - 1)
 
 

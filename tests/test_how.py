@@ -87,6 +87,11 @@ def test_parse(expression, terms):
     assert how.parse(expression) == terms
 
 
+@pytest.mark.parametrize("expression", ["d1 + 0.1234567*d2", "16777217*d3", "1e-05*d1", "100*d4", "d1 + d2"])
+def test_a_spelling_keeps_every_digit(expression):
+    assert how.spell(how.parse(expression)) == expression
+
+
 @pytest.mark.parametrize("expression", ["", "d5", "d1 + d9", "-d1", "0*d1", "d1 - d2", "d1 +", "d1**2", "1.2.3*d1", "cos"])
 def test_bad_expressions_list_what_is_known(expression):
     with pytest.raises(ValueError, match=r"d1, d2, d3, d4|positive number"):

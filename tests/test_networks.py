@@ -310,7 +310,7 @@ def test_names_are_read(name, expected):
     ("name", "sentence"),
     [
         ("vit:norm=batch", "unknown network 'vit': choose from convnet, mlp"),
-        (None, "unknown network None: choose from convnet, mlp"),
+        (None, "unknown network of type NoneType: choose from convnet, mlp"),
         ([], r"unknown network \[\]: choose from convnet, mlp"),
         ("convnet:bias=no", "unknown option of the convnet 'bias': choose from norm, pooling, activation"),
         ("convnet:width=3", "unknown option of the convnet 'width': choose from norm, pooling, activation"),
@@ -368,6 +368,15 @@ def test_width_and_depth_reach_a_factory_that_takes_them(own_networks):
         networks.register(name, factory)
         build((1, 8, 8), name=name, width=7, depth=2)
     assert seen == [{"width": 7}, {"width": 7, "depth": 2}]
+
+
+def test_a_registered_network_that_does_not_work_is_told(own_networks):
+    networks.register("blind", lambda: linear(1, 8, 3))
+    with pytest.raises(ValueError, match=r"the factory of 'blind' makes no network of \(1, 8, 3\): .*positional arguments"):
+        build((1, 8, 8), 3, name="blind")
+    networks.register("small", lambda *shape: nn.Sequential(nn.Flatten(), nn.Linear(5, 3)))
+    with pytest.raises(ValueError, match=r"the network 'small' takes no images of shape \(1, 8, 8\): mat1 and mat2 shapes"):
+        build((1, 8, 8), 3, name="small")
 
 
 @pytest.mark.parametrize(

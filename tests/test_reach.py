@@ -278,6 +278,9 @@ def test_the_recipes_network_is_the_default():
         ({"eps": [0.1, 0.0]}, "eps=.* does not fit"),
         ({"eps": [-1]}, "eps=.* does not fit"),
         ({"eps": [math.nan]}, "eps=.* does not fit"),
+        ({"eps": "small"}, "eps is a str: give thresholds of the gradient's norm"),
+        ({"width": -1}, "width=-1 does not fit: give a whole number of at least 1"),
+        ({"seed": "a"}, "seed='a' does not fit"),
         ({"n_starts": 0}, "n_starts=0 does not fit: give a whole number of at least 1"),
         ({"max_steps": 0}, "max_steps=0 does not fit"),
         ({"max_steps": 2.5}, r"max_steps=2\.5 does not fit"),
@@ -300,6 +303,9 @@ def test_a_set_of_other_data_is_refused():
         reach(S, [0.1], **QUICK, data=make_data((3, 3, 3)))
     with pytest.raises(ValueError, match=r"the set has 2 classes .* but made-up has 3"):
         alignment(S, make_data((3, 3, 3)), **QUICK)
+    scaled = dataclasses.replace(S, mean=(0.1,))
+    with pytest.raises(ValueError, match=r"the set is normalised by mean \(0.1,\) .* bring one to the other's"):
+        reach(scaled, [0.1], **QUICK, data=make_data((3, 3)))
 
 
 # ---- by_eps

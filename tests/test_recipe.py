@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,6 +108,14 @@ def test_bad_values_are_told_in_a_sentence(change, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         Recipe(**change)
     assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_are_stored_as_pythons():
+    recipe = Recipe(ipc=np.int64(10), lr_images=np.float32(0.5), lam=np.float64(2), seed=np.int32(3), batch_real=np.uint8(7))
+    assert recipe == Recipe(ipc=10, lr_images=0.5, lam=2.0, seed=3, batch_real=7)
+    assert json.loads(json.dumps(recipe.as_dict())) == recipe.as_dict()
+    assert {type(value) for value in recipe.as_dict().values()} <= {int, float, str, type(None)}
+    assert Recipe.for_method("MDA", ipc=np.int64(10), budget="smoke") == Recipe.for_method("MDA", ipc=10, budget="smoke")
 
 
 def test_unknown_names_in_for_method():

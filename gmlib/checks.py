@@ -1,0 +1,37 @@
+"""What every module checks, and says, in the same way."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+
+def choose(known: dict[str, Any], kind: str, name: str, otherwise: str = "") -> Any:
+    """known[name], or a ValueError that lists the known names."""
+    if not isinstance(name, str) or name not in known:
+        shown = repr(name) if isinstance(name, (str, int, float, list, tuple)) else f"of type {type(name).__name__}"
+        raise ValueError(f"unknown {kind} {shown}: choose from {', '.join(known)}" + (f", or {otherwise}" if otherwise else ""))
+    return known[name]
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    whole: bool = False,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    otherwise: str = "",
+) -> int | float:
+    """`value` as Python's own number; a ValueError, which says what to give, unless it is a finite (whole) number, >= least,
+    > above and < below."""
+    kind = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and value >= least and above < value < below:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    wanted = "a whole number" if whole else "a positive number" if above == 0 else "a number"
+    wanted += f" of at least {least:g}" if least > -math.inf else ""
+    wanted += f" and less than {below:g}" if below < math.inf else ""
+    raise ValueError(f"{name}={value!r} does not fit: give {wanted}" + (f", or {otherwise}" if otherwise else ""))
