@@ -4,7 +4,8 @@
 
 NOTEBOOK is MyST markdown (.md) or an .ipynb file. It runs where the command is given, with the Python that runs the command,
 and OUT (.ipynb) is the notebook with all it printed and drew, written whole at the end or not at all. A parameter that the
-notebook does not have, and anything else that would not work, is said in one sentence before anything runs.
+notebook does not have, a file that is not there or cannot be written, is said in one sentence before anything runs; a value that
+does not fit is told by the notebook.
 
 A value is read as papermill reads it: True, False, None, a whole number, a number, else text. Several values go with commas
 (-p methods DC,M) or as a list in brackets (-p ipc [1,10], quoted where a name has commas: -p methods '["DC", "multi,d1,fixed"]').

@@ -1,4 +1,4 @@
-"""Class gradients gS_c, gT_c (line 7 of Algorithm 1): the only module that knows about speed.
+"""Class gradients gS_c, gT_c (line 7 of Algorithm 1), by the way that is fastest where it runs, and steps that are recorded.
 
 A gradient is returned as `how` wants it: one (C, rows, n) tensor per matched layer. Three ways (WAYS) give the same numbers to
 rounding, and `best_way` picks one by device and size of the work:

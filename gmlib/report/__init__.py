@@ -1,4 +1,5 @@
-"""Tables, figures, verdicts and sliders that the pages show. Nothing here runs an experiment.
+"""Tables, figures, verdicts and sliders that the pages show. Nothing here runs an experiment, but for the playground, at its
+reader's word.
 
 Every function that takes `results` expects the long form: a DataFrame with one row per trained network
 and the columns dataset, ipc, method, budget, set (integer seed of the condensed set), network, net (index
