@@ -283,7 +283,7 @@ def load_data(
     "CIFAR10", "CIFAR100", "TinyImageNet" (which has to be there: data_dir/tiny-imagenet-200), or "imagefolder:PATH" with
     PATH/train/CLASS/* and PATH/test/CLASS/*, or with PATH/CLASS/*, of which a fifth of each class become test images.
     data_dir: folder of the downloaded sets, in torchvision's layout; None: the environment variable GMLIB_DATA, or else ./data.
-    An imagefolder's PATH is taken as it is.
+    An imagefolder's PATH is taken as it is, and is part of the data's name: spell it the same way every time.
     download: fetch a set that is missing. Files, and archives, that are there are used without a network.
     size: imagefolder and TinyImageNet only: resize the images to (height, width) in pixels, or to a square.
     seed: imagefolder only: which images of PATH/CLASS/* become test images.
@@ -306,6 +306,7 @@ def load_data(
     if np.ndim(size) > 1 or np.size(size) > 2:
         raise ValueError(f"size={size!r} does not fit: give (height, width) in pixels, or one number for a square")
     folder = Path(path or data_dir or os.environ.get("GMLIB_DATA") or "data").expanduser()
+    name = f"{kind}:{path.rstrip('/') or '/'}" if path else name  # the same with and without a slash at the end
     return LOADERS[kind](name, folder, download=download, size=size, seed=seed, progress=progress)
 
 

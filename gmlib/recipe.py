@@ -111,7 +111,7 @@ class Recipe:
             raise ValueError('augment varies batches of one class, not mixed ones: take inter_batches="classes", or no augment')
         object.__setattr__(self, "how", how_.spell(how_.parse(self.how)))  # one spelling for one distance
         if self.where not in where_.WHERE:
-            where_.spelt(self.where)
+            object.__setattr__(self, "where", "steps:" + ",".join(map(str, where_.spelt(self.where))))
         networks.parse(self.network)
 
         def number(name: str, **bounds: Any) -> None:  # one of numpy's is stored as Python's

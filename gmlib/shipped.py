@@ -92,12 +92,13 @@ def load_condensed(
     if ipc == 1 and method in ("MDO", "MDA"):
         method = "MD"
     asked = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-    known = [run for run in _runs(results_dir) if budget in (None, run["budget"])]
+    every = _runs(results_dir)
+    known = [run for run in every if budget in (None, run["budget"])]
     found = [run for run in known if all(run[name] == value for name, value in asked.items())]
     if found:
         return load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
     wanted = f"{dataset!r} with ipc={ipc!r} by {method!r}, seed={seed!r}" + (f", {budget} budget" if budget else "")
-    raise ValueError(f"there is no condensed set of {wanted}: {_at_hand(known, dataset)}")
+    raise ValueError(f"there is no condensed set of {wanted}: {_at_hand(known or every, dataset)}")
 
 
 def table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:

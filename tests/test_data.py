@@ -694,6 +694,11 @@ def test_images_of_different_sizes_need_size(tmp_path):
         load_data(f"imagefolder:{tmp_path}", size=7, seed="a")
 
 
+def test_a_slash_at_the_end_makes_no_other_data(tmp_path):
+    write_images(tmp_path)
+    assert load_data(f"imagefolder:{tmp_path}/").name == load_data(f"imagefolder:{tmp_path}").name == f"imagefolder:{tmp_path}"
+
+
 def test_a_path_is_no_name_and_parts_have_names(tmp_path):
     with pytest.raises(ValueError, match="the data set is of type PosixPath: name it, a folder of images by imagefolder:PATH"):
         load_data(tmp_path)

@@ -110,6 +110,10 @@ def test_bad_values_are_told_in_a_sentence(change, sentence):
     assert "\n" not in str(error.value)
 
 
+def test_a_schedule_has_one_spelling():
+    assert Recipe(where="steps: 5, 04") == Recipe(where="steps:5,4")
+
+
 def test_numbers_of_numpy_are_stored_as_pythons():
     recipe = Recipe(ipc=np.int64(10), lr_images=np.float32(0.5), lam=np.float64(2), seed=np.int32(3), batch_real=np.uint8(7))
     assert recipe == Recipe(ipc=10, lr_images=0.5, lam=2.0, seed=3, batch_real=7)

@@ -123,7 +123,7 @@ def test_a_set_without_accuracies_is_still_a_set(results):
         ({"budget": "paper", "seed": 1}, r"by 'M', seed=1, paper budget: of made-up there are ipc=1 M seed 0 \(paper budget\)$"),
         ({"budget": "huge"}, "unknown budget 'huge'"),
         ({"dataset": "MNIST"}, "no condensed set of 'MNIST' .*: there are sets of made-up$"),
-        ({"budget": "smoke"}, "there are none yet; gm.condense, or make results, makes them"),
+        ({"budget": "smoke"}, "smoke budget: of made-up there are ipc=1 M seed 0 .paper budget.; "),
     ],
 )
 def test_a_set_that_is_not_there_is_told_with_those_that_are(call, sentence, results):
@@ -178,6 +178,9 @@ def test_all_sets_with_what_lies_beside_them(results):
     assert set(sets[1].evaluations) == {"mlp", "convnet"} and shipped.condensed(results / "nowhere") == []
 
 
+FILES_OF_A_RUN = ("run.json", "accuracy-convnet.json")
+
+
 def test_the_descents_that_come_with_the_repository(results, data):
     """One row for each start and threshold, with the set's accuracy; noise is a control and has none."""
     options = {"eps": [0.5, 0.1], "n_starts": 2, "max_steps": 5, "width": 4, "depth": 2}
@@ -185,6 +188,13 @@ def test_the_descents_that_come_with_the_repository(results, data):
         place = store.run_folder(results, "made-up", 1, method, 0)
         store.kept(place / "reach.json", options, lambda S=S: gm.reach(S, data=data, device="cpu", progress=False, **options))
     shutil.copy(place / "reach.json", results / "lite" / "made-up" / "ipc1" / "DC" / "set0" / "reach.json")
+    made_with = store.read_json(place / "reach.json", "seconds", "device", "device_name", "commit", "threads", "torch")
+    assert made_with["seconds"] > 0 and made_with["threads"] == 1
+    before, after = (store.read_json(results / "made-up" / "ipc1" / "M" / "set0" / name)["seconds"] for name in FILES_OF_A_RUN)
+    found = shipped.made_with(results).set_index("folder").loc["made-up/ipc1"]
+    descended = sum(store.read_json(path)["seconds"] for path in results.glob("made-up/*/*/*/reach.json"))
+    assert found["seconds"] == pytest.approx(before + after + descended) and found["sets"] == 1, "noise is no set"
+    assert found["command"].endswith("""CAMPAIGN='--tables "Table 3" "Section 5" --methods M noise'""")
     t = shipped.descents(results)
     assert t.groupby(["budget", "method", "set"], sort=False).size().to_dict() == {
         ("paper", "M", 0): 4, ("paper", "noise", 0): 4, ("lite", "DC", 0): 4

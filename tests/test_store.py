@@ -460,7 +460,10 @@ def test_a_kept_table_is_not_begun_after_the_deadline(tmp_path):
     with pytest.raises(OutOfTime, match=r"before .*table\.json was made"):
         store.kept(path, {}, lambda: table, deadline=time.monotonic() - 1)
     assert not path.parent.exists()
-    pd.testing.assert_frame_equal(store.kept(path, {}, lambda: table), table)
+    pd.testing.assert_frame_equal(store.kept(path, {}, lambda: table, device="cpu"), table)
+    content = json.loads(path.read_text())
+    assert content["device"] == "cpu" and content["seconds"] >= 0
+    assert {"commit", "torch", "threads", "device_name"} <= set(content)
     pd.testing.assert_frame_equal(store.kept(path, {}, lambda: 0, deadline=time.monotonic() - 1), table)
 
 
