@@ -479,20 +479,20 @@ def orderings_table(found: pd.DataFrame) -> Table:
     cells, tried = {}, found.groupby("sentence", sort=False)["run"].sum()
     for sentence, rows in found.groupby("sentence", sort=False):
         first = rows.iloc[0]
-        cells[sentence, "stands in"] = ["the text" if first["table"] == "text" else first["table"], first["said"]]
-        cells[sentence, "in the paper"] = [f"{first['shown']} of {counted(first['cells'], 'cell')}"]
-        cells[sentence, "ours"] = [line for r in rows.itertuples() for line in (_became(r), *r.told)]
-    columns = ["stands in", "in the paper", "ours"]
+        at = "in the text" if first["table"] == "text" else f"in {first['table']}"
+        cells[sentence, "in the paper"] = [f"{first['shown']} of {counted(first['cells'], 'cell')} {at}", first["said"]]
+        cells[sentence, "ours"] = [line for r in rows.itertuples() for line in (*_became(r), *r.told)]
+    columns = ["in the paper", "ours"]
     caption = "What the paper says in words. In brackets the 95% interval of a difference, in points."
     return Table([*tried[tried > 0].index, *tried[tried == 0].index], columns, cells, caption, corner="ordering")
 
 
-def _became(r) -> str:
+def _became(r) -> list[str]:
     if not r.run:
-        return f"not run: {r.note}"
+        return [f"not run: {r.note}"]
     marks = [f"budget: {r.budget}"] * (r.budget != "paper") + [r.data] * bool(r.data)
-    means = f"the means are in this order in {r.in_order}"
-    return f"{_cells_told(pd.DataFrame([r]))}; {means}" + (f" ({'; '.join(marks)})" if marks else "")
+    told = _cells_told(pd.DataFrame([r])) + (f" ({'; '.join(marks)})" if marks else "")
+    return [told, f"the means are in this order in {r.in_order}"]
 
 
 def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
