@@ -280,7 +280,8 @@ def test_the_page_shows_every_set(results, monkeypatch):
         interval = f"<br><small>95% interval {low:.1f} to {high:.1f}</small>"
         assert f"<td>{row.accuracy:.1f}±{row.std:.1f} % (n = 3){interval}<br><small>convnet</small></td>" in text
         made = f"<td>{S.record['seconds']:.0f} s<br><small>commit {S.record['commit'] or 'unknown'}</small>"
-        assert f"{made}<br><small>{row.path.removesuffix('/set.safetensors')}</small></td>" in text
+        assert f"{made}<br><small>{row.method}/set{row.seed}</small></td>" in text
+        assert f"The sets are in results/{row.path.rsplit('/', 3)[0]}." in text
     assert text.count("<img ") == 3, "two figures of small sets, one frame of a slider"
     assert "random, set 0: 10 images of each class" in text and "lite/made-up/ipc10" in shown[-1]
     assert text.count("Made from data of unnoted origin. No terms of use are noted.") == 3
