@@ -238,12 +238,11 @@ def independent_for_each(x: Tensor, strategy: str | Sequence[str], rngs: Sequenc
     return _by_group(x, which, [lambda part, i, vary=SIAMESE[name]: vary(part, u[i]) for name in names])
 
 
-def check(augment: str, others: Sequence[str]) -> None:
-    """ValueError unless this is one of the other names, "dsa", or "dsa:" and a strategy, as in "dsa:crop+scale"."""
+def spelt(augment: str, others: Sequence[str]) -> str:
+    """The one spelling of this; ValueError unless it is one of the others, "dsa", or "dsa:" and a strategy: "dsa:crop+scale"."""
     kind, _, strategy = augment.partition(":") if isinstance(augment, str) else (augment, "", "")
     choose(dict.fromkeys((*others, "dsa")), "augment", kind, "dsa: and operations of your own, as in dsa:crop+scale")
-    if kind != augment:
-        parse(strategy if kind == "dsa" else "")
+    return kind if kind == augment else f"{kind}:{'+'.join(parse(strategy if kind == 'dsa' else ''))}"
 
 
 def strategy_of(augment: str, data_name: str) -> tuple[str, ...]:

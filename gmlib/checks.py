@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
+
+import numpy as np
 
 
 def choose(known: dict[str, Any], kind: str, name: str, otherwise: str = "") -> Any:
@@ -24,14 +25,18 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
     otherwise: str = "",
-) -> int | float:
-    """`value` as Python's own number; a ValueError, which says what to give, unless it is a finite (whole) number, >= least,
-    > above and < below."""
-    kind = numbers.Integral if whole else numbers.Real
+) -> None:
+    """ValueError, which says what to give, unless `value` is a finite (whole) number, >= least, > above and < below."""
+    kind = int if whole else (int, float)
     fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     if fits and value >= least and above < value < below:
-        return int(value) if isinstance(value, numbers.Integral) else float(value)
+        return
     wanted = "a whole number" if whole else "a positive number" if above == 0 else "a number"
     wanted += f" of at least {least:g}" if least > -math.inf else ""
     wanted += f" and less than {below:g}" if below < math.inf else ""
     raise ValueError(f"{name}={value!r} does not fit: give {wanted}" + (f", or {otherwise}" if otherwise else ""))
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy's as Python's own, which JSON can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -6,7 +6,6 @@ Euclidean distances, in pixel space or, by default, in the feature space of a ne
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import networks
+from .checks import plain
 from .data import Data, SyntheticSet
 from .gradients import products, step_recorder
 from .recipe import check_number, choose, device_of, generator, progress_bar
@@ -166,7 +166,7 @@ SPACES_OF = {
 def check_ipc(data: Data, ipc: int) -> None:
     """ValueError unless every class of `data` has at least `ipc` >= 1 training images."""
     smallest = min(data.counts)
-    if not isinstance(ipc, numbers.Integral) or isinstance(ipc, bool) or not 1 <= ipc <= smallest:
+    if not isinstance(ipc, int) or isinstance(ipc, bool) or not 1 <= ipc <= smallest:
         raise ValueError(
             f"ipc={ipc!r} does not fit {data.name}: give a whole number from 1 to {smallest}, the size of its smallest class"
         )
@@ -192,9 +192,10 @@ def recipe_of(
     if not isinstance(data, Data):
         raise ValueError(f"give the coreset's name and then data, not {type(method).__name__} and {type(data).__name__}")
     choose(CORESETS, "coreset", method)
+    ipc, seed, width, depth, epochs = map(plain, (ipc, seed, width, depth, epochs))
     check_ipc(data, ipc)
-    seed = check_number("seed", seed, least=0, whole=True)
-    recipe = {"method": method, "dataset": data.name, "ipc": int(ipc), "seed": seed}
+    check_number("seed", seed, least=0, whole=True)
+    recipe = {"method": method, "dataset": data.name, "ipc": ipc, "seed": seed}
     if space is not None:
         choose(SPACES, "space", space)
         if space not in SPACES_OF[method]:

@@ -29,7 +29,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .recipe import check_number, progress_bar
+from .checks import check_number, plain
+from .recipe import progress_bar
 
 # torchvision and scikit-learn are imported where they are needed: each costs a second.
 
@@ -301,10 +302,13 @@ def load_data(
     if size is not None and kind not in ("imagefolder", "TinyImageNet"):
         raise ValueError(f"size= is for imagefolder:PATH and TinyImageNet, and {name} has a size of its own: leave it out")
     check_number("seed", seed, least=0, whole=True)
-    for side in np.atleast_1d(size).tolist() if size is not None else ():
-        check_number("size", side, least=1, whole=True, otherwise="(height, width)")
-    if np.ndim(size) > 1 or np.size(size) > 2:
-        raise ValueError(f"size={size!r} does not fit: give (height, width) in pixels, or one number for a square")
+    if size is not None:
+        sides = (size, size) if np.ndim(size) == 0 else tuple(size)
+        if len(sides) != 2:
+            raise ValueError(f"size={size!r} does not fit: give (height, width) in pixels, or one number for a square")
+        size = tuple(map(plain, sides))
+        for side in size:
+            check_number("size", side, least=1, whole=True, otherwise="(height, width)")
     folder = Path(path or data_dir or os.environ.get("GMLIB_DATA") or "data").expanduser()
     name = f"{kind}:{path.rstrip('/') or '/'}" if path else name  # the same with and without a slash at the end
     return LOADERS[kind](name, folder, download=download, size=size, seed=seed, progress=progress)
@@ -527,7 +531,6 @@ def _split(classes: Files, generator: torch.Generator) -> tuple[Files, Files]:
 
 def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = False) -> np.ndarray:
     """(N, height, width) uint8 if all images are grey and need no colour, else (N, height, width, 3); transparency goes."""
-    size = (size, size) if isinstance(size, int) else size
     bar = progress_bar("reading images", len(paths), "image", progress, leave=False)
     for i, path in enumerate(paths):
         image = _read_image(path, size)

@@ -18,8 +18,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from . import networks
-from .augment import check as check_augment
-from .augment import independent_for_each, one_of_for_each, operations_for, strategy_of
+from .augment import independent_for_each, one_of_for_each, operations_for, spelt, strategy_of
 from .data import Data, SyntheticSet, check_pair
 from .gradients import on_cores, products, step_recorder
 from .memory import Memory
@@ -59,7 +58,7 @@ class Protocol:
         check_number("momentum", self.momentum, least=0, below=1)
         check_number("weight_decay", self.weight_decay, least=0)
         choose(networks.OPTIMISERS, "optimiser", self.optimiser)
-        check_augment(self.augment, ("paper", "none"))
+        object.__setattr__(self, "augment", spelt(self.augment, ("paper", "none")))
         choose(dict.fromkeys(PRECISIONS), "precision", self.precision)
 
     def settled(self, data: Data, network: nn.Module) -> dict[str, Any]:

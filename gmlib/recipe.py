@@ -6,7 +6,6 @@ The defaults are the paper's, METHODS are the columns of its tables, BUDGETS say
 from __future__ import annotations
 
 import hashlib
-import numbers
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +18,7 @@ from . import augment as augment_
 from . import how as how_
 from . import networks
 from . import where as where_
-from .checks import check_number, choose
+from .checks import check_number, choose, plain
 from .memory import keep_heap
 from .what import WHAT
 
@@ -106,7 +105,7 @@ class Recipe:
             "what": WHAT, "inter_batches": INTER_BATCHES, "class_weights": CLASS_WEIGHTS, "init": INIT, "precision": PRECISIONS,
         }.items():  # fmt: skip
             choose(dict.fromkeys(known), name, getattr(self, name))
-        augment_.check(self.augment, ("none",))
+        object.__setattr__(self, "augment", augment_.spelt(self.augment, ("none",)))
         if self.augment != "none" and self.inter_batches == "sampled":
             raise ValueError('augment varies batches of one class, not mixed ones: take inter_batches="classes", or no augment')
         object.__setattr__(self, "how", how_.spell(how_.parse(self.how)))  # one spelling for one distance
@@ -114,8 +113,9 @@ class Recipe:
             object.__setattr__(self, "where", "steps:" + ",".join(map(str, where_.spelt(self.where))))
         networks.parse(self.network)
 
-        def number(name: str, **bounds: Any) -> None:  # one of numpy's is stored as Python's
-            object.__setattr__(self, name, check_number(name, getattr(self, name), **bounds))
+        def number(name: str, **bounds: Any) -> None:
+            object.__setattr__(self, name, plain(getattr(self, name)))
+            check_number(name, getattr(self, name), **bounds)
 
         for name in ("ipc", "width", "depth", "outer_loops", "zeta_S", "batch_real", "batch_theta"):
             number(name, least=1, whole=True)
@@ -193,7 +193,7 @@ class Budget:
 
     def diff(self, ipc: int) -> dict[str, Any]:
         """The Recipe fields this budget changes at `ipc` images per class."""
-        return {**self.recipe, **(self.many if isinstance(ipc, numbers.Real) and ipc > 1 else {})}
+        return {**self.recipe, **(self.many if isinstance(plain(ipc), int) and ipc > 1 else {})}
 
 
 BUDGETS: dict[str, Budget] = {

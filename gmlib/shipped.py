@@ -89,14 +89,13 @@ def load_condensed(
     """
     if budget is not None:
         choose(BUDGETS, "budget", budget)
-    if ipc == 1 and method in ("MDO", "MDA"):
-        method = "MD"
-    asked = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
     every = _runs(results_dir)
     known = [run for run in every if budget in (None, run["budget"])]
-    found = [run for run in known if all(run[name] == value for name, value in asked.items())]
-    if found:
-        return load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
+    for name in (method, "MD") if ipc == 1 and method in ("MDO", "MDA") else (method,):
+        asked = (dataset, ipc, name, seed)
+        found = [run for run in known if (run["dataset"], run["ipc"], run["method"], run["seed"]) == asked]
+        if found:
+            return load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
     wanted = f"{dataset!r} with ipc={ipc!r} by {method!r}, seed={seed!r}" + (f", {budget} budget" if budget else "")
     raise ValueError(f"there is no condensed set of {wanted}: {_at_hand(known or every, dataset)}")
 
@@ -264,7 +263,8 @@ def _tables(methods: Collection[str], networks: Collection[str], descents: bool,
         if theirs := left & set(paper.published(name)["method"]):
             found.append(name)
             left -= theirs
-    return found + ["Section 5"] * descents + ["Table 4"] * (set(networks) > {"convnet"})
+    transfer = any("@" in method for method in methods) or set(networks) - {"convnet"}
+    return found + ["Section 5"] * descents + ["Table 4"] * bool(transfer)
 
 
 def _command(budget: str, dataset: str, ipc: int | None, tables: Collection[str], methods: Collection[str]) -> str:

@@ -196,9 +196,8 @@ def _done(job: Job, device: torch.device, progress: bool, deadline: float | None
         if late(deadline):
             raise OutOfTime(f"out of time before {job.folder} was begun: run again to go on")
         record = _make(job, device, progress, deadline)
-    leftovers = [job.folder / name for name in (CHECKPOINT, "checkpoint-last-good.safetensors", BEGUN)]
-    for leftover in (*leftovers, *job.folder.glob(".*.tmp")):  # also those of a kill
-        leftover.unlink(missing_ok=True)
+    for leftover in [*job.folder.glob("checkpoint*.safetensors"), *job.folder.glob(BEGUN), *job.folder.glob(".*.tmp")]:
+        leftover.unlink()  # also those of a kill
     S = SyntheticSet.load(job.folder / "set.safetensors")
     n, seed = job.n_networks, job.recipe.seed
     evaluations, trace = {}, {}
@@ -576,13 +575,23 @@ def _traced(
         at = replace(S, images=tensors[f"k{k}"].to(S.images.dtype))
         by = stored.get(k)
         alike = by is not None and (by.network, by.seed, by.protocol) == (final.network, final.seed, final.protocol)
-        if not alike or by.n < job.n_networks:
-            same = torch.equal(at.images, S.images)
-            stored[k] = final if same else evaluate(
-                at, job.data, final.network, job.n_networks, job.recipe.seed, protocol=job.protocol,
-                device=device, progress=progress, deadline=deadline,
-            )  # fmt: skip
+        before = by if alike else None
+
+        def write(found: Evaluation, k: int = k) -> None:
+            stored[k] = found
             _write_json(path, {str(at): _to_json(e) for at, e in stored.items()})
+
+        def more(found: Evaluation, before: Evaluation | None = before, write: Callable = write) -> None:
+            write(replace(found, seconds=found.seconds + (before.seconds if before else 0.0)))
+
+        if before is None or before.n < job.n_networks:
+            if torch.equal(at.images, S.images):
+                write(final)
+            else:
+                evaluate(
+                    at, job.data, final.network, job.n_networks, job.recipe.seed, protocol=job.protocol, device=device,
+                    progress=progress, known=before.accuracies if before else (), each=more, deadline=deadline,
+                )  # fmt: skip
         trace[k] = (at, stored[k].first(job.n_networks))
     return trace
 

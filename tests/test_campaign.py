@@ -145,7 +145,8 @@ def test_the_data_in_the_place_of_a_tables_stay_the_same(small, tmp_path, monkey
     assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"made-up"}, "other tables have M too"
     store.run(small["other"], "multi,d2,fixed", 1, **options)
     assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"other"}
-    assert planned(small, budget="tiny", folder=tmp_path, names=["made-up"]) == []
+    pieces, left_out = campaign.plan(campaign.Asked("tiny", tmp_path), [small["made-up"]], (1,))
+    assert pieces == [] and left_out == ["Table 2, IPC 1: other stands in for SVHN already: name it to go on"]
 
 
 # ---- running ---------------------------------------------------------------------------------------------
@@ -251,8 +252,8 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, few_stages, ca
     assert not folder.exists() and not (tmp_path / "results.log").exists()
     listed = capsys.readouterr().out.splitlines()
     assert listed[:3] == ["Table 3, IPC 1", "  made-up, random, set 0: 2 networks, 1 set",
-                          "  made-up, DC, set 0: 2 networks, 1 set"]  # fmt: skip
-    assert "  made-up, DC@mlp, set 0: 4 networks, 1 set" in listed
+                          "  made-up, DC, set 0: 4 networks, 1 set"], "half-way too, for the first set"  # fmt: skip
+    assert "  made-up, DC, set 1: 2 networks, 1 set" in listed and "  made-up, DC@mlp, set 0: 6 networks, 1 set" in listed
     assert listed[-3:] == ["Whole data", "  made-up, all training images: 2 networks", "13 of 13 are left"]
     data = campaign.load_data("made-up")
     store.run(data, "random", 1, budget="tiny", networks=1, device="cpu", results_dir=folder / "tiny", progress=False)
@@ -263,6 +264,43 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, few_stages, ca
     assert listed[1:3] == ["  made-up, random, set 0: 1 network", "  made-up, DC, set 0: done"]
     assert listed[-1] == "12 of 13 are left"
     assert "  made-up, DC, set 0: 2 networks" in listed, "the other target"
+
+
+def test_networks_of_the_set_half_way_are_work_too_and_go_on(tmp_path, few_stages, monkeypatch, capsys):
+    folder, arguments = tmp_path / "results", ["--tables", "Table 3", "--methods", "DC"]
+    assert run(tmp_path / "at-once", *arguments) == 0
+    trained = []
+
+    def stop(network, *args, real=networks.fit, **options):
+        if len(trained) == 3:  # two on the set, one on what it was half-way
+            raise KeyboardInterrupt
+        trained.append(1)
+        return real(network, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "fit", stop)
+        assert run(folder, *arguments) == 130
+    capsys.readouterr()
+    assert run(folder, *arguments, "--dry-run") == 0
+    assert "  made-up, DC, set 0: 1 network\n" in capsys.readouterr().out
+    assert run(folder, *arguments) == 0
+    traces = [store.read_trace(f / "tiny/made-up/ipc1/DC/set0/trace.json") for f in (folder, tmp_path / "at-once")]
+    assert traces[0][1].accuracies == traces[1][1].accuracies and list(traces[0]) == [1]
+    assert "nothing left" in capsys.readouterr().out
+
+
+def test_a_damaged_run_stops_no_other(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    assert run(folder, "--tables", "Table 3") == 0
+    (folder / "README.md").write_text(f"{shipped.BEGIN}\n{shipped.END}\n")
+    damaged = folder / "tiny" / "made-up" / "ipc1" / "DC" / "set1" / "accuracy-convnet.json"
+    damaged.write_text("{")
+    capsys.readouterr()
+    assert run(folder, "--tables", "Table 3", "Section 5") == 1
+    told = capsys.readouterr().out
+    assert re.search(r"left out: Table 3, IPC 1: .*DC/set1/accuracy-convnet.json is damaged", told)
+    assert "README.md is not brought up to date: " in told and "nothing left" in told
+    assert len(list(folder.rglob("reach.json"))) == 4
 
 
 def test_campaigns_that_share_the_work_begin_with_their_own(tmp_path, few_stages, capsys):

@@ -1,6 +1,7 @@
 """Coresets against brute force, cases worked out by hand, and a feature network trained a second time."""
 
 import importlib
+import json
 
 import numpy as np
 import pytest
@@ -280,6 +281,12 @@ def test_a_set_of_features_can_be_stored(tmp_path):
 def test_ipc_outside_the_smallest_class(method, ipc):
     with pytest.raises(ValueError, match="does not fit made-up: give a whole number from 1 to 4"):
         gm.coreset(method, make_data((6, 4)), ipc)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons(monkeypatch):
+    of = {"ipc": np.int64(1), "seed": np.int32(3), "epochs": np.int64(1), "width": np.uint8(4), "depth": np.int64(2)}
+    recipe = gm.coreset("herding", make_data((6, 4), dtype=torch.float32), **of).recipe
+    assert json.loads(json.dumps(recipe)) == recipe and (recipe["seed"], recipe["width"]) == (3, 4)
 
 
 @pytest.mark.parametrize(

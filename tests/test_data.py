@@ -683,6 +683,7 @@ def test_images_of_different_sizes_need_size(tmp_path):
     assert_one_sentence(error)
     assert load_data(f"imagefolder:{tmp_path}", size=7).shape == (3, 7, 7)
     assert load_data(f"imagefolder:{tmp_path}", size=(4, 10)).shape == (3, 4, 10)
+    assert load_data(f"imagefolder:{tmp_path}", size=[np.int64(4), np.int32(10)]).shape == (3, 4, 10)
     for size, sentence in {
         0: "size=0 does not fit: give a whole number of at least 1", (4, -1): "size=-1 does not fit",
         8.5: "size=8.5 does not fit", "16": "size='16' does not fit",

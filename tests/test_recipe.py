@@ -110,7 +110,8 @@ def test_bad_values_are_told_in_a_sentence(change, sentence):
     assert "\n" not in str(error.value)
 
 
-def test_a_schedule_has_one_spelling():
+def test_a_schedule_and_a_strategy_have_one_spelling():
+    assert Recipe(augment="dsa: crop + scale") == Recipe(augment="dsa:crop+scale")
     assert Recipe(where="steps: 5, 04") == Recipe(where="steps:5,4")
 
 

@@ -168,6 +168,8 @@ def test_seeds_that_both_have_are_compared_alone():
     assert v.difference == 1.5 and v.n == (2, 2) and "paired t over the 2 set seeds" in v.test
     one = report.verdict(long_form({"M": M, "DC": {2: [98.0]}}), "M", "DC")
     assert (one.difference, one.n, one.outcome) == (1.0, (1, 1), "too few sets")
+    many = report.verdict(long_form({"M": M, "DC": {2: [98.0], 8: [70.0], 9: [80.0]}}), "M", "DC")
+    assert many.n == (3, 3) and "Welch" in many.test, "one pair alone would throw the others away"
 
 
 def test_outcomes(noisy):

@@ -131,6 +131,15 @@ def test_a_set_that_is_not_there_is_told_with_those_that_are(call, sentence, res
         gm.load_condensed(**{"dataset": "made-up", "ipc": 1, "method": "M", "results_dir": results, **call})
 
 
+def test_at_one_image_per_class_md_is_found_for_mda(results, data):
+    with pytest.raises(ValueError, match="ipc=1 by 'MDA'"):
+        gm.load_condensed("made-up", 1, results_dir=results)
+    for method, accuracies in (("MD", 1), ("MDA", 2)):
+        store.run(data, method, 1, budget="lite", networks=accuracies, device="cpu", results_dir=results / "lite", progress=False)
+        S = gm.load_condensed("made-up", 1, results_dir=results)
+        assert S.record["method"] == method, "its own before that of MD"
+
+
 def test_gmlib_without_its_repository_says_where_the_sets_are(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "site-packages" / "results")
     with pytest.raises(FileNotFoundError, match=r"no folder of results .*come with the repository.*clone it.*results_dir="):

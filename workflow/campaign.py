@@ -34,7 +34,7 @@ from gmlib import BUDGETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load
 from gmlib.data import write_atomically
 from gmlib.evaluate import settle
 from gmlib.reach import noise_set
-from gmlib.recipe import check_number, choose, device_of, late
+from gmlib.recipe import Budget, check_number, choose, device_of, late
 
 # Section 5: where a descent ends, as in notebooks/hypothesis.md, and from how many starts for each set.
 DESCENT = {"eps": [0.5, 0.2, 0.1], "lr": 0.1, "max_steps": 500}
@@ -97,20 +97,26 @@ def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Se
     options |= {"network": source} if source else {}
     job = store.plan(data, preset, ipc, **options)
     K = job.recipe.outer_loops
-    if seed == 0 and Recipe.outer_loops > K and job.coreset is None:
-        options["snapshots"] = (K // 2,)
+    half = K // 2 if seed == 0 and Recipe.outer_loops > K and job.coreset is None else None
+    if half is not None:
+        options["snapshots"] = (half,)
     make = ("set", data.name, ipc, method)
     train = {network: ("networks", data.name, ipc, network) for network in job.targets}
+    own = train.get(job.recipe.network, train[job.targets[0]])
 
     def left() -> Counter[Kind]:
-        stored = shipped.evaluations(job.folder)
+        stored, there = shipped.evaluations(job.folder), (job.folder / "run.json").is_file()
         todo = Counter({kind: job.n_networks - (stored[n].n if n in stored else 0) for n, kind in train.items()})
-        todo[make] = not (job.folder / "run.json").is_file()
+        todo[make] = not there
+        if half is not None and (not there or (job.folder / "snapshots.safetensors").is_file()):  # made when none was kept: none
+            trace = store.read_trace(job.folder / "trace.json")
+            todo[own] += job.n_networks - (trace[half].n if half in trace else 0)
         return +todo  # what is above zero
 
     def do(deadline: float | None) -> tuple[str, Spent]:
         run = store.run(data, preset, ipc, device=asked.device, progress=asked.progress, deadline=deadline, **options)
         told = [f"{network} {e}" if len(train) > 1 else str(e) for network, e in run.evaluations.items()]
+        told += [f"after {k} of {K} outer iterations {e}" for k, (_, e) in run.trace.items()]
         spent = {train[network]: (e.seconds, e.n) for network, e in run.evaluations.items()}
         return ", ".join(told), spent | {make: (run.record["seconds"], 1)}
 
@@ -135,7 +141,7 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
         S = noise_set(data, ipc, seed) if method == "noise" else SyntheticSet.load(folder / "set.safetensors")
         table = store.kept(
             path, {**settings, "data": data.fingerprint},
-            lambda: reach(S, data=data, device=asked.device, progress=asked.progress, deadline=deadline, **settings),
+            lambda: reach(S, data=data, device=asked.device, progress=asked.progress, **settings),  # whole, also if that is late
             deadline=deadline, device=asked.device,
         )  # fmt: skip
         least = table[table["eps"] == min(DESCENT["eps"])]
@@ -260,13 +266,18 @@ class Clock:
 def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
     """(stage, piece) in order, each piece once, and what cannot be done, in sentences."""
     pieces, refused = {}, {}
-    stored = store.load_results(asked.folder) if asked.folder.is_dir() else None
+    budget = BUDGETS[asked.budget]
     for stage in asked.stages:
         if stage.ipc not in (None, *ipcs):
             continue
-        begun = paper.stand_ins(stage.name, stored) if stage.only and stored is not None else {}
-        for *cell, targets in stage.cells(found, BUDGETS[asked.budget].sets, {name for name, _ in begun}):
-            targets, too_large = fitting(cell[0], targets)
+        begun = set()
+        if stage.only and asked.folder.is_dir():
+            begun = {name for name, _ in paper.stand_ins(stage.name, store.load_results(asked.folder))}
+        cells = list(stage.cells(found, budget.sets, begun))
+        if begun and found and not cells:
+            refused[f"{stage.title}: {', '.join(begun)} stands in for {stage.only} already: name it to go on"] = None
+        for *cell, targets in cells:
+            targets, too_large = fitting(cell[0], targets, budget)
             refused |= dict.fromkeys(f"{stage.title}: {sentence}" for sentence in too_large)
             try:
                 piece = stage.piece(asked, *cell, targets)
@@ -277,12 +288,13 @@ def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list
     return list(pieces.values()), list(refused)
 
 
-def fitting(data: Data, targets: Sequence[str] | None) -> tuple[Sequence[str] | None, list[str]]:
+def fitting(data: Data, targets: Sequence[str] | None, budget: Budget) -> tuple[Sequence[str] | None, list[str]]:
     """Those of the networks that take images of this size, and why the others do not, in sentences."""
     found, too_large = [], []
+    size = {name: value for name, value in budget.recipe.items() if name in ("width", "depth")}
     for network in targets or ():
         try:
-            settle(data, data, network)
+            settle(data, data, network, **size)
             found.append(network)
         except ValueError as error:
             too_large.append(str(error))
@@ -339,13 +351,16 @@ def work(
 def side_by_side(arguments: Sequence[str], workers: int, threads: int) -> int:
     """The same campaign in so many processes that share the work; returns the worst exit status."""
     command = [sys.executable, __file__, *arguments, "--workers", "1", "--threads", str(threads), "--share"]
-    started = [subprocess.Popen([*command, f"{i}/{workers}"]) for i in range(workers)]
+    started: list[subprocess.Popen] = []
     try:
+        for i in range(workers):
+            started.append(subprocess.Popen([*command, f"{i}/{workers}"]))
         ended = [process.wait() for process in started]
     except (KeyboardInterrupt, SystemExit) as stopped:
         for process in started:
             if isinstance(stopped, SystemExit):  # an interrupt they get too
                 process.terminate()
+        for process in started:
             process.wait()
         raise
     return max(128 - status if status < 0 else status for status in ended)  # below 0: killed by a signal of that number
@@ -408,8 +423,12 @@ def update_readme(results_dir: Path) -> None:
     """Write into the README of the results, where it has the place for it, what each folder was made with."""
     path = results_dir / "README.md"
     text = path.read_text() if path.is_file() else ""
-    if shipped.BEGIN in text:
+    if shipped.BEGIN not in text:
+        return
+    try:
         write_atomically(path, shipped.readme(text, results_dir).encode())
+    except (ValueError, OSError) as error:
+        log.warning("%s is not brought up to date: %s", path, error)
 
 
 def start_log(file: Path | None) -> None:
@@ -465,7 +484,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1 if left_out else 0
         if given.workers > 1:
             prepare(asked, given.datasets, given.ipc)  # bad input is told once
-            return side_by_side(sys.argv[1:] if arguments is None else arguments, given.workers, threads)
+            try:
+                return side_by_side(sys.argv[1:] if arguments is None else arguments, given.workers, threads)
+            finally:
+                update_readme(asked.results_dir)  # of two workers the slower one may have written an older state
         log.info("campaign %s", shlex.join(sys.argv[1:] if arguments is None else arguments))
         return run(asked, given.datasets, given.ipc, deadline)
     except ValueError as error:

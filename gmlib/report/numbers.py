@@ -164,7 +164,7 @@ class Verdict:
     """Whether `better` beats `worse` in one cell of a table. Differences are in percentage points.
 
     outcome: "held" (the interval lies above 0), "reversed" (below 0), "not decided" (it holds 0), or
-    "too few sets" (one of the methods has fewer than two sets, so low and high are NaN).
+    "too few sets" (fewer than two of one of them can be compared, so low and high are NaN).
     """
 
     better: str
@@ -233,18 +233,19 @@ def verdict(
 ) -> Verdict:
     """Compare two methods in one cell: difference of the means over sets, with a two-sided 95% t interval.
 
-    Where the methods have set seeds in common, these sets alone are compared, pair by pair, and the interval is that of the
-    paired t test; where they have none, it is Welch's. dataset, ipc, network and budget choose the cell and may be left
-    out where `results` hold one value only.
+    Where the methods have at least two set seeds in common, these sets alone are compared, pair by pair, and the interval is
+    that of the paired t test; otherwise it is Welch's, over all sets. A method with one set is compared on that seed.
+    dataset, ipc, network and budget choose the cell and may be left out where `results` hold one value only.
     """
     cell = select(checked(results), dataset=dataset, ipc=ipc, network=network, budget=budget)
     a, b = (select(cell, method=m).groupby("set")["accuracy"].mean() for m in (better, worse))
     shared = a.index.intersection(b.index)
-    if len(shared):
+    paired = len(shared) > 1 or (len(shared) == 1 and min(len(a), len(b)) == 1)
+    if paired:
         a, b = a[shared], b[shared]
     n = (len(a), len(b))
     difference = float(a.mean() - b.mean())
-    if len(shared):
+    if paired:
         test = f"paired t over the {n[0]} set seeds both have"
         half = half_width((a - b).to_numpy())  # pandas pairs by index, which is the seed
     else:
