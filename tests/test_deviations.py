@@ -170,7 +170,13 @@ def test_trend_compares_the_last_tenth_with_the_one_before():
             [[3.0, 3.1] * 200, [2.0, 2.1] * 180 + [3.0, 3.1] * 20],
             "over the last tenth the matching loss still rose (+24.4±0.7 %)",
         ),
-        ([[3.0, 3.1] * 5], ""), ([[3.0, 3.1] * 200, [3.0] * 10], ""),
+        ([[4.0, 3.0, 3.5, 2.0]], "the matching loss ended at 50 % of its first value"),
+        # Shares of the first: 1, 1.5, 0.75 and 1, 1.1, 1.05.
+        (
+            [[2.0, 3.0, 1.5], [10.0, 11.0, 10.5]],
+            "the matching loss rose to 130 % of its first value in outer iteration 2 and ended at 90 %",
+        ),
+        ([[3.0, 3.1] * 200, [3.0] * 10], ""), ([[3.0]], ""),
     ],
 )  # fmt: skip
 def test_what_the_matching_loss_says_of_going_on(losses, sentence):
@@ -187,6 +193,10 @@ def test_what_a_set_kept_half_way_says_of_going_on():
     kept.trace = {k: Evaluation(of[network], network, 0, how) for k, network in ((0, "convnet"), (200, "convnet"), (300, "mlp"))}
     (fewer,) = (d for d in report.deviations([kept, other])["departures"].iloc[0] if d.what == "outer iterations")
     assert str(fewer) == "outer iterations: 400 instead of 1000; the last 200 of them brought +2.0±2.5 points (n=3)"
+    for S in (kept, other):
+        S.record["history"] = [{"loss": 2.0}, {"loss": 1.0}]
+    (fewer,) = (d for d in report.deviations([kept, other])["departures"].iloc[0] if d.what == "outer iterations")
+    assert str(fewer).endswith("+2.0±2.5 points (n=3), the matching loss ended at 50 % of its first value"), "too short a run"
 
 
 def test_fewer_sets_and_networks_are_told_for_real_images_too():

@@ -154,6 +154,16 @@ def _departures_of(sets: Sequence[CondensedSet], network: str) -> tuple[Departur
     return tuple(replace(d, evidence=told) if d.what == fewer else d for d in found)
 
 
+def _course(losses: Sequence[Sequence[float]]) -> list[str]:
+    """Of runs too short for a trend: the matching loss at its highest and in the end, as shares of the first, mean over sets."""
+    if len({len(of_set) for of_set in losses}) != 1 or len(losses[0]) < 2:
+        return []
+    shares = np.mean([100 * np.asarray(of_set) / of_set[0] for of_set in losses], axis=0)
+    highest = int(shares.argmax())
+    rose = f"rose to {shares[highest]:.0f} % of its first value in outer iteration {highest + 1} and " if highest else ""
+    return [f"the matching loss {rose}ended at {shares[-1]:.0f} %" + ("" if highest else " of its first value")]
+
+
 def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
     """What the runs say of further outer iterations: by the accuracy half-way, where that was kept, else by the matching loss."""
     told = []
@@ -164,11 +174,11 @@ def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
             if 0 < k < K and (e.network, e.seed) == (final.network, final.seed) and n > 1:
                 gains = np.subtract(final.accuracies[:n], e.accuracies[:n])  # network j begins and goes alike on both
                 told.append(f"the last {K - k} of them brought {gains.mean():+.1f}±{half_width(gains):.1f} points (n={n})")
-    if told:
-        return ", ".join(told)
-    changes = [trend([entry["loss"] for entry in S.record["history"]]) for S in sets if S.record["history"]]
-    if not changes or any(math.isnan(change) for change, _ in changes):
-        return ""
+    losses = [[entry["loss"] for entry in S.record["history"]] for S in sets if S.record["history"]]
+    changes = [trend(of_set) for of_set in losses]
+    short = not changes or any(math.isnan(change) for change, _ in changes)
+    if told or short:
+        return ", ".join(told + (_course(losses) if short else []))
     change, half = np.mean([c for c, _ in changes]), math.sqrt(sum(h**2 for _, h in changes)) / len(changes)
     if abs(change) <= half:
         return f"over the last tenth the matching loss was at rest within noise ({change:+.1f}±{half:.1f} %)"
