@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +18,17 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from . import how, networks, where
 from .augment import siamese_for
+from .checks import check_number
 from .coreset import check_ipc, random
-from .data import Data, SyntheticSet, write_atomically
+from .data import Data, SyntheticSet, check_pair, write_atomically
 from .gradients import Recorder, Resident, batch_gradient, class_gradients, products, recordable
 from .memory import Memory
 from .recipe import OutOfTime, Recipe, device_of, generator, late, progress_bar
-from .what import WHAT
+from .what import WHAT, union
 
 # The released scripts' mixed mini-batches for the inter-class gradient, and the real images of each class from which
 # BatchNorm's running statistics are taken before each update.
@@ -162,6 +164,56 @@ def losses_on_the_way(
         watch=lambda k, t, i, losses: rows.append((k, t, i, *losses)),
     )  # fmt: skip
     return pd.DataFrame(rows, columns=["k", "t", "i", "loss_S", "loss_T"])
+
+
+def pulls(
+    data: Data,
+    recipe: Recipe,
+    S: SyntheticSet | None = None,
+    *,
+    k: int = 0,
+    device: torch.device | str | None = None,
+) -> pd.DataFrame:
+    """How hard each part of the matching loss pulls at S, at every t of outer iteration k, while S itself is held.
+
+    The parts are D's terms, within classes and across them as `recipe.what` says. S: None takes S_0. theta is trained on S
+    between the t as `recipe.where` says.
+
+    Columns: t; steps, of theta so far; loss_S, L(S, theta) in nats; what, how: the part; gradient, the norm of S's gradients that
+    it compares, over classes and layers; loss, its matching loss with lambda in it; pull, the norm of that loss's gradient with
+    respect to S, per normalised pixel; step, lr_images * pull / |S|: how far, as a share of S, the part alone would move it in
+    one step without momentum. Raises ValueError before any work, as `condense` does. Source: Eq. 6 and 9, along lines 4 to 13.
+    """
+    check(data, recipe)
+    check_number("k", k, least=0, whole=True)
+    if S is not None:
+        check_pair(S, data)
+        if len(S.labels) != data.n_classes * recipe.ipc:
+            raise ValueError(f"the set has {S.ipc} images per class and the recipe {recipe.ipc}: make one with ipc={S.ipc}")
+    data = data.to(device_of(device))
+    x = (initial(data, recipe) if S is None else S.images.to(data.train_images)).detach().requires_grad_()
+    labels = torch.arange(data.n_classes, device=x.device).repeat_interleave(recipe.ipc)
+    levels = ("intra", "inter") if recipe.what == "multi" else (recipe.what,)
+    parts = [(what, how.spell([term])) for what in levels for term in how.parse(recipe.how)]
+    memory, weights = memory_for_matching(recipe, data.n_classes, x.device), class_weights(data, recipe)
+    with products(recipe.precision):
+        theta = Resident(x.device, recipe.lr_network, recipe.momentum_network)
+        network, optimiser = theta.start(fresh_network(data, recipe, k))
+        (T, zeta), taken, rows = recipe.schedule(), 0, []
+        for t in range(T):
+            streams = streams_of(recipe, k, t)
+            B, loss_S = sample(data, recipe, streams), loss_on(network, x, labels)
+            for what, term in parts:
+                loss, dS, gS, _ = match(network, x, labels, B, weights, replace(recipe, what=what, how=term), k, memory)
+                compared = union(gS, weights) if what == "inter" else gS
+                pull, size = dS.norm().item(), get_total_norm(compared).item()
+                step = recipe.lr_images * pull / x.detach().norm().item()
+                rows.append((t, taken, loss_S, what, term, size, loss.item(), pull, step))
+            if t < T - 1:
+                taken += move(
+                    network, optimiser, x.detach(), labels, data, recipe, where.steps(recipe.where, t, zeta), streams
+                )[0]  # fmt: skip
+    return pd.DataFrame(rows, columns=["t", "steps", "loss_S", "what", "how", "gradient", "loss", "pull", "step"])
 
 
 class Batches(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ SOURCES = {
     "CC BY-SA 3.0",
     "FashionMNIST": "Fashion-MNIST is by Zalando SE (H. Xiao, K. Rasul, R. Vollgraf), under the MIT licence",
 }
+PROBES = "probes"  # results/probes/<change>/ is laid out as results/: recipes of a budget in which one thing was changed
+MEASUREMENTS = {"reach.json": "Section 5", "pulls.json": "Section 3.3"}  # of a set, beside it: file -> the campaign's name
 BEGIN, END = "<!-- runs: written by workflow/campaign.py, not by hand -->", "<!-- end of runs -->"  # in results/README.md
 
 
@@ -127,6 +129,20 @@ def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet
     return [replace(S, evaluations={n: e for n, e in S.evaluations.items() if whole_number(S.budget, e.n)}) for S in sets]
 
 
+def probes(results_dir: str | os.PathLike | None = None) -> list[tuple[str, CondensedSet]]:
+    """(change, set) of every set that was made by a budget's recipe with a change, spelt as `probe_folder` does."""
+    return [(at.name, S) for at in _probes(Path(results_dir or FOLDER)) for S in condensed(at)]
+
+
+def probe_folder(changes: Mapping[str, Any], results_dir: str | os.PathLike | None = None) -> Path:
+    """Where runs with these recipe fields changed are committed: results/probes/lr_images=0.01, laid out as results/."""
+    return Path(results_dir or FOLDER) / PROBES / ",".join(f"{name}={value}" for name, value in sorted(changes.items()))
+
+
+def _probes(root: Path) -> list[Path]:
+    return sorted(path for path in (root / PROBES).glob("*=*") if path.is_dir())
+
+
 def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     """Section 5's measurements that come with the repository: the rows of every reach.json, with what they are of.
 
@@ -134,18 +150,40 @@ def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     ConvNets trained on the set, NaN for noise), max_steps of a descent, then those of `gmlib.reach`. No rows where none is
     stored. Raises ValueError for a damaged file.
     """
-    root, tables = Path(results_dir or FOLDER), []
-    for path in _files(root, "*/ipc*/*/set*/reach.json"):
-        run, trained = path.parent, evaluations(path.parent)
-        *budget, dataset, ipc, method, seed = run.relative_to(root).parts
-        if (run / "run.json").is_file():
-            method = _record(run)["method"]  # the folder's name has no characters that file systems refuse
-        of = {"dataset": dataset, "ipc": int(ipc.removeprefix("ipc")), "method": method, "budget": (*budget, "paper")[0]}
-        of |= {"set": int(seed.removeprefix("set")), "accuracy": trained["convnet"].mean if "convnet" in trained else math.nan}
-        settings = read_json(path, "settings")["settings"]
-        rows = kept(path, settings, pd.DataFrame)  # it is there: nothing is computed
-        tables.append(rows.assign(**of, max_steps=settings["max_steps"])[[*of, "max_steps", *rows]])
+    tables = []
+    for path, of, settings, rows in _measured(results_dir, "reach.json"):
+        trained = evaluations(path.parent)
+        of["accuracy"] = trained["convnet"].mean if "convnet" in trained else math.nan
+        of["max_steps"] = settings["max_steps"]
+        tables.append(rows.assign(**of)[[*of, *rows]])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def pulls(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """What `condense.pulls` measured and comes with the repository: the rows of every pulls.json, with what they are of.
+
+    Columns: dataset, ipc, method, budget, set (the seed), then those of `condense.pulls`. Otherwise as `descents`.
+    """
+    tables = [rows.assign(**of)[[*of, *rows]] for _, of, _, rows in _measured(results_dir, "pulls.json")]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _measured(
+    results_dir: str | os.PathLike | None, name: str
+) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any], pd.DataFrame]]:
+    """(path, what it is of, settings, rows) of every file of that name that `store.kept` left beside a run."""
+    root = Path(results_dir or FOLDER)
+    for path in _files(root, f"*/ipc*/*/set*/{name}"):
+        *budget, dataset, ipc, _, seed = path.parent.relative_to(root).parts
+        of = {"dataset": dataset, "ipc": int(ipc.removeprefix("ipc")), "method": _method(path.parent)}
+        of |= {"budget": (*budget, "paper")[0], "set": int(seed.removeprefix("set"))}
+        settings = read_json(path, "settings")["settings"]
+        yield path, of, settings, kept(path, settings, pd.DataFrame)  # it is there: nothing is computed
+
+
+def _method(run: Path) -> str:
+    """Of the run in a folder; the folder's own name lacks the characters that file systems refuse."""
+    return _record(run)["method"] if (run / "run.json").is_file() else run.parent.name
 
 
 def evaluations(run: str | os.PathLike) -> dict[str, Evaluation]:
@@ -218,30 +256,39 @@ def _at_hand(runs: list[dict[str, Any]], dataset: str) -> str:
 
 
 def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
-    """One row for each folder <dataset>/ipc<N> and <dataset>/whole, read from the files in it.
+    """One row for each folder <dataset>/ipc<N> and <dataset>/whole, and those of probes, read from the files in it.
 
-    Columns: folder, relative; sets; networks trained on them; seconds that took, both phases and Section 5's measurements;
+    Columns: folder, relative; sets; networks trained on them; seconds that took, both phases and what was measured beside them;
     device; commit ("+": with changes that were not committed; several, where runs went on at another); command, which makes it.
     """
-    root, rows = Path(results_dir or FOLDER), []
+    root = Path(results_dir or FOLDER)
+    rows = _made_with(root, root, "")
+    for probe in _probes(root):
+        rows += _made_with(root, probe, f" --change {probe.name.replace(',', ' ')}")
+    return pd.DataFrame(rows, columns=MADE_WITH)
+
+
+def _made_with(root: Path, place: Path, change: str) -> list[dict[str, Any]]:
+    """Of the runs in one place that is laid out as results/; change: what the command says of it."""
+    rows: list[dict[str, Any]] = []
     found: dict[Path, dict[Path, None]] = {}
-    for path in [*_files(root, "*/ipc*/*/set*/run.json"), *_files(root, "*/ipc*/*/set*/reach.json")]:
-        found.setdefault(path.parents[2], {})[path.parent] = None
-    for path in _files(root, "*/whole/accuracy-*.json"):
+    for name in ("run.json", *MEASUREMENTS):
+        for path in _files(place, f"*/ipc*/*/set*/{name}"):
+            found.setdefault(path.parents[2], {})[path.parent] = None
+    for path in _files(place, "*/whole/accuracy-*.json"):
         found[path.parent] = {path.parent: None}
     for at, runs in found.items():
         files = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
         records = [_record(run) for run in runs if (run / "run.json").is_file()]
-        descents = [path for run in runs for path in run.glob("reach.json")]
+        measured = [path for name in MEASUREMENTS for run in runs for path in run.glob(name)]
         made = ("seconds", "device", "device_name", "commit", "threads")
-        stored = records + [read_json(path, *made) for path in [*files, *descents]]
+        stored = records + [read_json(path, *made) for path in [*files, *measured]]
         trained = [read_evaluation(path) for path in files]
-        budget = records[0]["budget"] if records else "paper" if at.parents[1] == root else at.parents[1].name
+        budget = "paper" if at.parents[1] == place else at.parents[1].name
         dataset = records[0]["recipe"]["dataset"] if records else at.parent.name
         ipc = None if at.name == "whole" else int(at.name.removeprefix("ipc"))
-        methods = dict.fromkeys(record["method"] for record in records)
-        methods |= dict.fromkeys(path.parts[-3] for path in descents if path.parts[-3] == "noise")  # the control has no set
-        tables = _tables(methods, {e.network for e in trained}, bool(descents), ipc)
+        methods = dict.fromkeys(_method(run) for run in runs) if ipc else {}
+        tables = _tables(methods, {e.network for e in trained}, {path.name for path in measured}, ipc)
         rows.append({
             "folder": at.relative_to(root).as_posix(),
             "sets": len(records),
@@ -249,12 +296,12 @@ def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
             "seconds": math.fsum(part["seconds"] for part in stored),
             "device": _each(_device(part) for part in stored),
             "commit": _each(commit for part in stored for commit in (part["commit"] or "unknown").split(", ")),
-            "command": _command(budget, dataset, ipc, tables, methods),
+            "command": _command(budget, dataset, ipc, tables, methods, change),
         })  # fmt: skip
-    return pd.DataFrame(rows, columns=MADE_WITH)
+    return rows
 
 
-def _tables(methods: Collection[str], networks: Collection[str], descents: bool, ipc: int | None) -> list[str]:
+def _tables(methods: Collection[str], networks: Collection[str], measured: Collection[str], ipc: int | None) -> list[str]:
     """The campaign's names of those tables of the paper, the first before the others, that these runs are of."""
     if ipc is None:
         return ["Whole data"]
@@ -264,14 +311,16 @@ def _tables(methods: Collection[str], networks: Collection[str], descents: bool,
             found.append(name)
             left -= theirs
     transfer = any("@" in method for method in methods) or set(networks) - {"convnet"}
-    return found + ["Section 5"] * descents + ["Table 4"] * bool(transfer)
+    return found + [of for name, of in MEASUREMENTS.items() if name in measured] + ["Table 4"] * bool(transfer)
 
 
-def _command(budget: str, dataset: str, ipc: int | None, tables: Collection[str], methods: Collection[str]) -> str:
+def _command(
+    budget: str, dataset: str, ipc: int | None, tables: Collection[str], methods: Collection[str], change: str
+) -> str:
     at, parts = "" if ipc is None else f' IPC="{ipc}"', [f'"{name}"' for name in tables]
     spelt = [f'"{m}"' if "*" in m else m for m in sorted(methods, key=_order)]  # the shell would look for files
     only = f" --methods {' '.join(spelt)}" if spelt else ""
-    return f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='--tables {' '.join(parts)}{only}'"
+    return f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='--tables {' '.join(parts)}{only}{change}'"
 
 
 def readme(text: str, results_dir: str | os.PathLike | None = None) -> str:

@@ -9,7 +9,8 @@ from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import gradients, how, networks, where
-from gmlib.condense import draw, fresh_network, initial
+from gmlib.condense import draw, fresh_network, initial, pulls, streams_of
+from gmlib.reach import noise_set
 from gmlib.recipe import generator
 from gmlib.what import WHAT, union
 
@@ -201,3 +202,59 @@ def test_sampled_inter_class_batches():
     S = gm.condense(data, recipe, device="cpu", progress=False)
     assert relative(S.images, (S0 - 0.1 * dS).detach()) < 1e-8
     assert S.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-10)
+
+
+def test_how_hard_each_part_pulls():
+    """Value and gradient of each term alone, within and across classes, at every theta of one outer iteration."""
+    data = make_data()
+    recipe = tiny_recipe(ipc=2, what="multi", how="d1 + 0.1*d2", where="fixed", inner_loops=3, zeta_theta=2, lr_images=0.3)
+    found = pulls(data, recipe, k=1, device="cpu").set_index(["t", "what", "how"]).sort_index()
+    assert len(found) == 3 * 4 and found["steps"].groupby("t").first().tolist() == [0, 2, 4]
+    S, labels = initial(data, recipe), torch.arange(3).repeat_interleave(2)
+    theta, buffers = [p.detach() for p in fresh_network(data, recipe, 1).parameters()], None
+    for t in range(3):
+        theta = [p.requires_grad_() for p in theta]
+        real = data.sample_classes(recipe.batch_real, streams_of(recipe, 1, t)["batches"])
+        of_class = [reference.gradient(theta, *reference.of_class(S, labels, c)) for c in range(3)]
+        sizes = {"inter": [reference.union_gradient(of_class)], "intra": of_class}
+        for what, (how_, term) in itertools.product(("intra", "inter"), {"d1": (1.0, "d1"), "0.1*d2": (0.1, "d2")}.items()):
+            ours = found.loc[t, what, how_]
+            loss, dS = reference.matching_gradient(theta, S, labels, real, what, [term])
+            rows = [row for g in sizes[what] for parameter in g for row in reference.rows(parameter)]
+            assert ours["loss"] == pytest.approx(loss, rel=1e-10)
+            assert ours["pull"] == pytest.approx(dS.norm().item(), rel=1e-10)
+            assert ours["step"] == pytest.approx(0.3 * (dS.norm() / S.norm()).item(), rel=1e-10)
+            assert ours["gradient"] == pytest.approx(torch.cat(rows).norm().item(), rel=1e-10)
+        assert found.loc[t, "loss_S"].iloc[0] == pytest.approx(reference.loss(theta, S, labels).item(), rel=1e-10)
+        theta, buffers = reference.update_theta(theta, buffers, S, labels, 2, recipe.lr_network, recipe.momentum_network)
+
+
+def test_pulls_of_one_level_and_of_a_set_of_its_own():
+    data, recipe = make_data(), tiny_recipe(ipc=2, what="intra", inner_loops=2, zeta_theta=1)
+    found = pulls(data, recipe, device="cpu")
+    assert found[["what", "how"]].drop_duplicates().values.tolist() == [["intra", "d1"]]
+    S = gm.condense(data, recipe, "cpu", progress=False)
+    of_S = pulls(data, recipe, S, device="cpu")
+    assert not of_S["pull"].equals(found["pull"])
+    assert of_S.equals(pulls(data, recipe, S, device="cpu")), "bit for bit"
+    other = make_data(counts=(12, 12))
+    for bad, sentence in (
+        ({"S": noise_set(other, 2)}, "3 of"), ({"k": -1}, "k=-1 does not fit"), ({"S": 3}, "give a SyntheticSet")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
+            pulls(data, recipe, device="cpu", **bad)
+    with pytest.raises(ValueError, match="the set has 5 images per class and the recipe 2"):
+        pulls(data, recipe, noise_set(data, 5), device="cpu")
+
+
+def test_the_angle_across_classes_pulls_harder_the_better_theta_fits_S(digits):
+    """Why short runs at fixed steps of theta throw real images about: that part's step grows, the others' stay small."""
+    fields = {"width": 16, "outer_loops": 1, "inner_loops": 6, "zeta_theta": 50}
+    found = pulls(digits, gm.Recipe.for_method("MD", "digits", 10, "smoke", **fields), device="cpu")
+    steps = found.pivot(index="t", columns=["what", "how"], values="step")
+    rose = steps.iloc[-1] / steps.iloc[0]
+    assert found["loss_S"].iloc[-1] < 0.5 * found["loss_S"].iloc[0], "theta fits S"
+    assert rose.idxmax() == ("inter", "d1") and rose["inter", "d1"] > 5
+    assert steps.iloc[-1]["inter", "d1"] > 5 * steps.iloc[-1].drop(("inter", "d1")).max()
+    union = found[(found["what"] == "inter") & (found["how"] == "d1")]["gradient"]
+    assert union.iloc[-1] < 0.7 * union.iloc[0], "the gradient that theta is trained to lose"

@@ -21,6 +21,7 @@ from conftest import make_data
 import gmlib as gm
 from gmlib import networks, paper, shipped, store
 from gmlib import recipe as recipes
+from gmlib.condense import pulls
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("campaign", ROOT / "workflow" / "campaign.py")
@@ -107,8 +108,8 @@ def test_what_tells_most_comes_first(small, monkeypatch):
     pieces = planned(small, ipcs=(1, 10))
     stages = list(dict.fromkeys(stage for stage, _ in pieces))
     assert stages == [
-        "Table 3, IPC 1", "Table 1, IPC 1", "Table 2, IPC 1", "Section 5, IPC 1", "Table 3, IPC 10", "Table 1, IPC 10",
-        "Whole data",
+        "Table 3, IPC 1", "Table 1, IPC 1", "Table 2, IPC 1", "Section 5, IPC 1", "Table 3, IPC 10", "Section 3.3, IPC 10",
+        "Table 1, IPC 10", "Whole data",
     ]  # fmt: skip
     names = [piece.name for _, piece in pieces]
     assert names[:4] == [f"made-up, {method}, set 0" for method in ("random", "DC", "M", "MD")]
@@ -371,6 +372,49 @@ def test_only_some_tables_and_methods(tmp_path, few_stages, capsys):
     assert not re.search("random|Table 4|Section 5", told)
 
 
+def test_one_thing_changed_goes_to_a_place_of_its_own(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    assert run(folder) == 0
+    before = contents(folder)
+    (folder / "README.md").write_text(f"{shipped.BEGIN}\n{shipped.END}\n")
+    assert run(folder, "--change", "lr_images=0.05", "init=real", "--tables", "Table 3") == 0
+    assert before.items() <= contents(folder).items()
+    probe = folder / "probes" / "init=real,lr_images=0.05" / "tiny" / "made-up" / "ipc1"
+    assert {p.parent.relative_to(probe).as_posix() for p in probe.rglob("run.json")} == {"DC/set0", "DC/set1"}, "no coreset"
+    record = json.loads((probe / "DC" / "set0" / "run.json").read_text())
+    assert record["budget"] == "tiny, changed"
+    usual = gm.Recipe.for_method("DC", "made-up", 1, "tiny").as_dict()
+    assert {name for name, value in record["recipe"].items() if value != usual[name]} == {"init", "lr_images"}
+    made = shipped.probes(folder)
+    assert [(change, S.record["recipe"]["seed"]) for change, S in made] == [(probe.parents[2].name, s) for s in (0, 1)]
+    assert not [S for S in shipped.condensed(folder) if "changed" in S.budget], "they are counted nowhere else"
+    (row,) = (row for row in shipped.made_with(folder).itertuples() if row.folder.startswith("probes/"))
+    assert row.sets == 2 and row.folder in (folder / "README.md").read_text()
+    more = shlex.split(dict(word.partition("=")[::2] for word in shlex.split(row.command))["CAMPAIGN"])
+    assert more[-3:] == ["--change", "init=real", "lr_images=0.05"]
+    capsys.readouterr()
+    assert run(folder, *more, "--dry-run") == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 2 are left"
+
+
+def test_how_hard_each_part_pulls_is_measured_beside_the_set(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(campaign, "STAGES", (campaign.Stage("Section 3.3", 10, ("MD", "MDA"), piece=campaign.pulled),))
+    folder = tmp_path / "results"
+    assert run(folder, ipc=(10,)) == 0
+    told = r"made-up, MD, set 0: (intra|inter) d[12] moves S most, by [0-9.]+% of its norm in one step at t = [01]\b"
+    assert re.search(told, capsys.readouterr().out)
+    t = shipped.pulls(folder)
+    assert set(t[["dataset", "ipc", "method", "budget", "set"]].itertuples(index=False, name=None)) == {
+        ("made-up", 10, method, "tiny", seed) for method in ("MD", "MDA") for seed in (0, 1)
+    }
+    again = pulls(small["made-up"], gm.Recipe.for_method("MDA", "made-up", 10, "tiny", 1), device="cpu")
+    stored = t[(t["method"] == "MDA") & (t["set"] == 1)].reset_index(drop=True)
+    assert stored[again.columns].equals(again)
+    (row,) = shipped.made_with(folder).itertuples()
+    assert row.sets == row.networks == 0 and row.seconds > 0
+    assert row.command.endswith("""CAMPAIGN='--tables "Table 3" "Section 3.3" --methods MD MDA'""")
+    assert run(folder, "--dry-run", ipc=(10,)) == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 4 are left"
+
+
 def test_a_data_set_that_is_not_at_hand_is_left_out_and_the_others_go_on(tmp_path, few_stages, capsys):
     assert run(tmp_path / "results", datasets=("SVHN", "made-up")) == 1
     log = capsys.readouterr().out
@@ -418,6 +462,11 @@ def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
         (["--tables", "Table 9"], "unknown table 'Table 9': choose from Table 3, Table 1"),
         (["--methods", "MTT"], "unknown method 'MTT': choose from random, DC"),
         (["--device", "cudax"], "the device 'cudax' cannot be used here"),
+        (["--change", "rate=0.1"], "unknown recipe field to change 'rate': choose from lam"),
+        (["--change", "how=d2"], "unknown recipe field to change 'how'"),
+        (["--change", "lr_images"], "--change lr_images does not fit: give a value too, as in lr_images=0.1"),
+        (["--change", "lr_images=-1"], "lr_images=-1 does not fit"),
+        (["--change", "lr_images=1", "--tables", "Section 5"], "--change is for condensed sets, and none is asked for"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_run(more, sentence, tmp_path, capsys):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from gmlib import BUDGETS, Evaluation, Recipe, report
@@ -18,12 +19,13 @@ PROTOCOL = {
 NOT_MNIST = {"epochs": 300, "augment": "none"}
 
 
+SIZE = ", the root mean square of the pixels at 3.5 (of the training images it is 1)"
 FALLING = [4.0, 4.2] * 190 + [2.0, 2.2] * 10  # of 400 outer iterations, the lite budget's number at one image per class
 
 
 def a_set(method, accuracies, *, dataset="MNIST", seed=0, budget="lite", losses=FALLING, network="convnet", **protocol):
     """What `deviations` reads of a CondensedSet."""
-    recipe = Recipe.for_method(method, dataset, 1, budget, seed).as_dict()
+    recipe = Recipe.for_method(method, dataset, 1, budget.removesuffix(", changed"), seed).as_dict()
     return stored(method, recipe, accuracies, budget, losses, network, protocol)
 
 
@@ -31,7 +33,10 @@ def stored(method, recipe, accuracies, budget="lite", losses=(), network="convne
     record = {"method": method, "budget": budget, "recipe": recipe, "history": [{"loss": loss} for loss in losses]}
     how = PROTOCOL | ({} if recipe["dataset"] == "MNIST" else NOT_MNIST) | (protocol or {})
     evaluation = Evaluation(tuple(accuracies), network, recipe["seed"], how)
-    return SimpleNamespace(record=record, evaluations={network: evaluation}, trace={})
+    images = torch.tensor([3.0, -4.0]).repeat(5, 1, 1, 1)  # of root mean square 3.54
+    return SimpleNamespace(
+        record=record, evaluations={network: evaluation}, trace={}, accuracy=evaluation, images=images, budget=budget
+    )  # fmt: skip
 
 
 def words(departures):
@@ -170,11 +175,11 @@ def test_trend_compares_the_last_tenth_with_the_one_before():
             [[3.0, 3.1] * 200, [2.0, 2.1] * 180 + [3.0, 3.1] * 20],
             "over the last tenth the matching loss still rose (+24.4±0.7 %)",
         ),
-        ([[4.0, 3.0, 3.5, 2.0]], "the matching loss ended at 50 % of its first value"),
+        ([[4.0, 3.0, 3.5, 2.0]], f"the matching loss ended at 50 % of its first value{SIZE}"),
         # Shares of the first: 1, 1.5, 0.75 and 1, 1.1, 1.05.
         (
             [[2.0, 3.0, 1.5], [10.0, 11.0, 10.5]],
-            "the matching loss rose to 130 % of its first value in outer iteration 2 and ended at 90 %",
+            f"the matching loss rose to 130 % of its first value in outer iteration 2 and ended at 90 %{SIZE}",
         ),
         ([[3.0, 3.1] * 200, [3.0] * 10], ""), ([[3.0]], ""),
     ],
@@ -196,10 +201,40 @@ def test_what_a_set_kept_half_way_says_of_going_on():
     for S in (kept, other):
         S.record["history"] = [{"loss": 2.0}, {"loss": 1.0}]
     (fewer,) = (d for d in report.deviations([kept, other])["departures"].iloc[0] if d.what == "outer iterations")
-    assert str(fewer).endswith("+2.0±2.5 points (n=3), the matching loss ended at 50 % of its first value"), "too short a run"
+    assert str(fewer).endswith(f"+2.0±2.5 points (n=3), the matching loss ended at 50 % of its first value{SIZE}"), "short"
 
 
 def test_fewer_sets_and_networks_are_told_for_real_images_too():
     recipe = {"method": "random", "dataset": "MNIST", "ipc": 1, "seed": 0}
     found = report.deviations([stored("random", recipe, [64.0, 65.0])])
     assert words(found["departures"].iloc[0]) == ["sets: 1 instead of 2", "networks trained on each: 2 instead of 50"]
+
+
+# ---- one thing changed -----------------------------------------------------------------------------------
+
+
+def test_what_one_change_brings_is_counted_network_by_network():
+    """Gains 2, 3 and 7: mean 4, half width 4.303 * 2.646 / sqrt(3). The fourth network has nothing to be held against."""
+    before, after = a_set("MD", [70.0, 71.0, 72.0]), a_set("MD", [72.0, 74.0, 79.0, 99.0], budget="lite, changed")
+    after.images = torch.ones(5, 1, 1, 2)
+    real = stored("random", {"method": "random", "dataset": "MNIST", "ipc": 1, "seed": 0}, [60.0, 62.0])
+    made = [("lr_images=0.01", after), ("init=real", a_set("MD", [1.0], seed=1, budget="lite, changed"))]
+    found = report.probes(made, [before, real, a_set("MD", [9.0], dataset="FashionMNIST"), a_set("DC", [9.0])])
+    assert len(found) == 1, "a set of another seed is not its like"
+    p = found.iloc[0]
+    assert tuple(p[name] for name in found.columns[:6]) == ("MNIST", 1, "MD", "lite", 0, "lr_images=0.01")
+    assert (p["before"], p["after"], p["gain"], p["n"], p["random"]) == (71.0, 75.0, 4.0, 3, 61.0)
+    assert p["half"] == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem([2.0, 3.0, 7.0]))
+    assert (p["rms_before"], p["rms_after"]) == (pytest.approx(math.sqrt(12.5)), 1.0)
+    table = report.probes_table(found)
+    row = "MNIST, IPC 1: MD, set 0 (lite), lr_images=0.01"
+    assert table.rows == [row] and table.cells[row, "gain"] == ["+4.0±6.6", "n=3"]
+    assert [table.cells[row, c] for c in table.columns[:3]] == [["61.0"], ["71.0", "pixels 3.54"], ["75.0", "pixels 1.00"]]
+
+
+def test_a_change_without_its_like_or_real_images():
+    assert report.probes([], []).empty
+    after, before = a_set("MD", [72.0], budget="lite, changed"), a_set("MD", [70.0])
+    assert report.probes([("init=real", after)], []).empty
+    cells = report.probes_table(report.probes([("init=real", after)], [before])).cells
+    assert [cells[at] for at in cells if at[1] in ("random real images", "gain")] == [["not run"], ["+2.0", "n=1"]]

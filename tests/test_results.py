@@ -28,11 +28,14 @@ def problems(root):
         run, record = path.parent, json.loads(path.read_text())
         S, recipe = gm.SyntheticSet.load(run / "set.safetensors"), record["recipe"]
         name = run.relative_to(root).as_posix()
-        budget = name.split("/")[0] if name.count("/") == 4 else "paper"
-        wrong = list(wrong_recipe(record))
-        if record["budget"] != budget:
-            wrong.append(f"budget {record['budget']} in the place of {budget}")
-        place = root / ("" if budget == "paper" else budget)
+        top, changes = changes_in(root, run)
+        within = run.relative_to(top).as_posix()
+        budget = within.split("/")[0] if within.count("/") == 4 else "paper"
+        wrong = list(wrong_recipe(record, changes))
+        told = f"{budget}, changed" if changes else budget
+        if record["budget"] != told:
+            wrong.append(f"budget {record['budget']} in the place of {told}")
+        place = top / ("" if budget == "paper" else budget)
         if store.run_folder(place, recipe["dataset"], recipe["ipc"], record["method"], recipe["seed"]) != run:
             wrong.append("holds the run of another place")
         spelt = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
@@ -47,9 +50,9 @@ def problems(root):
         if (run / "checkpoint.safetensors").exists():
             wrong.append("a checkpoint was left")
         for file in sorted(run.glob("accuracy-*.json")):
-            stored, n = json.loads(file.read_text()), recipes.BUDGETS[record["budget"]].networks
+            stored, n = json.loads(file.read_text()), recipes.BUDGETS[budget].networks
             accuracies, protocol = stored["accuracies"], stored["protocol"]
-            kind = (recipe["dataset"], record["budget"], stored["network"])
+            kind = (recipe["dataset"], budget, stored["network"])
             if protocols.setdefault(kind, protocol) != protocol:
                 wrong.append(f"{file.name} has another protocol than others of its kind")
             if any(abs(a * n_test / 100 - round(a * n_test / 100)) > 1e-6 for a in accuracies for n_test in known_tests(recipe)):
@@ -59,10 +62,19 @@ def problems(root):
             if stored["seed"] != recipe["seed"]:
                 wrong.append(f"{file.name} is of seed {stored['seed']}")
             cell = (recipe["dataset"], recipe["ipc"], record["method"], record["budget"], stored["network"])
-            if len(accuracies) == n:  # else the run is under way, and the report leaves it out
+            if len(accuracies) == n and not changes:  # else the run is under way, or a probe: neither is in the means
                 raw.setdefault(cell, []).append(accuracies)
         found += [f"{name}: {sentence}" for sentence in wrong]
     return found + [f"in the report: {sentence}" for sentence in misreported(root, raw)]
+
+
+def changes_in(root, run):
+    """(the place that is laid out as results/, {field: value} that its name says is not the budget's)."""
+    parts = run.relative_to(root).parts
+    if parts[0] != "probes":
+        return root, {}
+    spelt = (one.split("=") for one in parts[1].split(","))
+    return root / parts[0] / parts[1], {name: json.loads(value) for name, value in spelt}
 
 
 def known_tests(recipe):
@@ -70,8 +82,8 @@ def known_tests(recipe):
     return [n for name, n in (("MNIST", 10_000), ("FashionMNIST", 10_000), ("made-up", 9)) if name == recipe["dataset"]]
 
 
-def wrong_recipe(record):
-    """A recipe is that of its method under its budget, today as when it was run."""
+def wrong_recipe(record, changes):
+    """A recipe is that of its method under its budget, but for the changes, today as when it was run."""
     recipe, method = record["recipe"], record["method"]
     if "method" in recipe:
         if recipe["method"] != method or method not in CORESETS:
@@ -87,8 +99,8 @@ def wrong_recipe(record):
     if again.method != method:
         yield f"its recipe is of {again.method} and not of {method}"
     preset = method.partition("@")[0]
-    at = (again.dataset, again.ipc, record["budget"], again.seed)
-    if Recipe.for_method(preset, *at, network=again.network) != again:
+    at = (again.dataset, again.ipc, record["budget"].removesuffix(", changed"), again.seed)
+    if Recipe.for_method(preset, *at, network=again.network, **changes) != again:
         yield f"its recipe is not that of the budget {record['budget']}"
 
 

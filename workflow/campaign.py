@@ -3,7 +3,8 @@
     python workflow/campaign.py --budget lite --datasets MNIST FashionMNIST --ipc 1 10 --time-budget 3600
 
 What is stored is not done again, so the same command goes on after a stop, a kill or the end of the time budget. Runs by the
-paper's protocol go to results/, those of another budget to results/<budget>/. Needs no notebook.
+paper's protocol go to results/, those of another budget to results/<budget>/, and what --change makes, to see what one field
+of a recipe does, to results/probes/<change>/. Needs no notebook.
 
 Exit status: 0 done, or the time budget was used up; 1 something could not be done, or was left out, as the log says; 2 bad
 input, nothing was run; 130 interrupted; 143 terminated.
@@ -12,6 +13,7 @@ input, nothing was run; 130 interrupted; 143 terminated.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import shlex
@@ -20,17 +22,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gmlib import BUDGETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, paper, reach, shipped, store
+from gmlib import BUDGETS, CORESETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, paper, reach, shipped, store
+from gmlib.condense import pulls
 from gmlib.data import write_atomically
 from gmlib.evaluate import settle
 from gmlib.reach import noise_set
@@ -61,19 +65,23 @@ class Asked:
     tables: tuple[str, ...] = ()  # those alone; (): all
     methods: tuple[str, ...] = ()
     share: tuple[int, int] = (0, 1)  # see `work`
+    changes: Mapping[str, Any] = field(default_factory=dict)  # recipe fields that are not the budget's
 
     @property
     def stages(self) -> Iterator[Stage]:
-        """STAGES, or what is asked for of them."""
+        """STAGES, or what is asked for of them; with changes those of condensed sets."""
         for stage in STAGES:
             methods = tuple(m for m in stage.methods if not self.methods or m in self.methods)
+            if self.changes:
+                methods = tuple(m for m in methods if m not in CORESETS) if stage.piece is made else ()
             if methods and (not self.tables or stage.name in self.tables):
                 yield replace(stage, methods=methods)
 
     @property
     def folder(self) -> Path:
         """Where the results of this budget go."""
-        return shipped.folder(self.budget, self.results_dir)
+        at = shipped.probe_folder(self.changes, self.results_dir) if self.changes else self.results_dir
+        return shipped.folder(self.budget, at)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Se
     """
     preset, _, source = method.partition("@")
     options = {"budget": asked.budget, "seed": seed, "targets": targets, "results_dir": asked.folder, "dtype": DTYPE}
-    options |= {"network": source} if source else {}
+    options |= asked.changes | ({"network": source} if source else {})
     job = store.plan(data, preset, ipc, **options)
     K = job.recipe.outer_loops
     half = K // 2 if seed == 0 and Recipe.outer_loops > K and job.coreset is None else None
@@ -150,6 +158,28 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
         return told, {} if there else {kind: (time.monotonic() - begun, 1)}
 
     return Piece((*kind, method, seed), f"{data.name}, {method}, set {seed}", left, do)
+
+
+def pulled(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
+    """Section 3.3: how hard each part of the matching loss pulls at S along one outer iteration, as in notebooks/where.md."""
+    recipe = Recipe.for_method(method, data.name, ipc, asked.budget, seed)
+    path = store.run_folder(asked.folder, data.name, ipc, method, seed) / "pulls.json"
+    kind = ("pulls", data.name, ipc, method)
+
+    def left() -> Counter[Kind]:
+        return Counter() if path.is_file() else Counter({kind: 1})
+
+    def do(deadline: float | None) -> tuple[str, Spent]:
+        begun, there = time.monotonic(), path.is_file()
+        table = store.kept(
+            path, {"recipe": recipe.as_dict(), "data": data.fingerprint},
+            lambda: pulls(data, recipe, device=asked.device), deadline=deadline, device=asked.device,
+        )  # fmt: skip
+        most = table.loc[table["step"].idxmax()]
+        told = f"{most['what']} {most['how']} moves S most, by {most['step']:.1%} of its norm in one step at t = {most['t']}"
+        return told, {} if there else {kind: (time.monotonic() - begun, 1)}
+
+    return Piece((*kind, seed), f"{data.name}, {method}, set {seed}", left, do)
 
 
 def whole(asked: Asked, data: Data, *_: object) -> Piece:
@@ -220,6 +250,7 @@ STAGES = (
         targets=("mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"), only="MNIST",
     ),
     Stage("Table 3", 10, ("random", "DC", "M", "MD", "MDO", "MDA")),
+    Stage("Section 3.3", 10, ("MD", "MDA"), piece=pulled),
     Stage("Table 3", 10, ("herding",)),
     Stage("Table 1", 10, ("DC", "Inter", "Interleaved", "M")),
     Stage("Whole data", None, ("whole",), piece=whole),
@@ -391,6 +422,8 @@ def prepare(
     for ipc in ipcs:
         if ipc not in known:
             raise ValueError(f"no table has {ipc} images per class: choose from {', '.join(map(str, known))}")
+    if asked.changes and not any(asked.stages):
+        raise ValueError("--change is for condensed sets, and none is asked for: name other --tables or --methods")
     found, missing = [], []
     for name in dict.fromkeys(datasets):
         try:
@@ -440,6 +473,22 @@ def start_log(file: Path | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
 
 
+def changes_of(spelt: Sequence[str]) -> dict[str, Any]:
+    """{field: value} of "lr_images=0.01" and the like; ValueError unless a recipe has such a field that makes no other method."""
+    found, own = {}, ("dataset", "ipc", "seed", "what", "how", "where", "network")
+    for one in spelt:
+        name, equals, value = one.partition("=")
+        choose({f.name: None for f in fields(Recipe) if f.name not in own}, "recipe field to change", name)
+        if not equals:
+            raise ValueError(f"--change {one} does not fit: give a value too, as in {name}={getattr(Recipe, name)}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value  # a word
+    Recipe(**found)  # a value that no recipe has is told before anything else
+    return found
+
+
 def share_of(spelt: str) -> tuple[int, int]:
     """(i, n) of "i/n"; ValueError unless 0 <= i < n."""
     i, slash, n = spelt.partition("/")
@@ -457,6 +506,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
     add("--tables", nargs="+", default=[], help='only these, as in --tables "Table 3" "Whole data"; default: all')
     add("--methods", nargs="+", default=[], help="only these of the tables' methods; default: all")
+    told = "make condensed sets with these fields of the budget's recipe changed, to see what they do; under results/probes/"
+    add("--change", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=told)
     add("--time-budget", type=float, metavar="SECONDS", help="stop after this many; default: until done")
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
     add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")
@@ -475,6 +526,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_number("threads", threads, least=1, whole=True)
         torch.set_num_threads(threads)
         only = {"tables": tuple(given.tables), "methods": tuple(given.methods), "share": share_of(given.share)}
+        only["changes"] = changes_of(given.changes)
         asked = Asked(given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty(), **only)
         file = given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log")
         start_log(None if given.dry_run else file)

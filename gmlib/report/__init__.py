@@ -25,6 +25,7 @@ from .costs import (
     log_sentence,
     overfitting_table,
     precision_table,
+    pulls_sentence,
     saving_sentence,
     schedule_sentence,
     steps_table,
@@ -32,7 +33,7 @@ from .costs import (
     timed_with,
     timing_sentence,
 )
-from .deviations import deviations, deviations_sentence, deviations_table, recipe_departures
+from .deviations import deviations, deviations_sentence, deviations_table, probes, probes_table, recipe_departures
 from .figures import (
     accuracy_figure,
     alignment_figure,
@@ -43,6 +44,7 @@ from .figures import (
     overfitting_figure,
     paths_figure,
     plane_distances,
+    pulls_figure,
     reach_figure,
     schedule_figure,
     sets_figure,
@@ -87,13 +89,14 @@ from .tables import (
 __all__ = [
     "COLOURS", "ORDERINGS", "STYLE", "Playground", "Slider", "Table", "Verdict", "Verdicts", "accuracy_figure", "aims_sentence",
     "aims_table", "alignment_figure", "alike", "benchmarks_table", "best_source", "best_target", "claim", "claims",
-    "claims_sentence", "claims_summary", "claims_table", "colour", "components", "components_table", "compression", "correlation",
-    "cost_figure", "cost_measured", "cost_ratio", "cost_table", "deviations", "deviations_sentence", "deviations_table",
-    "distance_figure", "foretold_table", "generalisation", "image_grid", "log_sentence", "loss_figure", "matching",
-    "matching_table", "method_order", "neighbours_table", "network_sizes", "network_table", "noise_table", "orderings",
-    "orderings_table", "overfitting_figure", "overfitting_table", "paper_table", "paths_figure", "plane_distances",
-    "precision_table", "reach_answers", "reach_figure", "reach_points", "reach_table", "recipe_departures", "saving_sentence",
-    "schedule_figure", "schedule_sentence", "session_figure", "session_slider", "sets_figure", "show", "source", "steps_table",
-    "stored_benchmarks", "summarise", "table", "text_table", "time_figure", "time_to", "timed_with", "timing_sentence",
-    "trace_slider", "transfer_figure", "transfer_table", "use_style", "verdict", "verdicts",
+    "claims_sentence", "claims_summary", "claims_table", "colour", "components", "components_table", "compression",
+    "correlation", "cost_figure", "cost_measured", "cost_ratio", "cost_table", "deviations", "deviations_sentence",
+    "deviations_table", "distance_figure", "foretold_table", "generalisation", "image_grid", "log_sentence", "loss_figure",
+    "matching", "matching_table", "method_order", "neighbours_table", "network_sizes", "network_table", "noise_table",
+    "orderings", "orderings_table", "overfitting_figure", "overfitting_table", "paper_table", "paths_figure", "plane_distances",
+    "precision_table", "probes", "probes_table", "pulls_figure", "pulls_sentence", "reach_answers", "reach_figure",
+    "reach_points", "reach_table", "recipe_departures", "saving_sentence", "schedule_figure", "schedule_sentence",
+    "session_figure", "session_slider", "sets_figure", "show", "source", "steps_table", "stored_benchmarks", "summarise",
+    "table", "text_table", "time_figure", "time_to", "timed_with", "timing_sentence", "trace_slider", "transfer_figure",
+    "transfer_table", "use_style", "verdict", "verdicts",
 ]

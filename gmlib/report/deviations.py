@@ -164,6 +164,11 @@ def _course(losses: Sequence[Sequence[float]]) -> list[str]:
     return [f"the matching loss {rose}ended at {shares[-1]:.0f} %" + ("" if highest else " of its first value")]
 
 
+def _size(sets: Sequence[CondensedSet]) -> str:
+    """How large the images have become, mean over sets."""
+    return f"the root mean square of the pixels at {np.mean([rms(S) for S in sets]):.1f} (of the training images it is 1)"
+
+
 def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
     """What the runs say of further outer iterations: by the accuracy half-way, where that was kept, else by the matching loss."""
     told = []
@@ -178,11 +183,71 @@ def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
     changes = [trend(of_set) for of_set in losses]
     short = not changes or any(math.isnan(change) for change, _ in changes)
     if told or short:
-        return ", ".join(told + (_course(losses) if short else []))
+        course = _course(losses) if short else []
+        return ", ".join(told + course + [_size(sets)] * bool(course))
     change, half = np.mean([c for c, _ in changes]), math.sqrt(sum(h**2 for _, h in changes)) / len(changes)
     if abs(change) <= half:
         return f"over the last tenth the matching loss was at rest within noise ({change:+.1f}±{half:.1f} %)"
     return f"over the last tenth the matching loss still {'fell' if change < 0 else 'rose'} ({change:+.1f}±{half:.1f} %)"
+
+
+# ---- one thing changed -----------------------------------------------------------------------------------
+
+
+def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedSet]) -> pd.DataFrame:
+    """What one change of a budget's recipe brings: one row for each changed set whose like is there unchanged.
+
+    made: as `shipped.probes` reads them; sets: as `shipped.condensed` does. Columns: dataset, ipc, method, budget, set (the
+    seed); change; before, after: accuracy of the ConvNets; gain, in points, and half, the half width of its 95% interval over n
+    networks, each of which begins and goes alike on both sets; n; random: accuracy with real images of the same seed, NaN where
+    there are none; rms_before, rms_after: `rms` of the images.
+    """
+    columns = [
+        "dataset", "ipc", "method", "budget", "set", "change", "before", "after", "gain", "half", "n", "random", "rms_before",
+        "rms_after",
+    ]  # fmt: skip
+    known = {_key(S): S for S in sets if S.accuracy}
+    rows = []
+    for change, S in made:
+        *cell, budget, seed = _key(S)
+        same = known.get((*cell, budget.removesuffix(", changed"), seed))
+        if same is None or not S.accuracy:
+            continue
+        n = min(S.accuracy.n, same.accuracy.n)
+        after, before = (np.asarray(e.accuracies[:n]) for e in (S.accuracy, same.accuracy))
+        control = known.get((*cell[:2], "random", same.budget, seed))
+        rows.append((
+            *cell, same.budget, seed, change, before.mean(), after.mean(), (after - before).mean(), half_width(after - before), n,
+            control.accuracy.mean if control else math.nan, rms(same), rms(S),
+        ))  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def rms(S: CondensedSet) -> float:
+    """Root mean square of the pixels, normalised: 1 for the training images together, and for noise."""
+    return float(S.images.double().square().mean().sqrt())
+
+
+def _key(S: CondensedSet) -> tuple:
+    recipe = S.record["recipe"]
+    return recipe["dataset"], recipe["ipc"], S.record["method"], S.record["budget"], recipe["seed"]
+
+
+def probes_table(found: pd.DataFrame) -> Table:
+    """Changed sets in rows, beside the same set unchanged and random real images; found: as `probes` returns it."""
+    cells, rows = {}, []
+    for p in found.itertuples():
+        row = f"{p.dataset}, IPC {p.ipc}: {p.method}, set {p.set} ({p.budget}), {p.change}"
+        rows.append(row)
+        cells[row, "random real images"] = ["not run" if math.isnan(p.random) else f"{p.random:.1f}"]
+        cells[row, "unchanged"] = [f"{p.before:.1f}", f"pixels {p.rms_before:.2f}"]
+        cells[row, "changed"] = [f"{p.after:.1f}", f"pixels {p.rms_after:.2f}"]
+        cells[row, "gain"] = [f"{p.gain:+.1f}" + ("" if math.isnan(p.half) else f"±{p.half:.1f}"), f"n={p.n}"]
+    caption = (
+        "Test accuracy in percent, mean over networks. Gain: in points, each network against the same one on the unchanged set, "
+        "with the 95% interval over networks. Pixels: root mean square of S, normalised; that of the training images is 1."
+    )
+    return Table(rows, ["random real images", "unchanged", "changed", "gain"], cells, caption, corner="set, and what was changed")
 
 
 # ---- as the page shows them ------------------------------------------------------------------------------

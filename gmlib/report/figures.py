@@ -289,6 +289,27 @@ def overfitting(rows: pd.DataFrame, criterion: str, gap: float) -> np.ndarray:
     return np.array([seen for path in paths for seen in where.overfits(path, criterion, gap)], dtype=bool)
 
 
+def pulls_figure(pulls: pd.DataFrame) -> Figure:
+    """How far each part of the matching loss would move S in one step, along the steps of theta, a panel for each method.
+
+    pulls: `condense.pulls` of one or more methods, with a column method. Shares of |S|, on a logarithmic scale.
+    """
+    panels = list(pulls.groupby("method", sort=False))
+    with sns.axes_style("whitegrid", rc=STYLE):
+        fig = Figure(figsize=(3.4 * len(panels) if len(panels) > 1 else 4.6, 2.9), layout="constrained")
+        axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    looks = {"intra": ("#777777", "o"), "inter": ("#0072B2", "s")}
+    for ax, (method, rows) in zip(axes, panels, strict=True):
+        for (what, term), part in rows.groupby(["what", "how"], sort=False):
+            shade, marker = looks.get(what, ("#D55E00", "^"))
+            dashes = "-" if term.endswith("d1") else (0, (4, 1.5))
+            ax.plot(part["steps"], part["step"], marker, color=shade, linestyle=dashes, label=f"{what}, {term}", markersize=4)
+        ax.set(title=method, xlabel="steps of theta so far", yscale="log")
+    axes[0].set_ylabel("one step of S, as a share of |S|")
+    axes[0].legend(fontsize=7)
+    return fig
+
+
 def schedule_figure(seen: Mapping[str, Sequence[Sequence[int]]], learned: Mapping[str, Sequence[int]]) -> Figure:
     """Steps until overfitting against t, the schedule learned from them, and Eq. 12: a panel for each log.
 
