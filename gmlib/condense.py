@@ -182,7 +182,8 @@ def pulls(
     Columns: t; steps, of theta so far; loss_S, L(S, theta) in nats; what, how: the part; gradient, the norm of S's gradients that
     it compares, over classes and layers; loss, its matching loss with lambda in it; pull, the norm of that loss's gradient with
     respect to S, per normalised pixel; step, lr_images * pull / |S|: how far, as a share of S, the part alone would move it in
-    one step without momentum. Raises ValueError before any work, as `condense` does. Source: Eq. 6 and 9, along lines 4 to 13.
+    one step without momentum. Raises ValueError before any work, as `condense` does, and for inter_batches="sampled", whose
+    batches are no class's. Source: Eq. 6 and 9, along lines 4 to 13.
     """
     check(data, recipe)
     check_number("k", k, least=0, whole=True)
@@ -190,10 +191,13 @@ def pulls(
         check_pair(S, data)
         if len(S.labels) != data.n_classes * recipe.ipc:
             raise ValueError(f"the set has {S.ipc} images per class and the recipe {recipe.ipc}: make one with ipc={S.ipc}")
+    if recipe.inter_batches != "classes":
+        raise ValueError('pulls compares the gradients of class batches: take a recipe with inter_batches="classes"')
     data = data.to(device_of(device))
     x = (initial(data, recipe) if S is None else S.images.to(data.train_images)).detach().requires_grad_()
     labels = torch.arange(data.n_classes, device=x.device).repeat_interleave(recipe.ipc)
-    levels = ("intra", "inter") if recipe.what == "multi" else (recipe.what,)
+    both = ("intra", "inter")
+    levels = {"multi": both, "interleaved": (both[k % 2],)}.get(recipe.what, (recipe.what,))
     parts = [(what, how.spell([term])) for what in levels for term in how.parse(recipe.how)]
     memory, weights = memory_for_matching(recipe, data.n_classes, x.device), class_weights(data, recipe)
     with products(recipe.precision):

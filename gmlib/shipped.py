@@ -1,11 +1,13 @@
 """The results that come with the repository: condensed sets to use, and what each was made with.
 
-results/ holds the runs by the paper's protocol, results/<budget>/ those of a shorter budget, each laid out as `store` says.
-Other folders of runs are read in the same way.
+results/ holds the runs by the paper's protocol, results/<budget>/ those of a shorter budget, each laid out as `store` says, and
+results/probes/<change>/, laid out as results/, sets made by a budget's recipe with something changed. Other folders of runs are
+read in the same way.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -19,8 +21,8 @@ from . import paper
 from .coreset import CORESETS
 from .data import SyntheticSet
 from .evaluate import Evaluation
-from .recipe import BUDGETS, METHODS, choose
-from .store import HOME, kept, read_evaluation, read_json, read_trace, whole_number
+from .recipe import BUDGETS, METHODS, Recipe, choose
+from .store import CHANGED, HOME, kept, read_evaluation, read_json, read_trace, slug, whole_number
 
 FOLDER = HOME / "results"
 COLUMNS = [
@@ -33,7 +35,7 @@ SOURCES = {
     "CC BY-SA 3.0",
     "FashionMNIST": "Fashion-MNIST is by Zalando SE (H. Xiao, K. Rasul, R. Vollgraf), under the MIT licence",
 }
-PROBES = "probes"  # results/probes/<change>/ is laid out as results/: recipes of a budget in which one thing was changed
+PROBES = "probes"
 MEASUREMENTS = {"reach.json": "Section 5", "pulls.json": "Section 3.3"}  # of a set, beside it: file -> the campaign's name
 BEGIN, END = "<!-- runs: written by workflow/campaign.py, not by hand -->", "<!-- end of runs -->"  # in results/README.md
 
@@ -126,17 +128,31 @@ def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet
     """
     root = Path(results_dir or FOLDER)
     sets = [load(run["path"]) for run in _runs(root)] if root.is_dir() else []
-    return [replace(S, evaluations={n: e for n, e in S.evaluations.items() if whole_number(S.budget, e.n)}) for S in sets]
+    wanted = [{n: e for n, e in S.evaluations.items() if whole_number(S.budget.removesuffix(CHANGED), e.n)} for S in sets]
+    return [replace(S, evaluations=whole) for S, whole in zip(sets, wanted, strict=True)]
 
 
 def probes(results_dir: str | os.PathLike | None = None) -> list[tuple[str, CondensedSet]]:
-    """(change, set) of every set that was made by a budget's recipe with a change, spelt as `probe_folder` does."""
-    return [(at.name, S) for at in _probes(Path(results_dir or FOLDER)) for S in condensed(at)]
+    """(change, set) of every set that was made by a budget's recipe with a change, as `spell` spells it."""
+    return [(spell(changes_in(S.record)), S) for at in _probes(Path(results_dir or FOLDER)) for S in condensed(at)]
 
 
 def probe_folder(changes: Mapping[str, Any], results_dir: str | os.PathLike | None = None) -> Path:
     """Where runs with these recipe fields changed are committed: results/probes/lr_images=0.01, laid out as results/."""
-    return Path(results_dir or FOLDER) / PROBES / ",".join(f"{name}={value}" for name, value in sorted(changes.items()))
+    return Path(results_dir or FOLDER) / PROBES / slug(spell(changes).replace(" ", ","))
+
+
+def spell(changes: Mapping[str, Any]) -> str:
+    """As the campaign takes them: {"lr_images": 0.01, "lam": None} is "lam=null lr_images=0.01"."""
+    return " ".join(f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in sorted(changes.items()))
+
+
+def changes_in(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe fields in a run.json that are not those of its method under its budget."""
+    made = Recipe(**record["recipe"])
+    at = (made.dataset, made.ipc, record["budget"].removesuffix(CHANGED), made.seed)
+    usual = Recipe.for_method(record["method"].partition("@")[0], *at, network=made.network).as_dict()
+    return {name: value for name, value in made.as_dict().items() if value != usual[name]}
 
 
 def _probes(root: Path) -> list[Path]:
@@ -262,14 +278,12 @@ def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     device; commit ("+": with changes that were not committed; several, where runs went on at another); command, which makes it.
     """
     root = Path(results_dir or FOLDER)
-    rows = _made_with(root, root, "")
-    for probe in _probes(root):
-        rows += _made_with(root, probe, f" --change {probe.name.replace(',', ' ')}")
+    rows = [row for place in (root, *_probes(root)) for row in _made_with(root, place)]
     return pd.DataFrame(rows, columns=MADE_WITH)
 
 
-def _made_with(root: Path, place: Path, change: str) -> list[dict[str, Any]]:
-    """Of the runs in one place that is laid out as results/; change: what the command says of it."""
+def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
+    """Of the runs in one place that is laid out as results/: the root itself, or a probe."""
     rows: list[dict[str, Any]] = []
     found: dict[Path, dict[Path, None]] = {}
     for name in ("run.json", *MEASUREMENTS):
@@ -288,7 +302,9 @@ def _made_with(root: Path, place: Path, change: str) -> list[dict[str, Any]]:
         dataset = records[0]["recipe"]["dataset"] if records else at.parent.name
         ipc = None if at.name == "whole" else int(at.name.removeprefix("ipc"))
         methods = dict.fromkeys(_method(run) for run in runs) if ipc else {}
-        tables = _tables(methods, {e.network for e in trained}, {path.name for path in measured}, ipc)
+        of_sets = {_method(path.parent) for path in files} | {record["method"] for record in records}
+        tables = _tables(of_sets, {e.network for e in trained}, {path.name for path in measured}, ipc)
+        change = "" if place == root else f" --change {spell(changes_in(records[0]))}"
         rows.append({
             "folder": at.relative_to(root).as_posix(),
             "sets": len(records),

@@ -48,6 +48,7 @@ from .recipe import BUDGETS, METHODS, OutOfTime, Recipe, check_number, choose, d
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
 log = logging.getLogger(__name__)
 CHECKPOINT, BEGUN = "checkpoint.safetensors", "begun.json"  # of an unfinished run
+CHANGED = ", changed"  # behind the name of a budget whose recipe is not the budget's
 HOME = Path(__file__).resolve().parent.parent  # the repository, where gmlib is used from a checkout
 
 
@@ -102,12 +103,12 @@ def default_folder(budget: str) -> Path:
 
 def run_folder(results_dir: str | os.PathLike, dataset: str, ipc: int, method: str, seed: int) -> Path:
     """The folder of one run."""
-    return Path(results_dir, *map(_slug, (dataset, f"ipc{ipc}", method, f"set{seed}")))
+    return Path(results_dir, *map(slug, (dataset, f"ipc{ipc}", method, f"set{seed}")))
 
 
 def whole_folder(results_dir: str | os.PathLike, dataset: str) -> Path:
     """The folder of the networks trained on all training images."""
-    return Path(results_dir, _slug(dataset), "whole")
+    return Path(results_dir, slug(dataset), "whole")
 
 
 def plan(
@@ -143,7 +144,7 @@ def plan(
     usual = Recipe.for_method(preset, data.name, ipc, budget, seed, network=recipe.network, **any_ipc)
     folder = run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed)
     if _settled(recipe) != _settled(usual):  # no longer that budget's protocol, and never to be taken for it
-        budget = f"{budget}, changed"
+        budget += CHANGED
     protocol = Protocol(recipe.width, recipe.depth, size.epochs)
     targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(listed(targets)))
     if not targets:
@@ -514,7 +515,7 @@ def _differing(stored: dict[str, Any], asked: dict[str, Any]) -> str | None:
 
 def _known(folder: Path, network: str, seed: int, protocol: dict[str, Any]) -> Evaluation | None:
     """The stored accuracies; ValueError where they came about with another seed or by another protocol."""
-    path = folder / f"accuracy-{_slug(network)}.json"
+    path = folder / f"accuracy-{slug(network)}.json"
     if not path.is_file():
         return None
     stored = read_evaluation(path)
@@ -541,7 +542,7 @@ def _evaluated(
     deadline: float | None,
 ) -> Evaluation:
     """Phase 2, network by network, going on from what is stored."""
-    path, settled = folder / f"accuracy-{_slug(network)}.json", settle(S, data, network, protocol)
+    path, settled = folder / f"accuracy-{slug(network)}.json", settle(S, data, network, protocol)
     stored = _known(folder, network, seed, settled)
     if stored and stored.n >= n:
         return stored.first(n)
@@ -628,7 +629,7 @@ def _make_folder(folder: Path) -> None:
         raise OSError(error.errno, f"cannot make {folder} ({error.strerror}): choose another results_dir") from error
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     """A name as part of a path: characters that file systems refuse become "_"."""
     return re.sub(r"[^\w.,+=@-]+", "_", name)
 

@@ -1,6 +1,7 @@
 """gmlib against tests/reference.py, the paper written out plainly in float64."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import reference
@@ -230,7 +231,8 @@ def test_how_hard_each_part_pulls():
 
 
 def test_pulls_of_one_level_and_of_a_set_of_its_own():
-    data, recipe = make_data(), tiny_recipe(ipc=2, what="intra", inner_loops=2, zeta_theta=1)
+    fields = {"ipc": 2, "inner_loops": 2, "zeta_theta": 1}
+    data, recipe = make_data(), tiny_recipe(**fields, what="intra")
     found = pulls(data, recipe, device="cpu")
     assert found[["what", "how"]].drop_duplicates().values.tolist() == [["intra", "d1"]]
     S = gm.condense(data, recipe, "cpu", progress=False)
@@ -243,12 +245,17 @@ def test_pulls_of_one_level_and_of_a_set_of_its_own():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=sentence):
             pulls(data, recipe, device="cpu", **bad)
+    for k, level in ((0, "intra"), (1, "inter")):
+        turn, alone = (pulls(data, tiny_recipe(**fields, what=what), k=k) for what in ("interleaved", level))
+        assert turn.equals(alone), "of the level whose turn it is"
+    with pytest.raises(ValueError, match='take a recipe with inter_batches="classes"'):
+        pulls(data, tiny_recipe(**fields, inter_batches="sampled"))
     with pytest.raises(ValueError, match="the set has 5 images per class and the recipe 2"):
         pulls(data, recipe, noise_set(data, 5), device="cpu")
 
 
 def test_the_angle_across_classes_pulls_harder_the_better_theta_fits_S(digits):
-    """Why short runs at fixed steps of theta throw real images about: that part's step grows, the others' stay small."""
+    """Why M and MD throw real images about where theta takes many steps: that part's step grows, the others' stay small."""
     fields = {"width": 16, "outer_loops": 1, "inner_loops": 6, "zeta_theta": 50}
     found = pulls(digits, gm.Recipe.for_method("MD", "digits", 10, "smoke", **fields), device="cpu")
     steps = found.pivot(index="t", columns=["what", "how"], values="step")
@@ -258,3 +265,14 @@ def test_the_angle_across_classes_pulls_harder_the_better_theta_fits_S(digits):
     assert steps.iloc[-1]["inter", "d1"] > 5 * steps.iloc[-1].drop(("inter", "d1")).max()
     union = found[(found["what"] == "inter") & (found["how"] == "d1")]["gradient"]
     assert union.iloc[-1] < 0.7 * union.iloc[0], "the gradient that theta is trained to lose"
+
+
+def test_images_three_times_as_large_are_moved_by_a_ninth(digits):
+    """Behind instance norm they are the same images: the pull is a third, and |S| is three times as long."""
+    recipe = gm.Recipe.for_method("MD", "digits", 10, "smoke", width=16, inner_loops=2, zeta_theta=20)
+    images = initial(digits, recipe)
+    small, large = (
+        pulls(digits, recipe, replace(noise_set(digits, 10), images=factor * images), device="cpu") for factor in (1, 3)
+    )
+    assert small.equals(pulls(digits, recipe, device="cpu")), "S_0 is what it begins with"
+    assert (9 * large["step"] / small["step"]).tolist() == pytest.approx([1.0] * len(small), abs=0.25)

@@ -386,7 +386,7 @@ def test_one_thing_changed_goes_to_a_place_of_its_own(tmp_path, few_stages, caps
     usual = gm.Recipe.for_method("DC", "made-up", 1, "tiny").as_dict()
     assert {name for name, value in record["recipe"].items() if value != usual[name]} == {"init", "lr_images"}
     made = shipped.probes(folder)
-    assert [(change, S.record["recipe"]["seed"]) for change, S in made] == [(probe.parents[2].name, s) for s in (0, 1)]
+    assert [(change, S.record["recipe"]["seed"]) for change, S in made] == [("init=real lr_images=0.05", s) for s in (0, 1)]
     assert not [S for S in shipped.condensed(folder) if "changed" in S.budget], "they are counted nowhere else"
     (row,) = (row for row in shipped.made_with(folder).itertuples() if row.folder.startswith("probes/"))
     assert row.sets == 2 and row.folder in (folder / "README.md").read_text()
@@ -394,6 +394,41 @@ def test_one_thing_changed_goes_to_a_place_of_its_own(tmp_path, few_stages, caps
     assert more[-3:] == ["--change", "init=real", "lr_images=0.05"]
     capsys.readouterr()
     assert run(folder, *more, "--dry-run") == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 2 are left"
+
+
+@pytest.mark.parametrize(
+    ("spelt", "folder", "said"),
+    [
+        ("lam=null", None, "left out: Table 3, IPC 1: made-up, DC: lam=null is what the budget tiny has anyway"),
+        ("lr_images=0.10", None, "lr_images=0.1 is what the budget tiny has anyway"),
+        ("lr_images=1", "lr_images=1.0", None),
+        ("augment=dsa: scale+crop", "augment=dsa_scale+crop", None),  # a colon in a name would end make
+        ("lam=2", "lam=2", None),
+    ],
+)
+def test_a_change_has_one_spelling_and_changes_something(spelt, folder, said, tmp_path, few_stages, monkeypatch, capsys):
+    monkeypatch.setattr(campaign, "STAGES", (campaign.Stage("Table 3", 1, ("DC",)),))
+    assert run(tmp_path / "results", "--change", spelt) == (1 if said else 0)
+    if said:
+        assert said in capsys.readouterr().out
+        assert not list(tmp_path.rglob("run.json"))
+        return
+    assert [p.name for p in (tmp_path / "results" / "probes").iterdir()] == [folder]
+    (row,) = shipped.made_with(tmp_path / "results").itertuples()
+    more = shlex.split(dict(word.partition("=")[::2] for word in shlex.split(row.command))["CAMPAIGN"])
+    capsys.readouterr()
+    assert run(tmp_path / "results", *more, "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 of 2 are left"
+
+
+def test_a_probe_counts_once_it_has_all_its_networks(tmp_path, few_stages, monkeypatch):
+    folder = tmp_path / "results"
+    options = {"budget": "tiny", "device": "cpu", "progress": False, "lr_images": 0.05}
+    place = shipped.probe_folder({"lr_images": 0.05}, folder) / "tiny"
+    for n in (1, 2):
+        store.run(campaign.load_data("made-up"), "DC", 1, networks=n, results_dir=place, **options)
+        ((change, S),) = shipped.probes(folder)
+        assert change == "lr_images=0.05" and bool(S.evaluations) == (n == 2)
 
 
 def test_how_hard_each_part_pulls_is_measured_beside_the_set(small, tmp_path, monkeypatch, capsys):
@@ -411,7 +446,7 @@ def test_how_hard_each_part_pulls_is_measured_beside_the_set(small, tmp_path, mo
     assert stored[again.columns].equals(again)
     (row,) = shipped.made_with(folder).itertuples()
     assert row.sets == row.networks == 0 and row.seconds > 0
-    assert row.command.endswith("""CAMPAIGN='--tables "Table 3" "Section 3.3" --methods MD MDA'""")
+    assert row.command.endswith("""CAMPAIGN='--tables "Section 3.3" --methods MD MDA'""")
     assert run(folder, "--dry-run", ipc=(10,)) == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 4 are left"
 
 
@@ -465,7 +500,10 @@ def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
         (["--change", "rate=0.1"], "unknown recipe field to change 'rate': choose from lam"),
         (["--change", "how=d2"], "unknown recipe field to change 'how'"),
         (["--change", "lr_images"], "--change lr_images does not fit: give a value too, as in lr_images=0.1"),
-        (["--change", "lr_images=-1"], "lr_images=-1 does not fit"),
+        (["--change", "lr_images=-1"], "lr_images=-1.0 does not fit"),
+        (["--change", "lr_images=1", "--change", "gap=1", "lr_images=2"], "--change has lr_images twice: give it one value"),
+        (["--change", "lam"], "--change lam does not fit: give a value too, as in lam=null"),
+        (["--change", "width=8"], "unknown recipe field to change 'width'"),
         (["--change", "lr_images=1", "--tables", "Section 5"], "--change is for condensed sets, and none is asked for"),
     ],
 )

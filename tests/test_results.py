@@ -73,8 +73,9 @@ def changes_in(root, run):
     parts = run.relative_to(root).parts
     if parts[0] != "probes":
         return root, {}
-    spelt = (one.split("=") for one in parts[1].split(","))
-    return root / parts[0] / parts[1], {name: json.loads(value) for name, value in spelt}
+    spelt = dict(one.split("=") for one in parts[1].split(","))
+    values = {name: v if re.fullmatch("[a-z].*", v) and v != "null" else json.loads(v) for name, v in spelt.items()}
+    return root / parts[0] / parts[1], values
 
 
 def known_tests(recipe):
@@ -198,6 +199,9 @@ def whole(tmp_path_factory):
             options = {"budget": name, "device": "cpu", "progress": False, "results_dir": shipped.folder(name, root)}
             store.sweep(data, ["random", "M", "multi,d2,fixed"], 1, **options)
         store.sweep(data, "MD", 1, network="mlp", targets=["convnet", "mlp"], **options)
+        for changes in ({"lr_images": 0.05, "init": "real"}, {"class_weights": "share"}):
+            place = shipped.folder("lite", shipped.probe_folder(changes, root))
+            store.sweep(data, "M", 1, **options | {"budget": "lite", "results_dir": place, "sets": 1} | changes)
     return root
 
 
@@ -209,7 +213,7 @@ def results(whole, tmp_path, monkeypatch):
 
 
 def test_whole_results_have_no_problem(results):
-    assert len(list(results.glob("**/run.json"))) == 14 and problems(results) == []
+    assert len(list(results.glob("**/run.json"))) == 16 and problems(results) == []
 
 
 def change(path, **changes):

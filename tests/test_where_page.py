@@ -155,11 +155,11 @@ def test_what_pulls_at_S_by_hand():
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["method", "t", "steps", "loss_S", "what", "how", "gradient", "step"])
     assert report.pulls_sentence("digits", table).data.split("\n") == [
-        "- digits, MD: in 50 steps of theta L(S, θ) falls from 2.00 to 0.50 nats. The part that then moves S most is "
-        "**inter, d1**: its step goes from 5.0% of |S| to 80.0%, the others at most 3.0%. The gradient of S in it went to 25% of "
-        "its norm.",
-        "- digits, DC: in 1 step of theta L(S, θ) falls from 2.00 to 1.90 nats. The part that then moves S most is "
-        "**intra, d1**: its step goes from 2.0% of |S| to 4.0%. The gradient of S in it went to 50% of its norm.",
+        "- digits, MD: in 50 steps of theta L(S, θ) goes from 2.00 to 0.50 nats. The part that then moves S most is "
+        "**inter, d1**: its step goes from 5.0% of |S| to 80%, of the others at most 3.0%. The gradient of S in it goes to "
+        "25% of its norm.",
+        "- digits, DC: in 1 step of theta L(S, θ) goes from 2.00 to 1.90 nats. The part that then moves S most is "
+        "**intra, d1**: its step goes from 2.0% of |S| to 4.0%. The gradient of S in it goes to 50% of its norm.",
     ]
     left, right = report.pulls_figure(table).axes
     assert (left.get_title(), right.get_title(), left.get_yscale()) == ("MD", "DC", "log")

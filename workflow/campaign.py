@@ -104,8 +104,10 @@ def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Se
     options = {"budget": asked.budget, "seed": seed, "targets": targets, "results_dir": asked.folder, "dtype": DTYPE}
     options |= asked.changes | ({"network": source} if source else {})
     job = store.plan(data, preset, ipc, **options)
+    if asked.changes and not job.budget.endswith(store.CHANGED):
+        raise ValueError(f"{data.name}, {method}: {shipped.spell(asked.changes)} is what the budget {asked.budget} has anyway")
     K = job.recipe.outer_loops
-    half = K // 2 if seed == 0 and Recipe.outer_loops > K and job.coreset is None else None
+    half = K // 2 or None if seed == 0 and Recipe.outer_loops > K and job.coreset is None else None
     if half is not None:
         options["snapshots"] = (half,)
     make = ("set", data.name, ipc, method)
@@ -474,19 +476,25 @@ def start_log(file: Path | None) -> None:
 
 
 def changes_of(spelt: Sequence[str]) -> dict[str, Any]:
-    """{field: value} of "lr_images=0.01" and the like; ValueError unless a recipe has such a field that makes no other method."""
-    found, own = {}, ("dataset", "ipc", "seed", "what", "how", "where", "network")
+    """{field: value} of "lr_images=0.01" and the like, as a recipe spells it; ValueError unless it has such fields.
+
+    Those that make another method, or networks of another size, which are tested otherwise, are none of them.
+    """
+    found: dict[str, Any] = {}
+    own = ("dataset", "ipc", "seed", "what", "how", "where", "network", "width", "depth")
     for one in spelt:
         name, equals, value = one.partition("=")
         choose({f.name: None for f in fields(Recipe) if f.name not in own}, "recipe field to change", name)
         if not equals:
-            raise ValueError(f"--change {one} does not fit: give a value too, as in {name}={getattr(Recipe, name)}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value  # a word
-    Recipe(**found)  # a value that no recipe has is told before anything else
-    return found
+            usual = shipped.spell({name: getattr(Recipe, name)})
+            raise ValueError(f"--change {one} does not fit: give a value too, as in {usual}")
+        if name in found:
+            raise ValueError(f"--change has {name} twice: give it one value")
+        with suppress(ValueError):  # else it is a word
+            value = json.loads(value)
+        found[name] = float(value) if isinstance(getattr(Recipe, name), float) and type(value) is int else value
+    made = Recipe(**found)  # a value that no recipe has is told before anything else
+    return {name: getattr(made, name) for name in found}
 
 
 def share_of(spelt: str) -> tuple[int, int]:
@@ -507,7 +515,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--tables", nargs="+", default=[], help='only these, as in --tables "Table 3" "Whole data"; default: all')
     add("--methods", nargs="+", default=[], help="only these of the tables' methods; default: all")
     told = "make condensed sets with these fields of the budget's recipe changed, to see what they do; under results/probes/"
-    add("--change", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=told)
+    add("--change", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="changes", help=told)
     add("--time-budget", type=float, metavar="SECONDS", help="stop after this many; default: until done")
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
     add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")

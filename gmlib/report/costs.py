@@ -111,19 +111,22 @@ def pulls_sentence(name: str, pulls: pd.DataFrame) -> Markdown:
     """Which part of the matching loss S follows in the end, a line for each method; pulls: as for `pulls_figure`."""
     lines = []
     for method, rows in pulls.groupby("method", sort=False):
-        at = [rows[rows["t"] == t].set_index(["what", "how"]) for t in (rows["t"].min(), rows["t"].max())]
-        first, last = (part["step"] for part in at)
-        most = last.idxmax()
-        others = last.drop(most)
-        less = f", the others at most {others.max():.1%}" if len(others) else ""
-        moved = f"from {first[most]:.1%} of |S| to {last[most]:.1%}{less}"
-        shrunk = at[1]["gradient"][most] / at[0]["gradient"][most]
+        begin, end = (rows[rows["t"] == t].set_index(["what", "how"]) for t in (rows["t"].min(), rows["t"].max()))
+        most = end["step"].idxmax()
+        others = end["step"].drop(most)
+        less = f", of the others at most {_share(others.max())}" if len(others) else ""
+        step = f"its step goes from {_share(begin['step'][most])} of |S| to {_share(end['step'][most])}{less}"
         lines.append(
-            f"- {name}, {method}: in {counted(int(at[1]['steps'].iloc[0]), 'step')} of theta L(S, θ) falls from "
-            f"{at[0]['loss_S'].iloc[0]:.2f} to {at[1]['loss_S'].iloc[0]:.2f} nats. The part that then moves S most is "
-            f"**{', '.join(most)}**: its step goes {moved}. The gradient of S in it went to {shrunk:.0%} of its norm."
+            f"- {name}, {method}: in {counted(int(end['steps'].iloc[0]), 'step')} of theta L(S, θ) goes from "
+            f"{begin['loss_S'].iloc[0]:.2f} to {end['loss_S'].iloc[0]:.2f} nats. The part that then moves S most is "
+            f"**{', '.join(most)}**: {step}. "
+            f"The gradient of S in it goes to {end['gradient'][most] / begin['gradient'][most]:.0%} of its norm."
         )
     return Markdown("\n".join(lines))
+
+
+def _share(x: float) -> str:
+    return f"{x:.0%}" if x >= 0.095 else f"{x:.1%}"
 
 
 # ---- what it costs: Section 4.5 ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..coreset import SPACES_OF
 from ..evaluate import Evaluation, Protocol
 from ..recipe import BUDGETS, Recipe
 from ..shipped import CondensedSet
-from ..store import as_table
+from ..store import CHANGED, as_table
 from .numbers import CELL, half_width, summarise
 from .style import counted
 from .tables import Table
@@ -195,7 +195,7 @@ def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
 
 
 def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedSet]) -> pd.DataFrame:
-    """What one change of a budget's recipe brings: one row for each changed set whose like is there unchanged.
+    """What one change of a budget's recipe brings: one row for each changed set whose like is there unchanged and tested alike.
 
     made: as `shipped.probes` reads them; sets: as `shipped.condensed` does. Columns: dataset, ipc, method, budget, set (the
     seed); change; before, after: accuracy of the ConvNets; gain, in points, and half, the half width of its 95% interval over n
@@ -210,8 +210,8 @@ def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedS
     rows = []
     for change, S in made:
         *cell, budget, seed = _key(S)
-        same = known.get((*cell, budget.removesuffix(", changed"), seed))
-        if same is None or not S.accuracy:
+        same = known.get((*cell, budget.removesuffix(CHANGED), seed))
+        if same is None or not S.accuracy or _tested(S) != _tested(same):
             continue
         n = min(S.accuracy.n, same.accuracy.n)
         after, before = (np.asarray(e.accuracies[:n]) for e in (S.accuracy, same.accuracy))
@@ -221,6 +221,10 @@ def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedS
             control.accuracy.mean if control else math.nan, rms(same), rms(S),
         ))  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
+
+
+def _tested(S: CondensedSet) -> tuple:
+    return S.accuracy.network, S.accuracy.seed, S.accuracy.protocol
 
 
 def rms(S: CondensedSet) -> float:
