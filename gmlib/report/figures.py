@@ -306,7 +306,7 @@ def pulls_figure(pulls: pd.DataFrame) -> Figure:
             ax.plot(part["steps"], part["step"], marker, color=shade, linestyle=dashes, label=f"{what}, {term}", markersize=4)
         ax.set(title=method, xlabel="steps of theta so far", yscale="log")
     axes[0].set_ylabel("one step of S, as a share of |S|")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, handlelength=3.5)
     return fig
 
 
