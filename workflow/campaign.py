@@ -163,7 +163,7 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
 
 
 def pulled(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
-    """Section 3.3: how hard each part of the matching loss pulls at S along one outer iteration, as in notebooks/where.md."""
+    """Section 3.3: how hard each part of the matching loss pulls at S along one outer iteration, as in notebooks/what.md."""
     recipe = Recipe.for_method(method, data.name, ipc, asked.budget, seed)
     path = store.run_folder(asked.folder, data.name, ipc, method, seed) / "pulls.json"
     kind = ("pulls", data.name, ipc, method)
