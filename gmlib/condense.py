@@ -200,6 +200,7 @@ def pulls(
     levels = {"multi": both, "interleaved": (both[k % 2],)}.get(recipe.what, (recipe.what,))
     parts = [(what, how.spell([term])) for what in levels for term in how.parse(recipe.how)]
     memory, weights = memory_for_matching(recipe, data.n_classes, x.device), class_weights(data, recipe)
+    length = x.detach().norm().item()
     with products(recipe.precision):
         theta = Resident(x.device, recipe.lr_network, recipe.momentum_network)
         network, optimiser = theta.start(fresh_network(data, recipe, k))
@@ -211,8 +212,7 @@ def pulls(
                 loss, dS, gS, _ = match(network, x, labels, B, weights, replace(recipe, what=what, how=term), k, memory)
                 compared = union(gS, weights) if what == "inter" else gS
                 pull, size = dS.norm().item(), get_total_norm(compared).item()
-                step = recipe.lr_images * pull / x.detach().norm().item()
-                rows.append((t, taken, loss_S, what, term, size, loss.item(), pull, step))
+                rows.append((t, taken, loss_S, what, term, size, loss.item(), pull, recipe.lr_images * pull / length))
             if t < T - 1:
                 taken += move(
                     network, optimiser, x.detach(), labels, data, recipe, where.steps(recipe.where, t, zeta), streams

@@ -149,10 +149,16 @@ def spell(changes: Mapping[str, Any]) -> str:
 
 def changes_in(record: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe fields in a run.json that are not those of its method under its budget."""
+    made, usual = Recipe(**record["recipe"]).as_dict(), usual_recipe(record, record["budget"].removesuffix(CHANGED)).as_dict()
+    return {name: value for name, value in made.items() if value != usual[name]}
+
+
+def usual_recipe(record: Mapping[str, Any], budget: str) -> Recipe:
+    """That of the run's method, data, size, seed and source network under a budget. record: a run.json of no coreset."""
     made = Recipe(**record["recipe"])
-    at = (made.dataset, made.ipc, record["budget"].removesuffix(CHANGED), made.seed)
-    usual = Recipe.for_method(record["method"].partition("@")[0], *at, network=made.network).as_dict()
-    return {name: value for name, value in made.as_dict().items() if value != usual[name]}
+    return Recipe.for_method(
+        record["method"].partition("@")[0], made.dataset, made.ipc, budget, made.seed, network=made.network
+    )
 
 
 def _probes(root: Path) -> list[Path]:
@@ -293,7 +299,8 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
         found[path.parent] = {path.parent: None}
     for at, runs in found.items():
         files = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
-        records = [_record(run) for run in runs if (run / "run.json").is_file()]
+        made_by = {run: _record(run) for run in runs if (run / "run.json").is_file()}
+        records = list(made_by.values())
         measured = [path for name in MEASUREMENTS for run in runs for path in run.glob(name)]
         made = ("seconds", "device", "device_name", "commit", "threads")
         stored = records + [read_json(path, *made) for path in [*files, *measured]]
@@ -301,8 +308,8 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
         budget = "paper" if at.parents[1] == place else at.parents[1].name
         dataset = records[0]["recipe"]["dataset"] if records else at.parent.name
         ipc = None if at.name == "whole" else int(at.name.removeprefix("ipc"))
-        methods = dict.fromkeys(_method(run) for run in runs) if ipc else {}
-        of_sets = {_method(path.parent) for path in files} | {record["method"] for record in records}
+        of_sets = {record["method"] for record in records}
+        methods = of_sets | {run.parent.name for run in runs if ipc and run not in made_by}  # the control has no set
         tables = _tables(of_sets, {e.network for e in trained}, {path.name for path in measured}, ipc)
         change = "" if place == root else f" --change {spell(changes_in(records[0]))}"
         rows.append({

@@ -133,6 +133,20 @@ def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Se
     return Piece((data.name, ipc, method, seed, job.targets), f"{data.name}, {method}, set {seed}", left, do)
 
 
+def in_one_file(path: Path, key: tuple, kind: Kind, name: str, do: Callable[[float | None], str]) -> Piece:
+    """Work that leaves one file, whole or not at all. do: it, or reads it back, until a deadline, and tells of it."""
+
+    def left() -> Counter[Kind]:
+        return Counter() if path.is_file() else Counter({kind: 1})
+
+    def timed(deadline: float | None) -> tuple[str, Spent]:
+        begun, there = time.monotonic(), path.is_file()
+        told = do(deadline)
+        return told, {} if there else {kind: (time.monotonic() - begun, 1)}
+
+    return Piece(key, name, left, timed)
+
+
 def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
     """Section 5: how far from its start training on a set comes to rest; method "noise" is the control."""
     recipe = Recipe.for_method("M", data.name, ipc, asked.budget)
@@ -141,11 +155,7 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
     folder = store.run_folder(asked.folder, data.name, ipc, method, seed)
     path, kind = folder / "reach.json", ("descents", data.name, ipc)
 
-    def left() -> Counter[Kind]:
-        return Counter() if path.is_file() else Counter({kind: 1})
-
-    def do(deadline: float | None) -> tuple[str, Spent]:
-        begun, there = time.monotonic(), path.is_file()
+    def do(deadline: float | None) -> str:
         if method != "noise" and not (folder / "set.safetensors").is_file():
             made(asked, data, method, ipc, seed, targets).do(deadline)
         S = noise_set(data, ipc, seed) if method == "noise" else SyntheticSet.load(folder / "set.safetensors")
@@ -156,10 +166,9 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
         )  # fmt: skip
         least = table[table["eps"] == min(DESCENT["eps"])]
         met = least["reached"].sum()
-        told = f"{met} of {len(least)} starts are trapped" + (f", the nearest at {least['distance'].min():.2f}" if met else "")
-        return told, {} if there else {kind: (time.monotonic() - begun, 1)}
+        return f"{met} of {len(least)} starts are trapped" + (f", the nearest at {least['distance'].min():.2f}" if met else "")
 
-    return Piece((*kind, method, seed), f"{data.name}, {method}, set {seed}", left, do)
+    return in_one_file(path, (*kind, method, seed), kind, f"{data.name}, {method}, set {seed}", do)
 
 
 def pulled(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
@@ -168,20 +177,15 @@ def pulled(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: 
     path = store.run_folder(asked.folder, data.name, ipc, method, seed) / "pulls.json"
     kind = ("pulls", data.name, ipc, method)
 
-    def left() -> Counter[Kind]:
-        return Counter() if path.is_file() else Counter({kind: 1})
-
-    def do(deadline: float | None) -> tuple[str, Spent]:
-        begun, there = time.monotonic(), path.is_file()
+    def do(deadline: float | None) -> str:
         table = store.kept(
             path, {"recipe": recipe.as_dict(), "data": data.fingerprint},
             lambda: pulls(data, recipe, device=asked.device), deadline=deadline, device=asked.device,
         )  # fmt: skip
         most = table.loc[table["step"].idxmax()]
-        told = f"{most['what']} {most['how']} moves S most, by {most['step']:.1%} of its norm in one step at t = {most['t']}"
-        return told, {} if there else {kind: (time.monotonic() - begun, 1)}
+        return f"{most['what']} {most['how']} moves S most, by {most['step']:.1%} of its norm in one step at t = {most['t']}"
 
-    return Piece((*kind, seed), f"{data.name}, {method}, set {seed}", left, do)
+    return in_one_file(path, (*kind, seed), kind, f"{data.name}, {method}, set {seed}", do)
 
 
 def whole(asked: Asked, data: Data, *_: object) -> Piece:

@@ -16,7 +16,7 @@ from ..augment import operations_for
 from ..coreset import SPACES_OF
 from ..evaluate import Evaluation, Protocol
 from ..recipe import BUDGETS, Recipe
-from ..shipped import CondensedSet
+from ..shipped import CondensedSet, usual_recipe
 from ..store import CHANGED, as_table
 from .numbers import CELL, half_width, summarise
 from .style import counted
@@ -57,8 +57,7 @@ def recipe_departures(record: Mapping[str, Any]) -> list[Departure]:
         }  # fmt: skip
         return _differing({name: recipe[name] for name in papers if name in recipe}, papers, _WORDS | _SELECTION)
     ours = Recipe(**recipe)
-    papers = Recipe.for_method(preset, ours.dataset, ours.ipc, "paper", ours.seed, network=ours.network)
-    return _differing(ours.as_dict(), papers.as_dict(), _WORDS)
+    return _differing(ours.as_dict(), usual_recipe(record, "paper").as_dict(), _WORDS)
 
 
 def protocol_departures(dataset: str, e: Evaluation) -> list[Departure]:
@@ -134,9 +133,12 @@ def _published() -> dict[tuple, dict[tuple[float, float], list[str]]]:
 
 
 def _is_of(S: CondensedSet, s: Mapping[str, Any]) -> bool:
+    return _key(S)[:-1] == (s["dataset"], s["ipc"], s["method"], s["budget"]) and s["network"] in S.evaluations
+
+
+def _key(S: CondensedSet) -> tuple:
     recipe = S.record["recipe"]
-    cell = (recipe["dataset"], recipe["ipc"], S.record["method"], S.record["budget"])
-    return cell == (s["dataset"], s["ipc"], s["method"], s["budget"]) and s["network"] in S.evaluations
+    return recipe["dataset"], recipe["ipc"], S.record["method"], S.record["budget"], recipe["seed"]
 
 
 def _departures_of(sets: Sequence[CondensedSet], network: str) -> tuple[Departure, ...]:
@@ -154,19 +156,24 @@ def _departures_of(sets: Sequence[CondensedSet], network: str) -> tuple[Departur
     return tuple(replace(d, evidence=told) if d.what == fewer else d for d in found)
 
 
-def _course(losses: Sequence[Sequence[float]]) -> list[str]:
-    """Of runs too short for a trend: the matching loss at its highest and in the end, as shares of the first, mean over sets."""
+def _course(sets: Sequence[CondensedSet], losses: Sequence[Sequence[float]]) -> list[str]:
+    """Of runs too short for a trend: the matching loss at its highest and in the end, as shares of the first, and how large the
+    images have become; means over sets."""
     if len({len(of_set) for of_set in losses}) != 1 or len(losses[0]) < 2:
         return []
     shares = np.mean([100 * np.asarray(of_set) / of_set[0] for of_set in losses], axis=0)
     highest = int(shares.argmax())
     rose = f"rose to {shares[highest]:.0f} % of its first value in outer iteration {highest + 1} and " if highest else ""
-    return [f"the matching loss {rose}ended at {shares[-1]:.0f} %" + ("" if highest else " of its first value")]
+    return [
+        f"the matching loss {rose}ended at {shares[-1]:.0f} %" + ("" if highest else " of its first value"),
+        f"the root mean square of the pixels at {np.mean([rms(S) for S in sets]):.1f} (of the training images it is 1)",
+    ]
 
 
-def _size(sets: Sequence[CondensedSet]) -> str:
-    """How large the images have become, mean over sets."""
-    return f"the root mean square of the pixels at {np.mean([rms(S) for S in sets]):.1f} (of the training images it is 1)"
+def _gains(later: Evaluation, earlier: Evaluation) -> np.ndarray:
+    """By how many points each network is better, which begins and goes alike on both; those that both have."""
+    n = min(later.n, earlier.n)
+    return np.subtract(later.accuracies[:n], earlier.accuracies[:n])
 
 
 def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
@@ -175,16 +182,15 @@ def _of_going_on(sets: Sequence[CondensedSet], network: str) -> str:
     for S in sets:
         final, K = S.evaluations[network], S.record["recipe"].get("outer_loops", 0)
         for k, e in S.trace.items():
-            n = min(e.n, final.n)
-            if 0 < k < K and (e.network, e.seed) == (final.network, final.seed) and n > 1:
-                gains = np.subtract(final.accuracies[:n], e.accuracies[:n])  # network j begins and goes alike on both
-                told.append(f"the last {K - k} of them brought {gains.mean():+.1f}±{half_width(gains):.1f} points (n={n})")
+            gains = _gains(final, e)
+            if 0 < k < K and (e.network, e.seed) == (final.network, final.seed) and len(gains) > 1:
+                brought = f"{gains.mean():+.1f}±{half_width(gains):.1f} points (n={len(gains)})"
+                told.append(f"the last {K - k} of them brought {brought}")
     losses = [[entry["loss"] for entry in S.record["history"]] for S in sets if S.record["history"]]
     changes = [trend(of_set) for of_set in losses]
     short = not changes or any(math.isnan(change) for change, _ in changes)
     if told or short:
-        course = _course(losses) if short else []
-        return ", ".join(told + course + [_size(sets)] * bool(course))
+        return ", ".join(told + (_course(sets, losses) if short else []))
     change, half = np.mean([c for c, _ in changes]), math.sqrt(sum(h**2 for _, h in changes)) / len(changes)
     if abs(change) <= half:
         return f"over the last tenth the matching loss was at rest within noise ({change:+.1f}±{half:.1f} %)"
@@ -213,11 +219,12 @@ def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedS
         same = known.get((*cell, budget.removesuffix(CHANGED), seed))
         if same is None or not S.accuracy or _tested(S) != _tested(same):
             continue
-        n = min(S.accuracy.n, same.accuracy.n)
-        after, before = (np.asarray(e.accuracies[:n]) for e in (S.accuracy, same.accuracy))
+        gains = _gains(S.accuracy, same.accuracy)
+        n = len(gains)
+        after, before = (np.mean(e.accuracies[:n]) for e in (S.accuracy, same.accuracy))
         control = known.get((*cell[:2], "random", same.budget, seed))
         rows.append((
-            *cell, same.budget, seed, change, before.mean(), after.mean(), (after - before).mean(), half_width(after - before), n,
+            *cell, same.budget, seed, change, before, after, gains.mean(), half_width(gains), n,
             control.accuracy.mean if control else math.nan, rms(same), rms(S),
         ))  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
@@ -230,11 +237,6 @@ def _tested(S: CondensedSet) -> tuple:
 def rms(S: CondensedSet) -> float:
     """Root mean square of the pixels, normalised: 1 for the training images together, and for noise."""
     return float(S.images.double().square().mean().sqrt())
-
-
-def _key(S: CondensedSet) -> tuple:
-    recipe = S.record["recipe"]
-    return recipe["dataset"], recipe["ipc"], S.record["method"], S.record["budget"], recipe["seed"]
 
 
 def probes_table(found: pd.DataFrame) -> Table:
