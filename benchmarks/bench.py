@@ -31,11 +31,12 @@ import torch
 from cases import PLANS, Pair, cases
 from ceiling import Machine, clock
 
-from gmlib.cost import PeakMemory
-from gmlib.data import write_atomically
-from gmlib.gradients import products
-from gmlib.recipe import check_number, choose, device_of
-from gmlib.store import environment
+from gmlib.checks import check_number, choose
+from gmlib.files import write_atomically
+from gmlib.runs.provenance import environment
+from gmlib.runtime import device_of
+from gmlib.speed.memory import PeakMemory
+from gmlib.speed.precision import matmul_precision
 
 Prepare = Callable[[torch.device], Pair]
 SIDES = ("ours", "plain")
@@ -44,7 +45,13 @@ SIDES = ("ours", "plain")
 
 
 def measure(
-    prepare: Prepare, device: torch.device, machine: Machine, *, repeats: int, seconds: float, precision: str = "float32"
+    prepare: Prepare,
+    device: torch.device,
+    machine: Machine,
+    *,
+    repeats: int,
+    seconds: float,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Time both sides of a case in turn, `repeats` times or as often as fits into `seconds`, once at least.
 
@@ -57,12 +64,17 @@ def measure(
         pair = prepare(device)
         least = pair.calls.seconds(machine, precision)
         if least > seconds:
-            return {"unit": pair.unit, "not_run": f"would take about {(pair.untimed + repeats) * least:.0f} s or more"}
+            return {
+                "unit": pair.unit,
+                "not_run": f"would take about {(pair.untimed + repeats) * least:.0f} s or more",
+            }
         untimed, peaks = {}, {}
         for doing in SIDES:
             with heap.of(doing, device):
                 peak = PeakMemory(device)
-                untimed[doing] = clock(device, lambda side=doing: [getattr(pair, side)() for _ in range(pair.untimed)])
+                untimed[doing] = clock(
+                    device, lambda side=doing: [getattr(pair, side)() for _ in range(pair.untimed)]
+                )
                 peaks[doing] = peak()
         once = sum(untimed.values()) / pair.untimed
         if once > seconds:
@@ -190,7 +202,7 @@ def run(
         print(f"matrix products: {rates}; copying: {machine.copying / 1e9:.1f} GB/s")
         stored["runs"].append({"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": asdict(machine)})
     print(f"\n{HEADER}", flush=True)
-    with products(precision):
+    with matmul_precision(precision):
         for name in chosen:
             if name in left:
                 if seconds_total is not None and time.monotonic() - begun > seconds_total:
@@ -205,7 +217,9 @@ def run(
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
             print(row(name, stored["cases"][name]), flush=True)
-    print(f"\nstored in {out}" + (f"; {len(left)} of {len(chosen)} cases are left: run again to go on" if left else ""))
+    print(
+        f"\nstored in {out}" + (f"; {len(left)} of {len(chosen)} cases are left: run again to go on" if left else "")
+    )
     return stored
 
 
@@ -216,9 +230,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--cases", metavar="GLOB", nargs="+", default=[], help="names, as 'step/*/ipc10' (all)")
     parser.add_argument("--repeats", metavar="N", type=int, default=3, help="timed calls of each side (%(default)s)")
-    parser.add_argument("--seconds", metavar="S", type=float, default=120.0, help="that one case may take (%(default)s)")
+    parser.add_argument(
+        "--seconds", metavar="S", type=float, default=120.0, help="that one case may take (%(default)s)"
+    )
     parser.add_argument("--seconds-total", metavar="S", type=float, help="after which no case is begun (none)")
-    parser.add_argument("--out", metavar="FILE", help="a .json file (runs/benchmarks.json, with --quick benchmarks-quick.json)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="a .json file (runs/benchmarks.json, with --quick benchmarks-quick.json)"
+    )
     parser.add_argument("--again", action="store_true", help="measure again what FILE holds already")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to see that everything runs")
     parser.add_argument("--device", help="cpu or cuda (CUDA where there is one)")

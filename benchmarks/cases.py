@@ -22,11 +22,12 @@ from torch.utils.data import TensorDataset
 
 import gmlib as gm
 from gmlib import networks, where
-from gmlib.condense import fresh_network, initial, match, sample, streams_of
-from gmlib.evaluate import accuracy, settle
-from gmlib.gradients import WAYS, Recorder, class_gradients
-from gmlib.memory import Memory
-from gmlib.recipe import generator
+from gmlib.evaluation import accuracy, settle
+from gmlib.lines import fresh_network, initial, match, sample, streams_of
+from gmlib.runtime import generator
+from gmlib.speed.gradients import WAYS, class_gradients
+from gmlib.speed.memory import Memory
+from gmlib.speed.recording import Recorder
 
 Seconds = Callable[[], float]
 # A run on CUDA begins with what is done once: the third step of a kind is recorded, say. It has K = 1000 outer iterations to make
@@ -90,7 +91,14 @@ def step(size: Size, method: str, device: torch.device) -> Pair:
     batches = data.train_images, plain.indices_by_class(data.train_labels), size.B, np.random.default_rng(0)
     written_plainly = partial(plain.update, method, network_too, S_too, optimise_S_too, *batches)
     one, untimed = step_work(size), BEFORE if device.type == "cuda" else 1
-    return Pair(partial(clock, device, ours), partial(clock, device, written_plainly), one, 2 * one, "one update of S", untimed)
+    return Pair(
+        partial(clock, device, ours),
+        partial(clock, device, written_plainly),
+        one,
+        2 * one,
+        "one update of S",
+        untimed,
+    )
 
 
 def outer(size: Size, method: str, beside: str, device: torch.device) -> Pair:
@@ -100,7 +108,10 @@ def outer(size: Size, method: str, beside: str, device: torch.device) -> Pair:
     first, more = (ceil(BEFORE / T), max(ITERATIONS, ceil(UPDATES / T))) if device.type == "cuda" else (1, 0)
 
     def ours() -> float:
-        runs = [partial(gm.condense, data, replace(recipe, outer_loops=K), device, progress=False) for K in (first, first + more)]
+        runs = [
+            partial(gm.condense, data, replace(recipe, outer_loops=K), device, progress=False)
+            for K in (first, first + more)
+        ]
         begun = clock(device, runs[0])
         return (clock(device, runs[1]) - begun) / more if more else begun
 
@@ -109,11 +120,15 @@ def outer(size: Size, method: str, beside: str, device: torch.device) -> Pair:
 
     def written_plainly() -> None:
         network = fresh_network(data, recipe_too, next(drawn))
-        plain.outer_iteration(beside, network, S, optimise_S, data.train_images, indices, T=T, zeta=zeta, batch=size.B, rng=rng)
+        plain.outer_iteration(
+            beside, network, S, optimise_S, data.train_images, indices, T=T, zeta=zeta, batch=size.B, rng=rng
+        )
 
     one, one_too = outer_work(size, recipe), outer_work(size, recipe_too)
     calls = (2 * first + more if more else 1) * one + one_too
-    unit = "one outer iteration" + (f", the mean of {more} after the first{f' {first}' if first > 1 else ''}" if more else "")
+    unit = "one outer iteration" + (
+        f", the mean of {more} after the first{f' {first}' if first > 1 else ''}" if more else ""
+    )
     return Pair(ours, partial(clock, device, written_plainly), one, calls, unit)
 
 
@@ -125,7 +140,12 @@ def whole_set(size: Size, method: str, device: torch.device) -> Pair:
 
 
 def real_pass(
-    size: Size, device: torch.device, way: str | None = None, *, channels_last: bool = False, compiler: str | None = None
+    size: Size,
+    device: torch.device,
+    way: str | None = None,
+    *,
+    channels_last: bool = False,
+    compiler: str | None = None,
 ) -> Pair:
     """The class gradients gT of one step alone: C batches of B real images.
 
@@ -173,7 +193,11 @@ def train(size: Size, varied: bool, n: tuple[int, int], epochs: int, device: tor
     unit = f"per network and epoch; {n[0]} networks ({n[1]} plain), {epochs} epochs"
     each = n[0] * epochs, n[1] * epochs
     return Pair(
-        lambda: clock(device, ours) / each[0], lambda: clock(device, written_plainly) / each[1], one, sum(each) * one, unit
+        lambda: clock(device, ours) / each[0],
+        lambda: clock(device, written_plainly) / each[1],
+        one,
+        sum(each) * one,
+        unit,
     )
 
 
@@ -182,7 +206,9 @@ def evaluation(size: Size, varied: bool, n: tuple[int, int], epochs: int | None,
     ours, written_plainly, one_epoch, epochs = _evaluation(size, size.n_test, varied, n, epochs, device)
     one = epochs * one_epoch + work(ceiling.forward, size, size.n_test)
     unit = f"per network; {n[0]} networks ({n[1]} plain), {epochs} epochs, {size.n_test} test images"
-    return Pair(lambda: clock(device, ours) / n[0], lambda: clock(device, written_plainly) / n[1], one, sum(n) * one, unit)
+    return Pair(
+        lambda: clock(device, ours) / n[0], lambda: clock(device, written_plainly) / n[1], one, sum(n) * one, unit
+    )
 
 
 def test(size: Size, device: torch.device) -> Pair:
@@ -216,7 +242,9 @@ def _made_up(shape: tuple[int, int, int], C: int, per_class: int, n_test: int, d
 def recipe_of(size: Size, method: str) -> gm.Recipe:
     """The paper's recipe at this size."""
     sizes = {"width": size.width, "depth": size.depth, "batch_real": size.B, "precision": size.precision}
-    return gm.Recipe.for_method(method, "random", size.ipc, **sizes, inner_loops=size.T, zeta_theta=size.zeta, outer_loops=1)
+    return gm.Recipe.for_method(
+        method, "random", size.ipc, **sizes, inner_loops=size.T, zeta_theta=size.zeta, outer_loops=1
+    )
 
 
 def work(passes: Callable[[nn.Module, Tensor, Tensor], None], size: Size, n: int) -> Work:
@@ -243,7 +271,11 @@ def outer_work(size: Size, recipe: gm.Recipe) -> Work:
 
 def _start(data: gm.Data, recipe: gm.Recipe) -> tuple[nn.Module, Tensor, torch.optim.Optimizer]:
     S = initial(data, recipe).requires_grad_()
-    return fresh_network(data, recipe, 0), S, torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
+    return (
+        fresh_network(data, recipe, 0),
+        S,
+        torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images),
+    )
 
 
 def _derivative(g: list[Tensor], S: Tensor) -> None:
@@ -373,7 +405,10 @@ def _cases(plan: Plan) -> Iterator[tuple[str, Callable[[torch.device], Pair]]]:
     for axis, values in plan.axes.items():
         for value in values:
             size = replace(plan.growing, **{axis: value})
-            yield f"growth/{axis}/{value}", partial(outer, size, "DC", "DC") if axis == "T" else partial(step, size, "DC")
+            yield (
+                f"growth/{axis}/{value}",
+                partial(outer, size, "DC", "DC") if axis == "T" else partial(step, size, "DC"),
+            )
 
 
 def _of_whole_runs(plan: Plan, base: Size, sizes: list[Size]) -> Iterator[tuple[str, Callable[[torch.device], Pair]]]:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from gmlib.gradients import products
+from gmlib.speed.precision import matmul_precision
 
 PRODUCTS = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # sides of the square matrices that are multiplied
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of the tensor that is copied: far more than a cache holds
@@ -41,7 +41,7 @@ def measure(device: torch.device, seconds: float = 0.5) -> Machine:
     """Best rates seen on `device`, each size and the copy tried for about `seconds`; the first call of each is not counted."""
     rates = {}
     for precision in ("float32", "tf32") if device.type == "cuda" else ("float32",):
-        with products(precision):
+        with matmul_precision(precision):
             rates[precision] = max(_products(device, side, seconds) for side in PRODUCTS[device.type])
     n = COPIED[device.type] // 4
     source, target = torch.ones(n, device=device), torch.zeros(n, device=device)
@@ -118,7 +118,9 @@ def derivative(network: nn.Module, x: Tensor, y: Tensor) -> None:
     torch.autograd.grad(g, x, grad_outputs=[torch.ones_like(each) for each in g])
 
 
-def work(passes: Callable[[nn.Module, Tensor, Tensor], None], network: nn.Module, n: int, shape: tuple[int, int, int]) -> Work:
+def work(
+    passes: Callable[[nn.Module, Tensor, Tensor], None], network: nn.Module, n: int, shape: tuple[int, int, int]
+) -> Work:
     """The counted work of `passes` over n images of `shape` (channels, height, width); nothing is computed."""
     network = copy.deepcopy(network).to("meta")
     x, y = torch.empty(n, *shape, device="meta"), torch.zeros(n, dtype=torch.int64, device="meta")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gmlib.memory import HEAP
+from gmlib.speed.memory import HEAP
 
 BY_ITSELF = {"M_MMAP_THRESHOLD": 2**25, "M_TRIM_THRESHOLD": 2**26, "M_TOP_PAD": 2**17}  # bytes
 

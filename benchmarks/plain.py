@@ -96,7 +96,10 @@ def update(method: str, network: nn.Module, S: Tensor, optimise_S: torch.optim.O
 
 
 def epoch(
-    network: nn.Module, loader: DataLoader, optimise: torch.optim.Optimizer, vary: Callable[[Tensor], Tensor] | None = None
+    network: nn.Module,
+    loader: DataLoader,
+    optimise: torch.optim.Optimizer,
+    vary: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
     """One pass over `loader`; returns mean loss and accuracy in percent."""
     device = next(network.parameters()).device

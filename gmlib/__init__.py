@@ -1,23 +1,27 @@
 """gmlib: dataset condensation by gradient matching, after Jiang, Gu, Liu and Pan (arXiv 2208.00311).
 
-    import gmlib as gm
-    data = gm.load_data("digits")
-    recipe = gm.Recipe.for_method("MDA", dataset="digits", ipc=10, budget="smoke", seed=0)
-    S = gm.condense(data, recipe)
-    print(gm.evaluate(S, data, n_networks=5))
+import gmlib as gm
+
+data = gm.load_data("digits")
+recipe = gm.Recipe.for_method("MDA", dataset="digits", ipc=10, budget="smoke", seed=0)
+S = gm.condense(data, recipe)
+print(gm.evaluate(S, data, n_networks=5))
 """
 
-from .condense import Diverged, condense
-from .coreset import CORESETS, coreset
-from .data import Data, SyntheticSet, load_data
-from .evaluate import Evaluation, Protocol, evaluate
+from .condensation import Diverged, condense
+from .coresets import CORESETS, coreset
+from .data import Data
+from .datasets import load_data
+from .evaluation import Evaluation, Protocol, evaluate
+from .maxmin import reach
 from .networks import NETWORKS
 from .networks import register as register_network
-from .reach import reach
-from .recipe import BUDGETS, METHODS, OutOfTime, Recipe
-from .shipped import load_condensed
+from .recipe import BUDGETS, METHODS, Recipe
+from .runs.shipped import load_condensed
+from .runtime import OutOfTime
+from .sets import SyntheticSet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BUDGETS",

@@ -113,8 +113,12 @@ def one_of_for_each(x: Tensor, operations: Sequence[str], rngs: Sequence[torch.G
         listed = which[-1].tolist()
         drawn.append([op.draw(listed.count(k), x.shape[1:], rng) for k, op in enumerate(known)])
     fill = x.mean((0, 2, 3), keepdim=True)
-    numbers = [torch.cat(of_op) for of_op in zip(*drawn, strict=True)]  # in the order of the images, as `_by_group` hands them
-    functions = [lambda part, _, op=op, own=own: op.move(part, own, fill) for op, own in zip(known, numbers, strict=True)]
+    numbers = [
+        torch.cat(of_op) for of_op in zip(*drawn, strict=True)
+    ]  # in the order of the images, as `_by_group` hands them
+    functions = [
+        lambda part, _, op=op, own=own: op.move(part, own, fill) for op, own in zip(known, numbers, strict=True)
+    ]
     return _by_group(x, torch.stack(which), functions)
 
 
@@ -198,7 +202,7 @@ def strategy_for(data_name: str) -> tuple[str, ...]:
     return tuple(name for name in SIAMESE if not (name == "flip" and data_name in NO_FLIP))
 
 
-def parse(strategy: str | Sequence[str]) -> tuple[str, ...]:
+def parse_strategy(strategy: str | Sequence[str]) -> tuple[str, ...]:
     """The names in a strategy given as "crop+scale" or as ("crop", "scale"). ValueError if empty or of unknown names."""
     names = tuple(strategy.replace(" ", "").split("+")) if isinstance(strategy, str) else tuple(strategy)
     if names in ((), ("",)):
@@ -208,47 +212,47 @@ def parse(strategy: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def draw(strategy: str | Sequence[str], rng: torch.Generator) -> Transform:
-    """One operation of `strategy`, drawn evenly, and its strength. rng: a CPU generator. Errors: see `parse`."""
-    names = parse(strategy)
+def draw_transform(strategy: str | Sequence[str], rng: torch.Generator) -> Transform:
+    """One operation of `strategy`, drawn evenly, and its strength. rng: a CPU generator. Errors: see `parse_strategy`."""
+    names = parse_strategy(strategy)
     (which,), (u,) = _draws(len(names), 1, rng)
     return Transform(names[which], tuple(u.tolist()))
 
 
 def siamese(strategy: str | Sequence[str], rng: torch.Generator) -> Callable[[Tensor], Tensor]:
     """The transformation of one class at one matching step: call it on the real images, and on the synthetic ones."""
-    return draw(strategy, rng)
+    return draw_transform(strategy, rng)
 
 
 def independent(x: Tensor, strategy: str | Sequence[str], rng: torch.Generator) -> Tensor:
     """A varied copy of x (n, channels, height, width), each image by a draw of its own: for training on S in phase 2.
 
     The published code draws the operation once for a mini-batch and only its strength for each image.
-    rng: a CPU generator. Raises ValueError for x that are no images, else see `parse`.
+    rng: a CPU generator. Raises ValueError for x that are no images, else see `parse_strategy`.
     """
     return independent_for_each(x, strategy, [rng])[0]
 
 
 def independent_for_each(x: Tensor, strategy: str | Sequence[str], rngs: Sequence[torch.Generator]) -> Tensor:
     """`independent` by each of several generators, (len(rngs), n, channels, height, width), moved all at once."""
-    names = parse(strategy)
+    names = parse_strategy(strategy)
     _check_images(x)
     which, u = (torch.stack(drawn) for drawn in zip(*(_draws(len(names), len(x), rng) for rng in rngs), strict=True))
     u = u.flatten(0, 1)
     return _by_group(x, which, [lambda part, i, vary=SIAMESE[name]: vary(part, u[i]) for name in names])
 
 
-def spelt(augment: str, others: Sequence[str]) -> str:
+def canonical_name(augment: str, others: Sequence[str]) -> str:
     """The one spelling of this; ValueError unless it is one of the others, "dsa", or "dsa:" and a strategy: "dsa:crop+scale"."""
     kind, _, strategy = augment.partition(":") if isinstance(augment, str) else (augment, "", "")
     choose(dict.fromkeys((*others, "dsa")), "augment", kind, "dsa: and operations of your own, as in dsa:crop+scale")
-    return kind if kind == augment else f"{kind}:{'+'.join(parse(strategy if kind == 'dsa' else ''))}"
+    return kind if kind == augment else f"{kind}:{'+'.join(parse_strategy(strategy if kind == 'dsa' else ''))}"
 
 
 def strategy_of(augment: str, data_name: str) -> tuple[str, ...]:
     """The names in SIAMESE of an `augment` that begins with "dsa": its own, else the published ones for the data set."""
     own = augment.partition(":")[2]
-    return parse(own) if own else strategy_for(data_name)
+    return parse_strategy(own) if own else strategy_for(data_name)
 
 
 def siamese_for(augment: str, data_name: str, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -292,7 +296,9 @@ def _by_group(x: Tensor, which: Tensor, functions: Sequence[Callable[[Tensor, Te
 
     which: (copies, n). Each function is called once, on (its images, their places in the flattened `which`, ascending).
     """
-    order = which.flatten().argsort(stable=True)  # the places of the first function's images, then of the second's, ...
+    order = which.flatten().argsort(
+        stable=True
+    )  # the places of the first function's images, then of the second's, ...
     listed = which.flatten().tolist()
     counts = [listed.count(k) for k in range(len(functions))]
     beside = _beside(x, order)
@@ -304,7 +310,9 @@ def _by_group(x: Tensor, which: Tensor, functions: Sequence[Callable[[Tensor, Te
 def _moved(x: Tensor, down: Tensor, right: Tensor, fill: Tensor | float) -> Tensor:
     """x moved by whole pixels, exactly. down, right: (n,) or (1,) int64 on the CPU; what comes in from outside is `fill`."""
     height, width = x.shape[-2:]
-    rows = (torch.arange(height, device=x.device) - _beside(x, down)[:, None])[:, None, :, None]  # of x, that each is taken from
+    rows = (torch.arange(height, device=x.device) - _beside(x, down)[:, None])[
+        :, None, :, None
+    ]  # of x, that each is taken from
     columns = (torch.arange(width, device=x.device) - _beside(x, right)[:, None])[:, None, None, :]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     moved = x.take_along_dim(rows.clamp(0, height - 1), 2).take_along_dim(columns.clamp(0, width - 1), 3)
@@ -336,4 +344,6 @@ def _sampled(x: Tensor, linear: Sequence[Tensor], fill: Tensor | float) -> Tenso
 
 def _check_images(x: Tensor) -> None:
     if x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
-        raise ValueError(f"cannot vary {x.dtype} of shape {tuple(x.shape)}: give floats (n, channels, height, width), n above 0")
+        raise ValueError(
+            f"cannot vary {x.dtype} of shape {tuple(x.shape)}: give floats (n, channels, height, width), n above 0"
+        )

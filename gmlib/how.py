@@ -23,7 +23,9 @@ def as_rows(g: Tensor, ndim: int) -> Tensor:
     One-dimensional parameters (biases, norm scale and shift) are not matched and raise ValueError.
     """
     if ndim < 2:
-        raise ValueError("biases and norm parameters have no rows: leave one-dimensional parameters out of the matching")
+        raise ValueError(
+            "biases and norm parameters have no rows: leave one-dimensional parameters out of the matching"
+        )
     return g.flatten(g.ndim - ndim + 1)
 
 
@@ -61,7 +63,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"d1": d1, "d2": d2, 
 _TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*?\s*)?(?P<name>[A-Za-z_]\w*)")
 
 
-def parse(expression: str) -> list[tuple[float, str]]:
+def parse_distance(expression: str) -> list[tuple[float, str]]:
     """Read a weighted sum of distances: "d1 + 0.1*d2" -> [(1.0, "d1"), (0.1, "d2")].
 
     Raises ValueError for an unknown distance (the known ones are listed), a weight that is not a positive number, or
@@ -84,28 +86,30 @@ def parse(expression: str) -> list[tuple[float, str]]:
         except ValueError:
             weight = 0.0
         if not 0 < weight < float("inf"):
-            raise ValueError(f"weight {match['weight']!r} in {expression!r} is not a positive number: write it like 0.1*{name}")
+            raise ValueError(
+                f"weight {match['weight']!r} in {expression!r} is not a positive number: write it like 0.1*{name}"
+            )
         terms.append((weight, name))
     return terms
 
 
-def spell(terms: Sequence[tuple[float, str]]) -> str:
+def spell_distance(terms: Sequence[tuple[float, str]]) -> str:
     """The one spelling of a sum: [(1.0, "d1"), (0.1, "d2")] -> "d1 + 0.1*d2"."""
     return " + ".join(name if weight == 1 else f"{str(weight).removesuffix('.0')}*{name}" for weight, name in terms)
 
 
 def layer_distances(expression: str, gS: Gradient, gT: Gradient) -> list[Tensor]:
     """d(gS_l, gT_l) of each layer l. gS, gT: one (..., rows, n) tensor per layer -> one (...) tensor per layer."""
-    terms = parse(expression)
+    terms = parse_distance(expression)
     return [sum(weight * DISTANCES[name](A, B) for weight, name in terms) for A, B in zip(gS, gT, strict=True)]
 
 
 def distance(expression: str) -> Callable[[Gradient, Gradient], Tensor]:
-    """D of Eq. 7: the function (gS, gT) -> sum over layers of d(gS_l, gT_l), for a `parse`-able expression.
+    """D of Eq. 7: the function (gS, gT) -> sum over layers of d(gS_l, gT_l), for a `parse_distance`-able expression.
 
     The function takes one (..., rows, n) tensor per layer on each side and returns (...).
     """
-    parse(expression)  # a bad expression is told here, before any work
+    parse_distance(expression)  # a bad expression is told here, before any work
 
     def D(gS: Gradient, gT: Gradient) -> Tensor:
         # D = sum_l d(gS_l, gT_l)

@@ -4,14 +4,15 @@ All take images (N, channels, height, width) and return logits (N, C). `build` i
 NETWORKS holds those of Table 4 and what `register` adds; the shapes are those of the public baseline code (Zhao et al.,
 "Dataset Condensation with Gradient Matching", ICLR 2021), whose sizes for 28 and 32 pixels are here derived from the image.
 Norm is instance norm everywhere but in the two networks whose name ends in "bn", the sources of Table 4.
+
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import choose
-from .memory import Memory
 
 Make = Callable[..., nn.Module]
-Step = Callable[[Tensor, Tensor], None]  # of images and labels
-
 _DRAWING = threading.Lock()  # torch's global generator is one for all threads
-CACHE = 2**24  # bytes of the widest activation in one pass on a CPU
-KEPT = 16  # activations as large as the widest that a pass of the ConvNet holds at once: four to a layer, and their gradients
 
 
 def instance_norm(width: int) -> nn.Module:
@@ -56,7 +52,9 @@ class HalvingPool(nn.AvgPool2d):
     def __init__(self, side: int):
         super().__init__(2)
         half = torch.eye(side // 2).repeat_interleave(2, 0) / 4
-        self.average = torch.cat([half, half]) if side % 2 == 0 else None  # (2*side, side/2); no buffer: it is no state
+        self.average = (
+            torch.cat([half, half]) if side % 2 == 0 else None
+        )  # (2*side, side/2); no buffer: it is no state
 
     def forward(self, x: Tensor) -> Tensor:
         side = x.shape[-1]
@@ -66,18 +64,22 @@ class HalvingPool(nn.AvgPool2d):
         return rows @ self.average.to(x.dtype)
 
 
-# ---- ConvNet and its variants ----------------------------------------------------------------------------
-
 ACTIVATIONS: dict[str, Make] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "leaky": partial(nn.LeakyReLU, 0.01)}
+
+
 POOLINGS: dict[str, Make | None] = {  # of (side of the feature map)
     "avg": HalvingPool,
     "max": lambda side: nn.MaxPool2d(2),
     "none": None,
 }
+
+
 NORMS: dict[str, Make | None] = {  # of (width, side of the feature map)
     "instance": lambda width, side: instance_norm(width),
     "batch": lambda width, side: nn.BatchNorm2d(width),
-    "layer": lambda width, side: LayerNorm((width, side, side)),  # scale and shift (width, side, side): matched, as width rows
+    "layer": lambda width, side: LayerNorm(
+        (width, side, side)
+    ),  # scale and shift (width, side, side): matched, as width rows
     "group": lambda width, side: nn.GroupNorm(4, width),  # four groups, as in the public ConvNet code
     "none": None,
 }
@@ -124,13 +126,15 @@ def convnet(
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width * side * side, n_classes))
 
 
-# ---- the other networks of Table 4: they have no width or depth to choose --------------------------------
-
-
 def mlp(channels: int, size: int, n_classes: int) -> nn.Module:
     """Multi-layer perceptron: two hidden layers of 128, ReLU. Fits images of any size."""
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(channels * size * size, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, n_classes)
+        nn.Flatten(),
+        nn.Linear(channels * size * size, 128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.ReLU(),
+        nn.Linear(128, n_classes),
     )
 
 
@@ -205,7 +209,9 @@ class _Residual(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x))
 
 
-def _resnet18(channels: int, n_classes: int, *, side: int, last: list[nn.Module], pooled: bool, norm: Make) -> nn.Module:
+def _resnet18(
+    channels: int, n_classes: int, *, side: int, last: list[nn.Module], pooled: bool, norm: Make
+) -> nn.Module:
     layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
     inside = 64
     for width in (64, 128, 256, 512):
@@ -248,10 +254,10 @@ def _at_least(smallest: int, network: str, channels: int, size: int) -> None:
     """ValueError unless images have `smallest` x `smallest` pixels once padded."""
     if size + 2 * _padding(channels, size) < smallest:
         padded = ", or 28x28, which is padded to that" if channels == 1 and smallest == 32 else ""
-        raise ValueError(f"images of {size}x{size} pixels are too small for {network}: use {smallest}x{smallest} or more{padded}")
+        raise ValueError(
+            f"images of {size}x{size} pixels are too small for {network}: use {smallest}x{smallest} or more{padded}"
+        )
 
-
-# ---- by name ---------------------------------------------------------------------------------------------
 
 NETWORKS: dict[str, Make] = {
     "convnet": convnet,
@@ -263,11 +269,15 @@ NETWORKS: dict[str, Make] = {
     "vgg11bn": vgg11bn,
     "resnet18bn": resnet18bn,
 }
+
+
 BUILT_IN = frozenset(NETWORKS)
+
+
 OPTIONS = {"norm": NORMS, "pooling": POOLINGS, "activation": ACTIVATIONS}  # of "convnet", spelt in its name
 
 
-def parse(name: str) -> tuple[str, dict[str, str]]:
+def parse_name(name: str) -> tuple[str, dict[str, str]]:
     """Read a network's name: "convnet:norm=batch,pooling=max" -> ("convnet", {"norm": "batch", "pooling": "max"}).
 
     Any of ConvNet's options norm, pooling, activation may follow its name, in any order; no other network has options.
@@ -296,7 +306,7 @@ def register(name: str, factory: Make) -> None:
     A name can be registered again, to replace its factory. A run stores the name only: register it in every new process.
     Raises ValueError for the name of a built-in network, or one that is no plain word (letters, digits, "-", "_", ".").
     """
-    # It becomes part of file names; ":" and "," have a meaning in `parse`.
+    # It becomes part of file names; ":" and "," have a meaning in `parse_name`.
     if not (isinstance(name, str) and name and all(c.isalnum() or c in "-_." for c in name)):
         raise ValueError(f'{name!r} cannot name a network: use letters, digits, "-", "_" and "." only, without ":"')
     if name in BUILT_IN:
@@ -319,19 +329,25 @@ def build(
 ) -> nn.Module:
     """A freshly initialised network for images of `shape` (channels, height, width), PyTorch's default initialisation.
 
-    name: see `parse`. width, depth: of the ConvNet, or of a registered factory that takes them; other networks ignore them.
+    name: see `parse_name`. width, depth: of the ConvNet, or of a registered factory that takes them; other networks ignore them.
     The same generator seed gives the same float32 weights on every device and in every dtype. torch's own random state is
     left as it was. Raises ValueError for an unknown name or option, images that are not square, a network that does not fit
     them, or a registered factory that does not return a fitting network.
     """
-    base, options = parse(name)
+    base, options = parse_name(name)
     channels, height, width_px = shape
     if height != width_px:
-        raise ValueError(f"images of {height}x{width_px} pixels are not square: crop or resize them (size=...) before use")
+        raise ValueError(
+            f"images of {height}x{width_px} pixels are not square: crop or resize them (size=...) before use"
+        )
     factory = NETWORKS[base]
     taken = inspect.signature(factory).parameters.values()
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in taken)
-    sizes = {key: value for key, value in (("width", width), ("depth", depth)) if any_keyword or key in {p.name for p in taken}}
+    sizes = {
+        key: value
+        for key, value in (("width", width), ("depth", depth))
+        if any_keyword or key in {p.name for p in taken}
+    }
     with _DRAWING, torch.random.fork_rng(devices=[]):
         # Modules draw their weights from torch's global generator, so that is the one to seed, for these lines only.
         torch.default_generator.manual_seed(generator.initial_seed())
@@ -348,7 +364,9 @@ def _made(factory: Make, name: str, shape: tuple[int, int, int], n_classes: int,
     try:
         network = factory(channels, size, n_classes, **sizes)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the factory of {name!r} makes no network of ({channels}, {size}, {n_classes}): {error}") from error
+        raise ValueError(
+            f"the factory of {name!r} makes no network of ({channels}, {size}, {n_classes}): {error}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"the factory of {name!r} returned a {type(network).__name__}: return a torch.nn.Module")
     # Two blank images tell the shape of the output; in eval mode they leave BatchNorm's statistics as they are.
@@ -362,11 +380,10 @@ def _made(factory: Make, name: str, shape: tuple[int, int, int], n_classes: int,
         found, wanted = tuple(scores.shape), (2, n_classes)
         raise ValueError(f"the network {name!r} gives scores of shape {found} for two images: let it give {wanted}")
     if not matched(network):
-        raise ValueError(f"the network {name!r} has no weights of two or more dimensions, so nothing could be matched: add some")
+        raise ValueError(
+            f"the network {name!r} has no weights of two or more dimensions, so nothing could be matched: add some"
+        )
     return network
-
-
-# ---- in use ----------------------------------------------------------------------------------------------
 
 
 def matched(network: nn.Module) -> list[tuple[str, Tensor]]:
@@ -388,7 +405,9 @@ def freeze_batchnorm(network: nn.Module, images: Tensor) -> bool:
     if not layers:
         return False
     if not all(layer.track_running_stats for layer in layers):
-        raise ValueError("a BatchNorm layer without running statistics cannot be frozen: leave out track_running_stats=False")
+        raise ValueError(
+            "a BatchNorm layer without running statistics cannot be frozen: leave out track_running_stats=False"
+        )
     usual = [layer.momentum for layer in layers]
     for layer in layers:
         layer.train()
@@ -400,187 +419,6 @@ def freeze_batchnorm(network: nn.Module, images: Tensor) -> bool:
     return True
 
 
-def train_one_pass(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    batch: int,
-    rng: torch.Generator,
-    memory: Memory | None = None,
-    record: Callable[..., None] | None = None,
-) -> None:
-    """An epoch over x (n, channels, height, width) and its labels y (n,) in shuffled mini-batches, cross-entropy loss.
-
-    This is one "step" of theta in Algorithm 1 (line 12): a single gradient step while S fits in one batch. BatchNorm layers
-    normalise by their batch and update their running statistics, frozen or not before. The gradient of a mini-batch is
-    summed up over parts of it, the same to rounding, where a pass is faster in parts (`pass_size`) or memory runs out; not
-    with BatchNorm, which needs the batch whole. record: the `gradients.Recorder` of a run whose network and optimiser stay.
-    """
-    network.train()
-    memory = memory or memory_for(network, batch)
-    step = partial(_step, [network], optimiser, memory, pass_size(network, x), ())
-    recorded = record and (lambda *inputs: record(("theta", memory.chunk), step, *inputs))
-    _one_pass(recorded or step, memory, x[None], y, batch, [rng])
-
-
-def _one_pass(step: Step, memory: Memory, x: Tensor, y: Tensor, batch: int, rngs: Sequence[torch.Generator]) -> None:
-    """`step` on shuffled mini-batches, each network's by its generator, of its own images in x (len(rngs), n, ...); y (n,)."""
-    order = torch.stack([torch.randperm(len(y), generator=rng) for rng in rngs]).to(y.device, non_blocking=y.is_cuda)
-    own = torch.arange(len(rngs), device=y.device)[:, None]
-    for chosen in order.split(batch, 1):
-        images, labels = x[own, chosen], y[chosen]
-        for attempt in memory:
-            with attempt:
-                step(images, labels)
-
-
-def _step(
-    group: Sequence[nn.Module],
-    optimiser: torch.optim.Optimizer,
-    memory: Memory,
-    fits: int | None,
-    streams: Sequence[torch.cuda.Stream],
-    x: Tensor,
-    y: Tensor,
-) -> None:
-    """A gradient step of each network on a mini-batch of its own: x (len(group), b, channels, height, width), y (.., b).
-
-    fits: `pass_size`. streams: see `_on_streams`.
-    """
-    batch = y.shape[1]
-    size = min(memory.chunk or batch, fits or batch)
-
-    def backward(network: nn.Module, images: Tensor, labels: Tensor) -> None:
-        if size >= batch:
-            F.cross_entropy(network(images), labels).backward()
-            return
-        for part, classes in zip(images.split(size), labels.split(size), strict=True):
-            loss = F.cross_entropy(network(part), classes) * (len(part) / batch)
-            loss.backward()
-
-    optimiser.zero_grad()
-    _on_streams(streams, [partial(backward, *own) for own in zip(group, x, y, strict=True)])
-    optimiser.step()
-
-
-def _on_streams(streams: Sequence[torch.cuda.Stream], work: Sequence[Callable[[], None]]) -> None:
-    """Call each function: one after the other, or handed out in turn to CUDA streams, between which a device shares itself."""
-    if not streams:
-        for each in work:
-            each()
-        return
-    here = torch.cuda.current_stream(streams[0].device)
-    for stream in streams:
-        stream.wait_stream(here)
-    try:
-        for i, each in enumerate(work):
-            with torch.cuda.stream(streams[i % len(streams)]):
-                each()
-    finally:  # also where memory ran out: what a graph records has to come together again
-        for stream in streams:
-            here.wait_stream(stream)
-
-
-def pass_size(network: nn.Module, x: Tensor) -> int | None:
-    """How many images of x (n, channels, height, width) to take in one pass: None for all of them.
-
-    On CUDA as many as there is memory for. On a CPU a pass is faster in parts whose widest activation stays in the cache
-    (CACHE): a large one is fresh memory at every layer. Measured on one core, ConvNet-3-128: class gradients of 256 grey 28x28
-    images 1.9 s whole, 1.1 s in parts; a training pass over 256 colour 32x32 images 1.9 and 1.2 s; a forward pass over 512 grey
-    28x28 images 1.5 and 0.8 s.
-    """
-    if x.device.type not in ("cpu", "cuda") or any(isinstance(m, _BatchNorm) and m.training for m in network.modules()):
-        return None
-    # The first convolution's is the widest: where later ones have more channels, they have fewer pixels.
-    width = next((p.shape[0] for p in network.parameters() if p.ndim == 4), x.shape[1])
-    widest = width * x[0, 0].numel() * x.element_size()  # bytes of an image
-    return max(1, (CACHE if x.device.type == "cpu" else _room(x.device)) // widest)
-
-
-@cache
-def _room(device: torch.device) -> int:
-    """Bytes of the widest activation for which a CUDA device has room: half of what is free, shared among those kept for the
-    gradient. Asked once, so that passes are cut alike all along; `memory.Memory` sees to it where this was too much."""
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what torch keeps at hand
-    return free // (2 * KEPT)
-
-
-def memory_for(network: nn.Module, batch: int) -> Memory:
-    """How far the mini-batches of `train_one_pass` may be split."""
-    return Memory(largest=1 if has_batchnorm(network) else batch)
-
-
 def has_batchnorm(network: nn.Module) -> bool:
     """Whether the network holds BatchNorm layers."""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
-
-
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": lambda parameters, lr, momentum, weight_decay, **options: torch.optim.Adam(
-        parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, **options
-    ),
-}
-# What lets a step be recorded: a learning rate and a count of steps that are read on the device.
-RECORDABLE: dict[str, dict[str, bool]] = {"sgd": {"fused": True}, "adam": {"fused": True, "capturable": True}}
-STREAMS = 16  # at most so many CUDA streams, to which networks that are trained side by side are handed out
-
-
-def fit(
-    network: nn.Module | Sequence[nn.Module],
-    x: Tensor,
-    y: Tensor,
-    *,
-    epochs: int,
-    rng: torch.Generator | Sequence[torch.Generator],
-    optimiser: str = "sgd",
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    batch: int = 256,
-    vary: Callable[[Tensor], Tensor] | None = None,
-    as_recorded: Callable[[Step], Step] | None = None,
-) -> nn.Module | Sequence[nn.Module]:
-    """Train `network` in place by the protocol of phase 2: SGD, the learning rate divided by 10 after half the epochs.
-
-    network: one, or several of a kind that are trained side by side, each as it is alone: then rng is a generator for each.
-    optimiser: a name in OPTIMISERS; of "adam", momentum is the first beta. vary: maps x (n, channels, height, width) to a varied
-    copy of it, for several networks to (networks, n, channels, height, width), anew for each epoch.
-    as_recorded: makes of a step one that is recorded and replayed, on CUDA `gradients.Replay`. There several networks take their
-    steps on several streams, each by the same operations as alone; so this holds for BatchNorm too, and for every network.
-
-    Where memory runs out, passes of a single network are split; for several the error is raised, to begin again with fewer.
-    Returns the network, or networks.
-    """
-    group, rngs = ([network], [rng]) if isinstance(network, nn.Module) else (network, rng)
-    memory = memory_for(group[0], batch) if len(group) == 1 else Memory(largest=1)
-    parameters = [p for each in group for p in each.parameters()]
-    options = RECORDABLE[optimiser] if as_recorded else {}
-    steps = OPTIMISERS[optimiser](parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
-    if as_recorded:
-        steps.param_groups[0]["lr"] = torch.tensor(lr, device=x.device)
-    for each in group:
-        each.train()
-    fits = pass_size(group[0], x)
-    step = partial(_step, group, steps, memory, fits, _streams(len(group), x, min(batch, len(x)), fits))
-    step = as_recorded(step) if as_recorded else step
-    for epoch in range(epochs):
-        if epoch == epochs // 2:
-            if as_recorded:
-                steps.param_groups[0]["lr"].fill_(lr / 10)
-            else:
-                steps.param_groups[0]["lr"] = lr / 10
-        varied = (x if vary is None else vary(x)).expand(len(group), *x.shape)
-        _one_pass(step, memory, varied, y, batch, rngs)
-    steps.zero_grad()  # a recorded step's gradients would keep its memory
-    return network
-
-
-def _streams(n_networks: int, x: Tensor, batch: int, fits: int | None) -> list[torch.cuda.Stream]:
-    """As many as there are networks, but so that their passes over `batch` images fit into memory at once; none for one."""
-    if x.device.type != "cuda":
-        return []
-    n = min(STREAMS, n_networks, (fits or STREAMS * batch) // batch)
-    return [torch.cuda.Stream(x.device) for _ in range(n)] if n > 1 else []

@@ -1,31 +1,26 @@
 """The recipe of a run: every choice of Algorithm 1 in one frozen dataclass, and named presets as small diffs on it.
 
 The defaults are the paper's, METHODS are the columns of its tables, BUDGETS say how much of the protocol is run.
+
 """
 
 from __future__ import annotations
 
-import hashlib
-import sys
-import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from . import augment as augment_
 from . import how as how_
 from . import networks
 from . import where as where_
 from .checks import check_number, choose, plain
-from .memory import keep_heap
 from .what import WHAT
 
 INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
 CLASS_WEIGHTS = ("equal", "share")
 PRECISIONS = ("float32", "tf32", "bf16", "tf32+bf16")
+
 
 # name -> (what, how, where): the columns of Table 3, then the two further columns of Table 1.
 METHODS: dict[str, dict[str, str]] = {
@@ -52,16 +47,6 @@ def preset(method: str, dataset: str, ipc: int) -> dict[str, str]:
     return chosen
 
 
-def generator(seed: int, *path: str | int) -> torch.Generator:
-    """A CPU generator for one purpose of one run: the same (seed, path) gives the same numbers, another one others.
-
-    Giving each purpose its own stream ("network", k) makes a run restartable at any outer iteration without storing random
-    states, and lets methods that share a seed meet the same networks and the same real batches.
-    """
-    digest = hashlib.sha256(repr((int(seed), *path)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
 @dataclass(frozen=True)
 class Recipe:
     """All choices of one condensation run. Checked when made: a ValueError says in a sentence what to change."""
@@ -71,7 +56,9 @@ class Recipe:
 
     what: str = "multi"  # gradients to match: intra, inter, interleaved, multi (Section 3.1)
     how: str = "d1 + d2"  # distance: a positive sum over d1..d4 (Section 3.2)
-    where: str = "adaptive"  # steps of theta: fixed, adaptive, overfit, overfit-gap (Section 3.3), or "steps:50,40,30"
+    where: str = (
+        "adaptive"  # steps of theta: fixed, adaptive, overfit, overfit-gap (Section 3.3), or "steps:50,40,30"
+    )
     lam: float | None = None  # weight of the inter-class term; None: the number of classes
     inter_batches: str = "classes"  # the inter-class gradient: Eq. 5's from the "classes", or "sampled" mixed batches
     class_weights: str = "equal"  # in Eq. 5: "equal", 1/C as in Algorithm 1, or each class's "share" of T
@@ -97,7 +84,9 @@ class Recipe:
     # Of both sides while matching: "dsa", differentiable Siamese augmentation (the paper's [29]) by its strategy for the data
     # set, or one of your own, "dsa:crop+scale". Networks are trained on S as `Protocol.augment` says, whatever this is.
     augment: str = "none"
-    precision: str = "float32"  # "tf32": products on CUDA in TF32; "bf16": the pass over real images in bfloat16; or both, +
+    precision: str = (
+        "float32"  # "tf32": products on CUDA in TF32; "bf16": the pass over real images in bfloat16; or both, +
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,13 +94,17 @@ class Recipe:
             "what": WHAT, "inter_batches": INTER_BATCHES, "class_weights": CLASS_WEIGHTS, "init": INIT, "precision": PRECISIONS,
         }.items():  # fmt: skip
             choose(dict.fromkeys(known), name, getattr(self, name))
-        object.__setattr__(self, "augment", augment_.spelt(self.augment, ("none",)))
+        object.__setattr__(self, "augment", augment_.canonical_name(self.augment, ("none",)))
         if self.augment != "none" and self.inter_batches == "sampled":
-            raise ValueError('augment varies batches of one class, not mixed ones: take inter_batches="classes", or no augment')
-        object.__setattr__(self, "how", how_.spell(how_.parse(self.how)))  # one spelling for one distance
+            raise ValueError(
+                'augment varies batches of one class, not mixed ones: take inter_batches="classes", or no augment'
+            )
+        object.__setattr__(
+            self, "how", how_.spell_distance(how_.parse_distance(self.how))
+        )  # one spelling for one distance
         if self.where not in where_.WHERE:
-            object.__setattr__(self, "where", "steps:" + ",".join(map(str, where_.spelt(self.where))))
-        networks.parse(self.network)
+            object.__setattr__(self, "where", "steps:" + ",".join(map(str, where_.parse_schedule(self.where))))
+        networks.parse_name(self.network)
 
         def number(name: str, **bounds: Any) -> None:
             object.__setattr__(self, name, plain(getattr(self, name)))
@@ -163,7 +156,13 @@ class Recipe:
 
     @classmethod
     def for_method(
-        cls, method: str, dataset: str = "digits", ipc: int = 1, budget: str = "paper", seed: int = 0, **overrides: Any
+        cls,
+        method: str,
+        dataset: str = "digits",
+        ipc: int = 1,
+        budget: str = "paper",
+        seed: int = 0,
+        **overrides: Any,
     ) -> Recipe:
         """The recipe of a method (see `preset`) under a budget in BUDGETS; any field can be overridden by keyword."""
         preset(method, dataset, ipc)  # an unknown method is said before anything else
@@ -222,35 +221,3 @@ BUDGETS: dict[str, Budget] = {
 def milestones(K: int) -> list[int]:
     """The numbers of outer iterations, 0 to K, after which the pages look at S: closer at first, when it changes most."""
     return sorted({0, K} | {round(K / n) for n in (60, 30, 12, 6, 3, 1.5)})
-
-
-# ---- what every module checks and says in the same way -----------------------------------------------------
-
-
-def device_of(device: torch.device | str | None) -> torch.device:
-    """The device to compute on; None takes CUDA where there is one, else the CPU. ValueError for one that is not there."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"the device {device!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
-    if found.type == "cpu":
-        keep_heap()
-    return found
-
-
-def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -> tqdm:
-    """A bar on stderr with the time left; a line every ten seconds where that is a file or a notebook and no terminal."""
-    mininterval = 0.5 if sys.stderr is not None and sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=what, unit=unit, disable=not show, mininterval=mininterval, dynamic_ncols=True, **options)
-
-
-def late(deadline: float | None) -> bool:
-    """Whether a deadline, in time.monotonic(), is past; None never is."""
-    return deadline is not None and time.monotonic() > deadline
-
-
-class OutOfTime(Exception):
-    """The time given to a run is used up. The message says whether what was done is kept, so that the same call goes on."""

@@ -50,16 +50,18 @@ def steps(where: str, t: int, zeta: int) -> int:
     """
     if where in WHERE:
         return WHERE[where](t, zeta)
-    schedule = spelt(where)
+    schedule = parse_schedule(where)
     return schedule[min(t, len(schedule) - 1)]
 
 
-def spelt(where: str) -> list[int]:
+def parse_schedule(where: str) -> list[int]:
     """The numbers in "steps:50,40,30": a schedule of one's own. ValueError, listing what is known, for anything else."""
     word, _, numbers = str(where).partition(":")
     found = [int(n) if n.strip().isdecimal() else -1 for n in numbers.split(",")]
     if word != "steps" or min(found) < 0:
-        raise ValueError(f"unknown where {where!r}: choose from {', '.join(WHERE)}, or spell a schedule as steps:50,40,30,10")
+        raise ValueError(
+            f"unknown where {where!r}: choose from {', '.join(WHERE)}, or spell a schedule as steps:50,40,30,10"
+        )
     return found
 
 
@@ -106,7 +108,9 @@ def steps_until_overfitting(history: Sequence[dict], T: int) -> list[list[int]]:
     Raises ValueError without history, or for T < 2.
     """
     if not history or T < 2:
-        raise ValueError("a schedule is learned from at least one outer iteration with T of at least 2: condense with both first")
+        raise ValueError(
+            "a schedule is learned from at least one outer iteration with T of at least 2: condense with both first"
+        )
     taken = []
     for entry in history:
         seen = {t: i + 1 for t, i, *_ in entry["detections"]}

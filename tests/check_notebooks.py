@@ -22,7 +22,7 @@ def run(name: str, folder: Path) -> tuple[int, float]:
     """Exit status and seconds; what the job prints goes to a log beside its output."""
     begun = time.monotonic()
     job = [f"notebooks/{name}.md", str(folder / f"{name}.ipynb"), "-p", "budget", "smoke"]
-    command = [sys.executable, "-m", "gmlib.batch", *job]
+    command = [sys.executable, "-m", "gmreport.batch", *job]
     with (folder / f"{name}.log").open("w") as log:
         found = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return found.returncode, time.monotonic() - begun

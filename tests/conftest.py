@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gmlib import Data, Recipe, gradients, load_data
+from gmlib import Data, Recipe, load_data
+from gmlib.speed import recording
 
 # The tensors here are tiny: a second thread gains nothing, and where tests run side by side it costs.
 torch.set_num_threads(1)
@@ -31,7 +32,15 @@ def make_data(counts=(12, 12, 12), shape=(1, 8, 8), n_test=9, seed=0, dtype=torc
 
 def tiny_recipe(**overrides) -> Recipe:
     """A recipe for `make_data` that takes milliseconds."""
-    tiny = {"dataset": "made-up", "width": 4, "depth": 2, "outer_loops": 2, "batch_real": 5, "how": "d1", "where": "fixed"}
+    tiny = {
+        "dataset": "made-up",
+        "width": 4,
+        "depth": 2,
+        "outer_loops": 2,
+        "batch_real": 5,
+        "how": "d1",
+        "where": "fixed",
+    }
     return Recipe(**{**tiny, **overrides})
 
 
@@ -69,7 +78,7 @@ def tensors(outputs):
 @pytest.fixture
 def recorded(monkeypatch):
     """Steps are recorded and replayed as on CUDA, by graphs that are made up: what is left of an earlier call shows."""
-    monkeypatch.setattr(gradients, "recordable", lambda device: True)
-    monkeypatch.setattr(gradients, "Graph", Echo)
+    monkeypatch.setattr(recording, "recordable", lambda device: True)
+    monkeypatch.setattr(recording, "Graph", Echo)
     monkeypatch.setattr(Echo, "made", 0)
     return Echo

@@ -9,10 +9,12 @@ import torch
 from conftest import make_data, tiny_recipe
 
 import gmlib as gm
-from gmlib import gradients, how, networks, where
-from gmlib.condense import draw, fresh_network, initial, pulls, streams_of
-from gmlib.reach import noise_set
-from gmlib.recipe import generator
+from gmlib import how, networks, where
+from gmlib.analysis.matching import pulls
+from gmlib.lines import fresh_network, initial, streams_of
+from gmlib.maxmin import noise_set
+from gmlib.runtime import generator
+from gmlib.speed import gradients
 from gmlib.what import WHAT, union
 
 EXPRESSIONS = {
@@ -49,7 +51,9 @@ def test_matching_loss_and_its_gradient(mode, expression, way):
     for shape, ipc, counts in itertools.product([(1, 8, 8), (3, 8, 8)], [1, 3], [(4, 4, 4), (7, 2, 4)]):
         data, network, S, labels, real = problem(shape, ipc, counts)
         S.requires_grad_()
-        gT = gradients.class_gradients(network, real, way="loop" if way == "vmap" else way)  # vmap wants classes of one size
+        gT = gradients.class_gradients(
+            network, real, way="loop" if way == "vmap" else way
+        )  # vmap wants classes of one size
         gS = gradients.class_gradients(network, S.split(ipc), create_graph=True, way=way)
         for k in (0, 1):
             loss = WHAT[mode](how.distance(expression), gS, gT, lam=2.5, weights=data.class_weights, k=k)
@@ -81,7 +85,12 @@ def test_grey_28_pixels_are_padded_to_32():
     S.requires_grad_()
     gS = gradients.class_gradients(network, S.split(1), create_graph=True)
     loss = WHAT["multi"](
-        how.distance("d1 + d2"), gS, gradients.class_gradients(network, real), lam=2, weights=torch.tensor([0.5, 0.5]), k=0
+        how.distance("d1 + d2"),
+        gS,
+        gradients.class_gradients(network, real),
+        lam=2,
+        weights=torch.tensor([0.5, 0.5]),
+        k=0,
     )
     (ours,) = torch.autograd.grad(loss, S)
     _, theirs = reference.matching_gradient(theta, S, labels, real, "multi", EXPRESSIONS["d1 + d2"])
@@ -99,7 +108,9 @@ def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
     for layer, theirs in zip(ours, torch.autograd.grad(loss, weights), strict=True):
         assert relative(layer, theirs.flatten(1)) < 1e-12
     unweighted = union(gradients.class_gradients(network, real), torch.full((3,), 1 / 3, dtype=torch.float64))
-    assert any(relative(a, b) > 1e-3 for a, b in zip(unweighted, ours, strict=True)), "the weights make a difference here"
+    assert any(relative(a, b) > 1e-3 for a, b in zip(unweighted, ours, strict=True)), (
+        "the weights make a difference here"
+    )
 
 
 @pytest.mark.parametrize("way", [*gradients.WAYS, "recorded"])
@@ -133,7 +144,7 @@ def test_whole_runs_of_algorithm_1(choice, way, monkeypatch, request):
         drawing = [generator(recipe.seed, "batches", k, t) for t in range(T)]
         batches.append([[data.sample(c, recipe.batch_real, rng) for c in range(3)] for rng in drawing])
         held_out = [generator(recipe.seed, "validation", k, t) for t in range(T)]
-        validation.append([draw(data, where.VALIDATION_BATCH, rng) for rng in held_out])
+        validation.append([data.sample_any(where.VALIDATION_BATCH, rng) for rng in held_out])
     S = gm.condense(data, recipe, device="cpu", progress=False)
     theirs, losses = reference.algorithm1(
         initial(data, recipe), S.labels, theta0, batches, recipe.what, EXPRESSIONS[recipe.how], 3, T,
@@ -190,7 +201,7 @@ def test_sampled_inter_class_batches():
     rng, mixed = generator(recipe.seed, "batches", 0, 0), generator(recipe.seed, "mixed", 0, 0)
     real = [data.sample(c, recipe.batch_real, rng) for c in range(3)]
     chosen = torch.randperm(6, generator=mixed)
-    x, y = draw(data, 1024, mixed)
+    x, y = data.sample_any(1024, mixed)
     assert len(y) == 21 and sorted(y.tolist()) == data.train_labels.tolist(), "21 real images are all there are"
     S0 = initial(data, recipe).requires_grad_()
     labels = torch.arange(3).repeat_interleave(2)
@@ -208,7 +219,9 @@ def test_sampled_inter_class_batches():
 def test_how_hard_each_part_pulls():
     """Value and gradient of each term alone, within and across classes, at every theta of one outer iteration."""
     data = make_data()
-    recipe = tiny_recipe(ipc=2, what="multi", how="d1 + 0.1*d2", where="fixed", inner_loops=3, zeta_theta=2, lr_images=0.3)
+    recipe = tiny_recipe(
+        ipc=2, what="multi", how="d1 + 0.1*d2", where="fixed", inner_loops=3, zeta_theta=2, lr_images=0.3
+    )
     found = pulls(data, recipe, k=1, device="cpu").set_index(["t", "what", "how"]).sort_index()
     assert len(found) == 3 * 4 and found["steps"].groupby("t").first().tolist() == [0, 2, 4]
     S, labels = initial(data, recipe), torch.arange(3).repeat_interleave(2)
@@ -218,7 +231,9 @@ def test_how_hard_each_part_pulls():
         real = data.sample_classes(recipe.batch_real, streams_of(recipe, 1, t)["batches"])
         of_class = [reference.gradient(theta, *reference.of_class(S, labels, c)) for c in range(3)]
         sizes = {"inter": [reference.union_gradient(of_class)], "intra": of_class}
-        for what, (how_, term) in itertools.product(("intra", "inter"), {"d1": (1.0, "d1"), "0.1*d2": (0.1, "d2")}.items()):
+        for what, (how_, term) in itertools.product(
+            ("intra", "inter"), {"d1": (1.0, "d1"), "0.1*d2": (0.1, "d2")}.items()
+        ):
             ours = found.loc[t, what, how_]
             loss, dS = reference.matching_gradient(theta, S, labels, real, what, [term])
             rows = [row for g in sizes[what] for parameter in g for row in reference.rows(parameter)]
@@ -227,7 +242,9 @@ def test_how_hard_each_part_pulls():
             assert ours["step"] == pytest.approx(0.3 * (dS.norm() / S.norm()).item(), rel=1e-10)
             assert ours["gradient"] == pytest.approx(torch.cat(rows).norm().item(), rel=1e-10)
         assert found.loc[t, "loss_S"].iloc[0] == pytest.approx(reference.loss(theta, S, labels).item(), rel=1e-10)
-        theta, buffers = reference.update_theta(theta, buffers, S, labels, 2, recipe.lr_network, recipe.momentum_network)
+        theta, buffers = reference.update_theta(
+            theta, buffers, S, labels, 2, recipe.lr_network, recipe.momentum_network
+        )
 
 
 def test_pulls_of_one_level_and_of_a_set_of_its_own():
@@ -272,7 +289,8 @@ def test_images_three_times_as_large_are_moved_by_a_ninth(digits):
     recipe = gm.Recipe.for_method("MD", "digits", 10, "smoke", width=16, inner_loops=2, zeta_theta=20)
     images = initial(digits, recipe)
     small, large = (
-        pulls(digits, recipe, replace(noise_set(digits, 10), images=factor * images), device="cpu") for factor in (1, 3)
+        pulls(digits, recipe, replace(noise_set(digits, 10), images=factor * images), device="cpu")
+        for factor in (1, 3)
     )
     assert small.equals(pulls(digits, recipe, device="cpu")), "S_0 is what it begins with"
     assert (9 * large["step"] / small["step"]).tolist() == pytest.approx([1.0] * len(small), abs=0.25)

@@ -4,12 +4,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import gmreport as report
 import numpy as np
 import pandas as pd
 import pytest
+from gmreport import paper
 
 import gmlib as gm
-from gmlib import paper, report, store
+from gmlib.checks import as_list
+from gmlib.runs import readback, store
+from gmlib.runtime import deadline_in
 
 SOURCES = {"MD": "convnet", "MD@lenet": "lenet", "MD@mlp": "mlp"}
 
@@ -22,7 +26,7 @@ def transferred(accuracies, dataset="MNIST", budget="paper"):
         for seed, values in sets.items()
         for net, accuracy in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=store.COLUMNS)
+    return pd.DataFrame(rows, columns=readback.COLUMNS)
 
 
 def around(level):
@@ -56,7 +60,9 @@ def test_parameters_by_hand():
 
 
 def test_a_network_that_does_not_fit_has_a_reason_and_an_unknown_one_is_an_error():
-    sizes = report.network_sizes(["lenet", "convnet:norm=batch"], (1, 8, 8), 10, width=4, depth=2).set_index("network")
+    sizes = report.network_sizes(["lenet", "convnet:norm=batch"], (1, 8, 8), 10, width=4, depth=2).set_index(
+        "network"
+    )
     assert "8x8 pixels are too small for LeNet" in sizes.loc["lenet", "reason"]
     assert sizes.loc["convnet:norm=batch", "reason"] == ""
     with pytest.raises(ValueError, match="unknown network 'lenett': choose from"):
@@ -139,7 +145,10 @@ def test_best_source_counts_targets(results):
     assert "above every other source beyond noise for 3 of 3 targets" in sentence
     assert sentence.endswith("below one of them beyond noise for 0 of 3 targets.")
     sentence = said(report.best_source(results, "MD@lenet", SOURCES, ["convnet", "mlp"]))
-    assert "for 0 of 2 targets." in sentence and "below one of them beyond noise for 2 of 2 targets (convnet, mlp)" in sentence
+    assert (
+        "for 0 of 2 targets." in sentence
+        and "below one of them beyond noise for 2 of 2 targets (convnet, mlp)" in sentence
+    )
 
 
 def test_best_source_needs_all_sources(results):
@@ -165,7 +174,10 @@ def test_best_target_is_the_papers_resnet_on_the_papers_means():
 
 def test_best_target_tells_noise(results):
     sentence = said(report.best_target(results, SOURCES, ["convnet", "lenet", "mlp"]))
-    assert sentence == "**convnet is the best of 3 targets for 3 of 3 sources**, and above those outside beyond noise for 3."
+    assert (
+        sentence
+        == "**convnet is the best of 3 targets for 3 of 3 sources**, and above those outside beyond noise for 3."
+    )
     noisy = results.copy()
     chosen = (noisy["network"] == "convnet") & (noisy["set"] == 0)
     noisy.loc[chosen, "accuracy"] += 30  # the mean rises, and so does the spread of the difference
@@ -190,11 +202,11 @@ def test_sources_with_options_are_stored_and_read_back(tmp_path):
         "accuracy-convnet_pooling=max,norm=none.json", "accuracy-mlp.json",
     ]  # fmt: skip
     made = (run.folder / "set.safetensors").stat().st_mtime_ns
-    again, _ = store.sweep(data, ["MD"], 1, network="convnet:norm=batch", deadline=store.deadline(0), **options)
+    again, _ = store.sweep(data, ["MD"], 1, network="convnet:norm=batch", deadline=deadline_in(0), **options)
     assert again[0].evaluations == run.evaluations and (run.folder / "set.safetensors").stat().st_mtime_ns == made
-    stored = store.load_results(tmp_path).sort_values("network", ascending=False, ignore_index=True)
-    pd.testing.assert_frame_equal(stored, store.as_table(again))
+    stored = readback.load_results(tmp_path).sort_values("network", ascending=False, ignore_index=True)
+    pd.testing.assert_frame_equal(stored, readback.as_table(again))
 
 
 def test_a_name_with_one_option_survives_the_command_line():
-    assert store.listed("convnet:norm=batch, mlp") == ["convnet:norm=batch", "mlp"]
+    assert as_list("convnet:norm=batch, mlp") == ["convnet:norm=batch", "mlp"]

@@ -11,8 +11,19 @@ from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gmlib import Protocol, Recipe, augment, networks
-from gmlib.augment import OPERATIONS, SIAMESE, Transform, draw, independent, one_of, operations_for, parse, siamese, siamese_for
-from gmlib.recipe import generator
+from gmlib.augment import (
+    OPERATIONS,
+    SIAMESE,
+    Transform,
+    draw_transform,
+    independent,
+    one_of,
+    operations_for,
+    parse_strategy,
+    siamese,
+    siamese_for,
+)
+from gmlib.runtime import generator
 
 ALMOST_1 = 1 - 2**-53  # the largest number that torch.rand draws in float64
 
@@ -56,13 +67,17 @@ def test_what_the_papers_protocol_varies():
     assert operations_for("MNIST") == ("crop", "scale", "rotate")
     assert all(operations_for(name) == () for name in ("digits", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100"))
     assert operations_for("CIFAR10", has_batchnorm=True) == operations_for("MNIST", True) == ("crop", "noise")
-    assert {name for names in (*augment.AUGMENTED.values(), augment.WITH_BATCHNORM) for name in names} == set(OPERATIONS)
+    assert {name for names in (*augment.AUGMENTED.values(), augment.WITH_BATCHNORM) for name in names} == set(
+        OPERATIONS
+    )
 
 
 def test_crop_moves_by_whole_pixels_and_fills_with_the_mean():
     x = image_with_dot(1000, 14, 14)
     dots = [divmod(int(image.argmax()), 28) for image in one_of(x, ("crop",), generator(0, "crop"))]
-    assert set(dots) == {(r, c) for r in range(10, 19) for c in range(10, 19)}, "every shift from -4 to 4, and no other"
+    assert set(dots) == {(r, c) for r in range(10, 19) for c in range(10, 19)}, (
+        "every shift from -4 to 4, and no other"
+    )
     x = images(30) + torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     mean = x.mean((0, 2, 3)).numpy()
     for image, found in zip(x.numpy(), one_of(x, ("crop",), generator(1, "crop")).numpy(), strict=True):
@@ -85,7 +100,9 @@ def test_rotate_and_scale_stay_in_their_ranges():
 def ramps(n, side=33):
     """Channels (row, column) of each pixel from the centre: the middle of a varied copy tells where it was read."""
     place = torch.arange(side, dtype=torch.float64) - side // 2
-    return torch.stack([place[:, None].expand(side, side), place[None].expand(side, side)]).expand(n, -1, -1, -1).clone()
+    return (
+        torch.stack([place[:, None].expand(side, side), place[None].expand(side, side)]).expand(n, -1, -1, -1).clone()
+    )
 
 
 def read_at(varied):
@@ -198,7 +215,7 @@ def test_crop_moves_by_an_eighth_and_fills_with_0(u, down, right):
 def test_crop_on_each_size_of_image(side, most):
     x = image_with_dot(1, side // 2, side // 2, side)
     rng = generator(0, side)
-    dots = {divmod(int(draw("crop", rng)(x).argmax()), side) for _ in range(1500 if side == 64 else 800)}
+    dots = {divmod(int(draw_transform("crop", rng)(x).argmax()), side) for _ in range(1500 if side == 64 else 800)}
     reach = range(side // 2 - most, side // 2 + most + 1)
     assert {r for r, _ in dots} == {c for _, c in dots} == set(reach)
     assert len(dots) > 0.9 * len(reach) ** 2, "down and right are drawn apart"
@@ -220,7 +237,7 @@ def test_cutout_hides_half_of_each_side(height, width):
                         image[:, r, c] = 0
             expected.add(image.tobytes())
     rng = generator(0, "cutout")
-    found = {draw("cutout", rng)(x)[0].numpy().tobytes() for _ in range(2500)}
+    found = {draw_transform("cutout", rng)(x)[0].numpy().tobytes() for _ in range(2500)}
     assert found == expected
 
 
@@ -245,7 +262,12 @@ def test_a_positive_turn_is_anticlockwise():
 
 @pytest.mark.parametrize(
     ("name", "u"),
-    [("rotate", (0.5, 0.1, 0.1)), ("scale", (1 / (1 + 1.2),) * 2 + (0,)), ("crop", (0.5, 0.5, 0)), ("colour", (0.5, 0.5, 0.5))],
+    [
+        ("rotate", (0.5, 0.1, 0.1)),
+        ("scale", (1 / (1 + 1.2),) * 2 + (0,)),
+        ("crop", (0.5, 0.5, 0)),
+        ("colour", (0.5, 0.5, 0.5)),
+    ],
 )
 def test_the_middle_of_each_range_changes_nothing(name, u):
     """scale: 1/1.2 + u (1.2 - 1/1.2) = 1 at u = 1/2.2."""
@@ -306,7 +328,12 @@ def test_strategies():
         assert augment.strategy_for(name) == every[1:]
     for name in ("FashionMNIST", "CIFAR10", "CIFAR100", "TinyImageNet", "imagefolder:cats"):
         assert augment.strategy_for(name) == every
-    assert parse("flip+crop") == parse("flip + crop") == parse(["flip", "crop"]) == ("flip", "crop")
+    assert (
+        parse_strategy("flip+crop")
+        == parse_strategy("flip + crop")
+        == parse_strategy(["flip", "crop"])
+        == ("flip", "crop")
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -332,7 +359,11 @@ def test_seeds_and_dtypes(name, dtype):
     assert varied.dtype == dtype
     assert torch.equal(varied, independent(x, name, generator(3, "x")))
     assert torch.allclose(varied.double(), independent(images(6), name, generator(3, "x")), atol=1e-5)
-    assert draw(name, generator(3, "x")) == draw(name, generator(3, "x")) != draw(name, generator(4, "x"))
+    assert (
+        draw_transform(name, generator(3, "x"))
+        == draw_transform(name, generator(3, "x"))
+        != draw_transform(name, generator(4, "x"))
+    )
 
 
 def test_drawing_leaves_the_callers_random_state_and_images_alone():
@@ -341,20 +372,20 @@ def test_drawing_leaves_the_callers_random_state_and_images_alone():
     one_of(x, tuple(OPERATIONS), generator(0))
     independent(x, tuple(SIAMESE), generator(0))
     for name in SIAMESE:
-        draw(name, generator(0))(x)
+        draw_transform(name, generator(0))(x)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(x, before)
 
 
 def test_operations_are_drawn_evenly():
     rng, n = generator(0, "even"), 6000
-    drawn = [draw(tuple(SIAMESE), rng) for _ in range(n)]
+    drawn = [draw_transform(tuple(SIAMESE), rng) for _ in range(n)]
     for name in SIAMESE:
         assert within_4_sigma(sum(t.operation == name for t in drawn), n, 1 / 6), name
     u = torch.tensor([t.u for t in drawn], dtype=torch.float64)
     assert u.min() >= 0 and u.max() < 1
     assert ((u.mean(0) - 0.5).abs() < 4 / math.sqrt(12 * n)).all()
-    assert {draw("crop+flip", rng).operation for _ in range(50)} == {"crop", "flip"}
+    assert {draw_transform("crop+flip", rng).operation for _ in range(50)} == {"crop", "flip"}
 
 
 def test_each_image_has_a_draw_of_its_own():
@@ -375,7 +406,10 @@ def test_images_keep_their_places():
     size = 100.0 ** torch.arange(5, dtype=torch.float64)
     x = (size.view(-1, 1, 1, 1) * (1 + 0.1 * torch.rand(5, 1, 8, 8, generator=generator(0)))).repeat(8, 1, 1, 1)
     for seed in range(3):
-        for varied in (one_of(x, tuple(OPERATIONS)[2:], generator(seed)), independent(x, "flip+rotate", generator(seed))):
+        for varied in (
+            one_of(x, tuple(OPERATIONS)[2:], generator(seed)),
+            independent(x, "flip+rotate", generator(seed)),
+        ):
             middle = varied[:, 0, 3:5, 3:5].mean((1, 2))
             assert torch.equal((middle / size.repeat(8)).round(), torch.ones(40))
 
@@ -450,7 +484,9 @@ def test_the_switch_of_the_recipe():
     rng = generator(0)
     drawn = {name: {siamese_for("dsa", name, rng).operation for _ in range(200)} for name in ("CIFAR10", "MNIST")}
     assert drawn == {"CIFAR10": set(SIAMESE), "MNIST": set(SIAMESE) - {"flip"}}
-    assert siamese_for("dsa", "MNIST", generator(5)) == draw("crop+cutout+scale+rotate+colour", generator(5))
+    assert siamese_for("dsa", "MNIST", generator(5)) == draw_transform(
+        "crop+cutout+scale+rotate+colour", generator(5)
+    )
     own = {siamese_for("dsa:crop+scale", "CIFAR10", rng).operation for _ in range(50)}
     assert own == {"crop", "scale"}, "letters of one's own are not mirrored"
 
@@ -481,14 +517,20 @@ def test_operations_run_where_the_images_lie():
             for n in (1, 4):
                 assert vary(x, torch.empty(n, 3, dtype=torch.float64)).device.type == "cuda"
         for operation in OPERATIONS.values():
-            drawn, fill = operation.draw(4, x.shape[1:], torch.Generator()), torch.empty(1, 3, 1, 1, device="cuda")
+            drawn, fill = (
+                operation.draw_transform(4, x.shape[1:], torch.Generator()),
+                torch.empty(1, 3, 1, 1, device="cuda"),
+            )
             assert drawn.device.type == "cpu" and operation.move(x, drawn, fill).device.type == "cuda"
 
 
 @pytest.mark.parametrize("strategy", ["", (), [], " "])
 def test_empty_strategies(strategy):
     sentence = r"the strategy is empty: join one or more of flip, crop, cutout, scale, rotate, colour by \+"
-    for refused in (lambda: draw(strategy, generator(0)), lambda: independent(images(), strategy, generator(0))):
+    for refused in (
+        lambda: draw_transform(strategy, generator(0)),
+        lambda: independent(images(), strategy, generator(0)),
+    ):
         with pytest.raises(ValueError, match=sentence):
             refused()
 
@@ -502,7 +544,7 @@ def test_unknown_operations(strategy):
 @pytest.mark.parametrize("strategy", ["flip+", "+", "flip++crop"])
 def test_a_plus_too_many(strategy):
     with pytest.raises(ValueError, match="unknown Siamese operation ''"):
-        parse(strategy)
+        parse_strategy(strategy)
 
 
 def test_unknown_operation_of_phase_2():
@@ -510,9 +552,16 @@ def test_unknown_operation_of_phase_2():
         one_of(images(), ("crop", "cutout"), generator(0))
 
 
-@pytest.mark.parametrize("x", [torch.zeros(8, 8), torch.zeros(0, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(8, 8), torch.zeros(0, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)]
+)
 def test_what_is_no_image(x):
-    phase_2, siamese_2 = (lambda x: one_of(x, ("crop",), generator(0))), (lambda x: independent(x, "flip", generator(0)))
+    phase_2, siamese_2 = (
+        (lambda x: one_of(x, ("crop",), generator(0))),
+        (lambda x: independent(x, "flip", generator(0))),
+    )
     for refused in (Transform("flip", (0, 0, 0)), phase_2, siamese_2):
-        with pytest.raises(ValueError, match=r"cannot vary torch\..*: give floats \(n, channels, height, width\), n above 0"):
+        with pytest.raises(
+            ValueError, match=r"cannot vary torch\..*: give floats \(n, channels, height, width\), n above 0"
+        ):
             refused(x)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from gmlib import batch
+from gmreport import batch
 
 PAGE = """---
 kernelspec: {display_name: Python 3, language: python, name: python3}
@@ -81,7 +80,9 @@ for i in tqdm(range(3), desc="sets", mininterval=0):
     ]  # fmt: skip
     assert lines.count("warned") == 1
     states = [line for line in lines if line.startswith("sets")]
-    assert len(states) == 2 and "0/3" in states[0] and "3/3" in states[1]  # the first and the last: it took no ten seconds
+    assert (
+        len(states) == 2 and "0/3" in states[0] and "3/3" in states[1]
+    )  # the first and the last: it took no ten seconds
     assert lines[-1].endswith("done: made/out.ipynb")
     assert len(lines) == 7, "\n".join(lines)  # nothing that the kernel or papermill has to say about themselves
 
@@ -94,7 +95,7 @@ def test_a_failing_cell_is_one_line_and_stands_in_the_output(tmp_path, capsys):
     log = capsys.readouterr()
     assert log.out == "first\n"
     assert log.err.splitlines()[2:] == [
-        f"gmlib.batch: cell 2 of {tmp_path}/page.md failed, as out.ipynb shows: ValueError: no such thing:"
+        f"gmreport.batch: cell 2 of {tmp_path}/page.md failed, as out.ipynb shows: ValueError: no such thing:"
     ]
     assert [o.ename for o in outputs(out) if o.output_type == "error"] == ["ValueError"]
     assert "An Exception was encountered" in nbformat.read(out, 4).cells[0].source
@@ -111,7 +112,10 @@ def test_a_killed_kernel_is_a_failing_cell(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["out.ipynb", "-p", "datset", "MNIST"], "'datset': did you mean dataset? It takes dataset, ipc, rate, device"),
+        (
+            ["out.ipynb", "-p", "datset", "MNIST"],
+            "'datset': did you mean dataset? It takes dataset, ipc, rate, device",
+        ),
         (["out.ipynb", "-p", "budget", "lite"], "no parameter 'budget': page.md takes dataset, ipc, rate, device"),
         (["out.ipynb", "-p", "ipc", "1", "-p", "ipc", "10"], "ipc is given twice"),
         (["out.ipynb", "-p", "ipc", "[1,"], "ipc=[1, is no list"),
@@ -148,13 +152,18 @@ def test_a_kill_stops_the_kernel_and_writes_nothing(tmp_path):
     code = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)"
     before = sorted([*tmp_path.rglob("*"), Path(page(tmp_path, code))])
     job = subprocess.Popen(
-        [sys.executable, "-m", "gmlib.batch", "page.md", "out.ipynb"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "gmreport.batch", "page.md", "out.ipynb"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     kernel = int(job.stdout.readline())
     job.send_signal(signal.SIGTERM)
     _, said = job.communicate(timeout=60)
     assert job.returncode == 128 + signal.SIGTERM
-    assert said.splitlines()[-1].startswith("gmlib.batch: stopped, nothing was written") and "Traceback" not in said
+    assert (
+        said.splitlines()[-1].startswith("gmreport.batch: stopped, nothing was written") and "Traceback" not in said
+    )
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
     assert sorted(tmp_path.rglob("*")) == before
@@ -162,7 +171,15 @@ def test_a_kill_stops_the_kernel_and_writes_nothing(tmp_path):
 
 def test_papermill_reads_myst(tmp_path):
     page(tmp_path)
-    command = [Path(sys.executable).with_name("papermill"), "myst://page.md", "out.ipynb", "--prepare-only", "-p", "ipc", "1"]
+    command = [
+        Path(sys.executable).with_name("papermill"),
+        "myst://page.md",
+        "out.ipynb",
+        "--prepare-only",
+        "-p",
+        "ipc",
+        "1",
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert said.splitlines() == ["Input Notebook:  myst://page.md", "Output Notebook: out.ipynb"]
     sources = [cell.source for cell in nbformat.read("out.ipynb", 4).cells if cell.cell_type == "code"]

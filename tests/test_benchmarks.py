@@ -9,21 +9,23 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import gmreport as report
 import numpy as np
 import pytest
 import torch
 from conftest import make_data, tiny_recipe
+from gmreport import benchmarks as report_benchmarks
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import gmlib as gm
-from gmlib import augment, networks, report, where
-from gmlib.condense import Batches, fresh_network, initial, match
-from gmlib.evaluate import accuracy
-from gmlib.gradients import WAYS
-from gmlib.memory import HEAP, Memory
-from gmlib.report import benchmarks as report_benchmarks
-from gmlib.store import HOME
+from gmlib import augment, networks, where
+from gmlib.evaluation import accuracy
+from gmlib.lines import Batches, fresh_network, initial, match
+from gmlib.runs.provenance import HOME
+from gmlib.speed import training
+from gmlib.speed.gradients import WAYS
+from gmlib.speed.memory import HEAP, Memory
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 bench, cases, ceiling, heap, plain = map(importlib.import_module, ("bench", "cases", "ceiling", "heap", "plain"))
@@ -49,7 +51,9 @@ def small_machine(monkeypatch):
 
 def starting(data, method, **overrides):
     # A batch takes whole classes: the order in which it is drawn is then a matter of rounding.
-    recipe = tiny_recipe(**RECIPES[method], ipc=2, batch_real=9, inner_loops=3, zeta_theta=2, outer_loops=1, **overrides)
+    recipe = tiny_recipe(
+        **RECIPES[method], ipc=2, batch_real=9, inner_loops=3, zeta_theta=2, outer_loops=1, **overrides
+    )
     return recipe, fresh_network(data, recipe, 0), initial(data, recipe).requires_grad_()
 
 
@@ -73,7 +77,10 @@ def test_plain_matching_is_the_librarys(data, method):
 def test_a_plain_outer_iteration_is_the_librarys(data, method):
     recipe, network, S = starting(data, method)
     expected = gm.condense(data, recipe, "cpu", progress=False)
-    before, optimise_S = S.detach().clone(), torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
+    before, optimise_S = (
+        S.detach().clone(),
+        torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images),
+    )
     indices = plain.indices_by_class(data.train_labels)
     loss = plain.outer_iteration(
         method, network, S, optimise_S, data.train_images, indices, T=3, zeta=2, batch=9, rng=np.random.default_rng(0)
@@ -85,7 +92,9 @@ def test_a_plain_outer_iteration_is_the_librarys(data, method):
 
 def test_plain_schedules_are_those_of_the_paper():
     for method, recipe in RECIPES.items():
-        assert [plain.steps(method, t, 7) for t in range(50)] == [where.steps(recipe["where"], t, 7) for t in range(50)]
+        assert [plain.steps(method, t, 7) for t in range(50)] == [
+            where.steps(recipe["where"], t, 7) for t in range(50)
+        ]
 
 
 def test_plain_batches_are_of_one_class_without_replacement():
@@ -101,7 +110,7 @@ def test_plain_batches_are_of_one_class_without_replacement():
 def test_plain_training_and_test_are_the_librarys(data):
     _, network, S = starting(data, "DC")
     S, labels = S.detach(), torch.arange(3).repeat_interleave(2)
-    expected = networks.fit(copy.deepcopy(network), S, labels, epochs=5, rng=torch.Generator())
+    expected = training.fit(copy.deepcopy(network), S, labels, epochs=5, rng=torch.Generator())
     test = TensorDataset(data.test_images, data.test_labels)
     fresh = copy.deepcopy(network)
     (found,) = plain.evaluate([fresh], S, labels, test, 5)
@@ -132,7 +141,10 @@ def test_plain_operations_are_the_librarys(channels):
         return torch.tensor([v], dtype=torch.float64 if isinstance(v, float) else None)
 
     pairs = [
-        *((plain.crop(image, d, r, fill), augment._moved(x, one(d), one(r), 0.25)) for d, r in ((0, 0), (4, -4), (-3, 1))),
+        *(
+            (plain.crop(image, d, r, fill), augment._moved(x, one(d), one(r), 0.25))
+            for d, r in ((0, 0), (4, -4), (-3, 1))
+        ),
         *((plain.scale(image, f, fill), augment._resized(x, one(1 / f), one(1 / f), 0.25)) for f in (1.0, 0.8, 1.2)),
         *((plain.rotate(image, a, fill), augment._turned(x, one(math.radians(a)), 0.25)) for a in (0.0, 45.0, -20.0)),
     ]
@@ -228,7 +240,10 @@ def test_a_case_is_measured_and_stored(tmp_path, capsys, small_machine):
     stored, lines = json.loads(out.read_text()), capsys.readouterr().out.splitlines()
     names = {name.split("/")[0] for name in stored["cases"]}
     assert names == {"step", "outer", "train", "evaluate", "ways"} and len(stored["cases"]) == 11
-    assert stored["environment"]["torch"] == torch.__version__ and stored["environment"]["threads"] == torch.get_num_threads()
+    assert (
+        stored["environment"]["torch"] == torch.__version__
+        and stored["environment"]["threads"] == torch.get_num_threads()
+    )
     assert {"commit", "device_name"} <= set(stored["environment"])
     (process,) = stored["runs"]
     assert process["machine"]["copying"] > 0 and datetime.fromisoformat(process["date"]).tzinfo
@@ -237,12 +252,15 @@ def test_a_case_is_measured_and_stored(tmp_path, capsys, small_machine):
         assert f"{case['ours']:.4g}" in line and f"{case['ratio']:.2f}" in line and line.endswith(case["unit"])
         assert len(case["seconds_ours"]) == len(case["seconds_plain"]) == case["repeats"] == 2 and case["run"] == 0
         assert case["ours"] == pytest.approx(sum(case["seconds_ours"]) / 2)
-        assert case["ratio"] == pytest.approx(case["plain"] / case["ours"]) and case["flops"] > 0 and case["bytes"] > 0
+        assert (
+            case["ratio"] == pytest.approx(case["plain"] / case["ours"]) and case["flops"] > 0 and case["bytes"] > 0
+        )
     assert "2 networks (1 plain), 2 epochs" in stored["cases"]["train/1x8x8/C3/ipc1/varied"]["unit"]
 
 
 @pytest.mark.parametrize(
-    "pattern", ["pass/1x8x8/C3", "test/3x8x8", "growth/T/2", "set/MDA/3x8x8/C3/ipc1", "ways/grouped+channels_last/1x8x8/C3"]
+    "pattern",
+    ["pass/1x8x8/C3", "test/3x8x8", "growth/T/2", "set/MDA/3x8x8/C3/ipc1", "ways/grouped+channels_last/1x8x8/C3"],
 )
 def test_the_other_cases_run(pattern, tmp_path, small_machine):
     stored = bench.run(pattern, repeats=1, quick=True, out=tmp_path / "b.json", device="cpu")
@@ -251,7 +269,9 @@ def test_the_other_cases_run(pattern, tmp_path, small_machine):
 
 def test_ways_compute_what_plain_computes(monkeypatch):
     size, given = cases.replace(cases.TOY, ipc=2), []
-    monkeypatch.setattr(cases, "_derivative", lambda g, S: given.append((g, *torch.autograd.grad([x.sum() for x in g], S))))
+    monkeypatch.setattr(
+        cases, "_derivative", lambda g, S: given.append((g, *torch.autograd.grad([x.sum() for x in g], S)))
+    )
     for way in cases.WAYS:
         pair = cases.derivative(size, CPU, way)
         for side in ("ours", "plain"):
@@ -267,7 +287,9 @@ def test_ways_compute_what_plain_computes(monkeypatch):
 
 def test_a_whole_set_is_computed_from_its_outer_iterations(monkeypatch):
     one = ceiling.Work(3.0, 2.0)
-    monkeypatch.setattr(cases, "outer", lambda *_: cases.Pair(lambda: 0.5, lambda: 2.0, one, 2 * one, "one outer iteration"))
+    monkeypatch.setattr(
+        cases, "outer", lambda *_: cases.Pair(lambda: 0.5, lambda: 2.0, one, 2 * one, "one outer iteration")
+    )
     pair = cases.whole_set(cases.TOY, "MDA", CPU)
     assert (pair.ours(), pair.plain(), pair.work, pair.calls) == (500.0, 2000.0, 1000 * one, 2 * one)
     assert pair.unit == "a whole set, computed: K = 1000 times one outer iteration"
@@ -281,7 +303,9 @@ def test_on_cuda_an_outer_iteration_is_the_difference_of_two_runs(monkeypatch):
         return 7.0 + 0.25 * asked[-1]  # seven seconds for what is done once
 
     monkeypatch.setattr(cases, "clock", clock)
-    monkeypatch.setattr(cases, "made_up", lambda size, device: cases._made_up(size.shape, size.C, size.per_class, 9, CPU))
+    monkeypatch.setattr(
+        cases, "made_up", lambda size, device: cases._made_up(size.shape, size.C, size.per_class, 9, CPU)
+    )
     for T, runs in ((1, [4, 24]), (2, [2, 12]), (50, [1, 5])):
         asked.clear()
         pair = cases.outer(cases.replace(cases.TOY, T=T), "DC", "DC", torch.device("cuda"))
@@ -317,7 +341,11 @@ def test_sides_take_turns_and_first_calls_do_not_count(untimed):
     log, machine = [], ceiling.Machine({"float32": 2.0}, 1.0)
     found = bench.measure(lambda device: made_up_pair(log, untimed=untimed), CPU, machine, repeats=3, seconds=60)
     assert log == ["ours"] * untimed + ["plain"] * untimed + ["plain", "ours", "ours", "plain", "plain", "ours"]
-    assert found["seconds_ours"] == [1.0, 2.0, 4.0] and (found["ours"], found["plain"], found["ratio"]) == (2.0, 6.0, 3.0)
+    assert found["seconds_ours"] == [1.0, 2.0, 4.0] and (found["ours"], found["plain"], found["ratio"]) == (
+        2.0,
+        6.0,
+        3.0,
+    )
     assert found["ceiling"] == 0.5 and found["fraction_of_ceiling"] == 0.25
 
 
@@ -353,17 +381,30 @@ def test_what_fails_says_why_in_a_line_and_does_not_end_the_run(tmp_path, monkey
     def prepare(device):
         raise ValueError("does not fit")
 
-    named = {"works": lambda device: made_up_pair([]), "fails": lambda device: made_up_pair([], ours=fail), "unfit": prepare}
+    named = {
+        "works": lambda device: made_up_pair([]),
+        "fails": lambda device: made_up_pair([], ours=fail),
+        "unfit": prepare,
+    }
     monkeypatch.setattr(bench, "cases", lambda plan: {name: named[name] for name in ("unfit", "fails", "works")})
     options = {"repeats": 1, "out": tmp_path / "b.json", "device": "cpu"}
     stored = bench.run(**options)
-    assert stored["cases"]["fails"]["failed"] == "ours: RuntimeError: no such kernel" and stored["cases"]["works"]["ratio"] == 6
+    assert (
+        stored["cases"]["fails"]["failed"] == "ours: RuntimeError: no such kernel"
+        and stored["cases"]["works"]["ratio"] == 6
+    )
     assert stored["cases"]["unfit"]["failed"] == "the preparation: ValueError: does not fit"
     said = capsys.readouterr().out
-    assert "failed: ours: RuntimeError: no such kernel\n" in said and list(stored["cases"]) == ["unfit", "fails", "works"]
+    assert "failed: ours: RuntimeError: no such kernel\n" in said and list(stored["cases"]) == [
+        "unfit",
+        "fails",
+        "works",
+    ]
     named["fails"] = named["works"]
     again = bench.run(**options)["cases"]
-    assert again["fails"]["run"] == 1 and again["works"] == stored["cases"]["works"], "what failed is tried again, and no other"
+    assert again["fails"]["run"] == 1 and again["works"] == stored["cases"]["works"], (
+        "what failed is tried again, and no other"
+    )
 
 
 @pytest.fixture
@@ -402,7 +443,9 @@ def test_a_run_in_parts_ends_with_one_file(tmp_path, monkeypatch, capsys, counte
 def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, counted):
     options = {"out": tmp_path / "b.json", "device": "cpu"}
     bench.run(repeats=1, **options)
-    with pytest.raises(ValueError, match=r"b.json was measured with repeats=1 and not 2: give another --out, or --again to beg"):
+    with pytest.raises(
+        ValueError, match=r"b.json was measured with repeats=1 and not 2: give another --out, or --again to beg"
+    ):
         bench.run(repeats=2, **options)
     made_on = bench.environment(CPU)
     monkeypatch.setattr(bench, "environment", lambda device: made_on | {"commit": "another"})
@@ -422,10 +465,17 @@ def test_names_tell_the_cases_of_a_plan():
     wanted = {f"step/{m}/{kind}/ipc{n}" for m in RECIPES for kind in kinds for n in ipcs}
     wanted |= {f"outer/{m}-beside-DC/{kind}/ipc{n}" for m in RECIPES for kind in kinds[:2] for n in ipcs}
     wanted |= {
-        f"{phase}/1x28x28/C10/ipc{n}/{how}" for phase in ("train", "evaluate") for n in ipcs for how in ("as-is", "varied")
+        f"{phase}/1x28x28/C10/ipc{n}/{how}"
+        for phase in ("train", "evaluate")
+        for n in ipcs
+        for how in ("as-is", "varied")
     }
-    wanted |= {f"ways/{way}/{kind}{ipc}" for way in WAYS for kind in kinds for ipc in ("", "/ipc1", "/ipc10", "/ipc50")}
-    wanted |= {f"ways/{way}/{kind}" for way in ("compiled", *(f"{way}+channels_last" for way in WAYS)) for kind in kinds}
+    wanted |= {
+        f"ways/{way}/{kind}{ipc}" for way in WAYS for kind in kinds for ipc in ("", "/ipc1", "/ipc10", "/ipc50")
+    }
+    wanted |= {
+        f"ways/{way}/{kind}" for way in ("compiled", *(f"{way}+channels_last" for way in WAYS)) for kind in kinds
+    }
     wanted |= {"set/MDA/3x32x32/C10/ipc1", "set/MDA/3x32x32/C10/ipc10"}
     wanted |= {"growth/C/100", "growth/ipc/50", "growth/B/256", "growth/width/256", "growth/T/10"}
     assert wanted <= set(full)
@@ -438,7 +488,10 @@ def test_names_tell_the_cases_of_a_plan():
 
 def test_a_plan_in_tf32_tells_the_library():
     prepare = cases.cases(cases.PLANS["cuda"].in_precision("tf32"))
-    sizes = [prepare[name].args[0] for name in ("step/DC/1x28x28/C10/ipc1", "evaluate/3x32x32/C10/ipc1/as-is", "growth/B/32")]
+    sizes = [
+        prepare[name].args[0]
+        for name in ("step/DC/1x28x28/C10/ipc1", "evaluate/3x32x32/C10/ipc1/as-is", "growth/B/32")
+    ]
     assert [size.precision for size in sizes] == ["tf32"] * 3 and cases.recipe_of(sizes[0], "DC").precision == "tf32"
 
 
@@ -462,7 +515,9 @@ def stored_run(device, numbers):
 def test_aims_are_kept_missed_or_not_measured():
     assert "No run of the benchmarks is stored yet" in report.aims_sentence({}).data
     runs = {
-        "a": stored_run("cpu", {"step/DC/x/ipc1": (1, 1.4, 0.2), "step/DC/x/ipc10": (1, 1.31, 0.2), "evaluate/x": (1, 1.6, 0.1)}),
+        "a": stored_run(
+            "cpu", {"step/DC/x/ipc1": (1, 1.4, 0.2), "step/DC/x/ipc10": (1, 1.31, 0.2), "evaluate/x": (1, 1.6, 0.1)}
+        ),
         "b": stored_run("cpu", {"evaluate/x": (1, 1.2, 0.1), "step/DC/x/ipc1": "would take long"}),
         "c": stored_run("cuda:0", {"set/MDA/x/ipc1": (19, 400, 0.1), "pass/x": (1, 2, 0.5), "pass/y": (1, 2, 0.49)}),
     }
@@ -471,11 +526,20 @@ def test_aims_are_kept_missed_or_not_measured():
     )
     table = report.aims_table(runs)
     cells = {row: [table.cells[row, column] for column in ("measured", "kept")] for row in table.rows}
-    assert cells["CPU: a matching step, beside plain"] == [["a: 1.31 times as fast to 1.4 times as fast, 2 cases"], ["yes"]]
-    assert cells["CPU: evaluation, beside plain"][0] == ["a: 1.6 times as fast, 1 case", "b: 1.2 times as fast, 1 case"]
+    assert cells["CPU: a matching step, beside plain"] == [
+        ["a: 1.31 times as fast to 1.4 times as fast, 2 cases"],
+        ["yes"],
+    ]
+    assert cells["CPU: evaluation, beside plain"][0] == [
+        "a: 1.6 times as fast, 1 case",
+        "b: 1.2 times as fast, 1 case",
+    ]
     assert cells["CPU: evaluation, beside plain"][1] == ["in 1 of 2 cases"]
     assert cells["GPU: a set of CIFAR-10's size, 1 image per class"] == [["c: 19 s, 1 case"], ["yes"]]
-    assert cells["GPU: the pass over real images, of the ceiling"] == [["c: 49 % to 50 %, 2 cases"], ["in 1 of 2 cases"]]
+    assert cells["GPU: the pass over real images, of the ceiling"] == [
+        ["c: 49 % to 50 %, 2 cases"],
+        ["in 1 of 2 cases"],
+    ]
     assert cells["GPU: evaluation of 50 networks, beside plain"] == [["not measured yet"], [""]]
 
 
@@ -506,14 +570,18 @@ def test_a_stored_run_is_shown_whole(tmp_path, small_machine):
 
 
 def test_committed_runs_are_whole_and_of_the_device_they_are_named_by():
-    assert report.stored_benchmarks().keys() == {path.stem for path in (HOME / "results" / "benchmarks").glob("*.json")}
+    assert report.stored_benchmarks().keys() == {
+        path.stem for path in (HOME / "results" / "benchmarks").glob("*.json")
+    }
     for name, stored in report.stored_benchmarks().items():
         device = re.sub(r"[^a-z0-9]+", "-", stored["environment"]["device_name"].lower()).strip("-")
         assert name.startswith(device) and not stored["settings"]["quick"], name
         assert any("ratio" in case for case in stored["cases"].values())
         for case in stored["cases"].values():
             if "ratio" in case:
-                assert case["ratio"] == pytest.approx(np.median(case["seconds_plain"]) / np.median(case["seconds_ours"]))
+                assert case["ratio"] == pytest.approx(
+                    np.median(case["seconds_plain"]) / np.median(case["seconds_ours"])
+                )
                 assert case["fraction_of_ceiling"] == pytest.approx(case["ceiling"] / case["ours"])
 
 

@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_data
+from gmreport import paper
 
 import gmlib as gm
-from gmlib import networks, paper, shipped, store
+from gmlib import networks
 from gmlib import recipe as recipes
-from gmlib.condense import pulls
+from gmlib.analysis.matching import pulls
+from gmlib.runs import layout, overview, readback, shipped, store
+from gmlib.speed import training
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("campaign", ROOT / "workflow" / "campaign.py")
@@ -42,7 +45,9 @@ def small(monkeypatch):
     monkeypatch.setattr(campaign, "DESCENT", {"eps": [0.5], "lr": 0.1, "max_steps": 3})
     monkeypatch.setattr(campaign, "FEW_STARTS", 1)
     monkeypatch.setattr(campaign, "SHORT_WHOLE", {"networks": 2, "epochs": 1})
-    data = {name: replace(make_data(dtype=torch.float32, n_test=30, seed=i), name=name) for i, name in enumerate(NAMES)}
+    data = {
+        name: replace(make_data(dtype=torch.float32, n_test=30, seed=i), name=name) for i, name in enumerate(NAMES)
+    }
 
     def load_data(name, **_):
         if name == "SVHN":
@@ -103,7 +108,9 @@ def test_the_stages_are_the_rows_and_columns_of_the_papers_tables():
 
 
 def test_what_tells_most_comes_first(small, monkeypatch):
-    monkeypatch.setattr(campaign, "STAGES", [s for s in campaign.STAGES if s.name != "Table 4"])  # too large for 8x8 pixels
+    monkeypatch.setattr(
+        campaign, "STAGES", [s for s in campaign.STAGES if s.name != "Table 4"]
+    )  # too large for 8x8 pixels
     monkeypatch.setitem(recipes.BUDGETS, "paper", TINY)
     pieces = planned(small, ipcs=(1, 10))
     stages = list(dict.fromkeys(stage for stage, _ in pieces))
@@ -123,7 +130,9 @@ def test_nothing_is_planned_twice(small, monkeypatch):
     assert len({piece.key for _, piece in pieces}) == len(pieces)
     of_1 = {piece.name.split(", ")[1] for stage, piece in pieces if stage == "Table 1, IPC 1"}
     assert of_1 == {"Inter", "Interleaved"}, "DC and M are Table 3's too"
-    assert not any(piece.name.startswith("other") for stage, piece in pieces if stage == "Table 2, IPC 1"), "one data set"
+    assert not any(piece.name.startswith("other") for stage, piece in pieces if stage == "Table 2, IPC 1"), (
+        "one data set"
+    )
     assert sum(stage == "Table 2, IPC 1" for stage, _ in pieces) == 5 * 2
 
 
@@ -143,7 +152,9 @@ def test_the_data_in_the_place_of_a_tables_stay_the_same(small, tmp_path, monkey
     options = {"budget": "tiny", "device": "cpu", "results_dir": tmp_path / "tiny", "progress": False}
     assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"made-up"}
     store.run(small["other"], "M", 1, **options)
-    assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"made-up"}, "other tables have M too"
+    assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"made-up"}, (
+        "other tables have M too"
+    )
     store.run(small["other"], "multi,d2,fixed", 1, **options)
     assert {piece.key[0] for _, piece in planned(small, budget="tiny", folder=tmp_path)} == {"other"}
     pieces, left_out = campaign.plan(campaign.Asked("tiny", tmp_path), [small["made-up"]], (1,))
@@ -170,8 +181,10 @@ def test_a_campaign_from_beginning_to_end(tmp_path, few_stages, capsys):
           for file in ("accuracy-convnet.json", "run.json", "set.safetensors")),
     }  # fmt: skip
     assert list((folder / "tiny").glob("other/ipc1/DC@mlp")) == [], "a table of one data set"
-    results = store.load_results(folder / "tiny")
-    assert results.groupby(["dataset", "ipc", "method", "network"]).size().eq(4).all() and set(results["budget"]) == {"tiny"}
+    results = readback.load_results(folder / "tiny")
+    assert results.groupby(["dataset", "ipc", "method", "network"]).size().eq(4).all() and set(results["budget"]) == {
+        "tiny"
+    }
     # as a run by hand
     options = {"budget": "tiny", "seed": 1, "device": "cpu", "results_dir": tmp_path / "b", "progress": False}
     by_hand = store.run(campaign.load_data("made-up"), "DC", 1, dtype=torch.float16, **options)
@@ -203,7 +216,10 @@ def test_no_time_leaves_nothing(tmp_path, few_stages, capsys):
     assert run(folder, "--time-budget", "0") == 0
     assert not folder.exists()
     log = capsys.readouterr().out
-    assert "the time budget is used up and 13 of 13 are left (Table 3, IPC 1: 4; Section 5, IPC 1: 4; Table 4, IPC 1: 4" in log
+    assert (
+        "the time budget is used up and 13 of 13 are left (Table 3, IPC 1: 4; Section 5, IPC 1: 4; Table 4, IPC 1: 4"
+        in log
+    )
     assert log.splitlines()[-1].endswith("Whole data: 1): run again to go on")
 
 
@@ -229,7 +245,7 @@ def test_it_goes_on_after_the_end_of_the_time_and_after_a_kill(tmp_path, few_sta
 
     trained = []
 
-    def stop(network, *args, real=networks.fit, **options):
+    def stop(network, *args, real=training.fit, **options):
         if len(trained) == 3:
             raise KeyboardInterrupt
         trained.append(1)
@@ -254,7 +270,10 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, few_stages, ca
     listed = capsys.readouterr().out.splitlines()
     assert listed[:3] == ["Table 3, IPC 1", "  made-up, random, set 0: 2 networks, 1 set",
                           "  made-up, DC, set 0: 4 networks, 1 set"], "half-way too, for the first set"  # fmt: skip
-    assert "  made-up, DC, set 1: 2 networks, 1 set" in listed and "  made-up, DC@mlp, set 0: 6 networks, 1 set" in listed
+    assert (
+        "  made-up, DC, set 1: 2 networks, 1 set" in listed
+        and "  made-up, DC@mlp, set 0: 6 networks, 1 set" in listed
+    )
     assert listed[-3:] == ["Whole data", "  made-up, all training images: 2 networks", "13 of 13 are left"]
     data = campaign.load_data("made-up")
     store.run(data, "random", 1, budget="tiny", networks=1, device="cpu", results_dir=folder / "tiny", progress=False)
@@ -272,7 +291,7 @@ def test_networks_of_the_set_half_way_are_work_too_and_go_on(tmp_path, few_stage
     assert run(tmp_path / "at-once", *arguments) == 0
     trained = []
 
-    def stop(network, *args, real=networks.fit, **options):
+    def stop(network, *args, real=training.fit, **options):
         if len(trained) == 3:  # two on the set, one on what it was half-way
             raise KeyboardInterrupt
         trained.append(1)
@@ -285,7 +304,7 @@ def test_networks_of_the_set_half_way_are_work_too_and_go_on(tmp_path, few_stage
     assert run(folder, *arguments, "--dry-run") == 0
     assert "  made-up, DC, set 0: 1 network\n" in capsys.readouterr().out
     assert run(folder, *arguments) == 0
-    traces = [store.read_trace(f / "tiny/made-up/ipc1/DC/set0/trace.json") for f in (folder, tmp_path / "at-once")]
+    traces = [layout.read_trace(f / "tiny/made-up/ipc1/DC/set0/trace.json") for f in (folder, tmp_path / "at-once")]
     assert traces[0][1].accuracies == traces[1][1].accuracies and list(traces[0]) == [1]
     assert "nothing left" in capsys.readouterr().out
 
@@ -293,7 +312,7 @@ def test_networks_of_the_set_half_way_are_work_too_and_go_on(tmp_path, few_stage
 def test_a_damaged_run_stops_no_other(tmp_path, few_stages, capsys):
     folder = tmp_path / "results"
     assert run(folder, "--tables", "Table 3") == 0
-    (folder / "README.md").write_text(f"{shipped.BEGIN}\n{shipped.END}\n")
+    (folder / "README.md").write_text(f"{overview.BEGIN}\n{overview.END}\n")
     damaged = folder / "tiny" / "made-up" / "ipc1" / "DC" / "set1" / "accuracy-convnet.json"
     damaged.write_text("{")
     capsys.readouterr()
@@ -324,7 +343,9 @@ def test_workers_are_campaigns_that_share_the_work(tmp_path, monkeypatch):
         "--tables", "Table 3", "--methods", "random", "--workers", "2", "--device", "cpu", "--results-dir", str(tmp_path / "r"),
         "--log", str(tmp_path / "log"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "r" / "smoke").rglob("accuracy-convnet.json"))) == 3
     assert (tmp_path / "log").read_text().count("--share") == 2 and done.stdout.count("the results are in") == 2
@@ -376,19 +397,23 @@ def test_one_thing_changed_goes_to_a_place_of_its_own(tmp_path, few_stages, caps
     folder = tmp_path / "results"
     assert run(folder) == 0
     before = contents(folder)
-    (folder / "README.md").write_text(f"{shipped.BEGIN}\n{shipped.END}\n")
+    (folder / "README.md").write_text(f"{overview.BEGIN}\n{overview.END}\n")
     assert run(folder, "--change", "lr_images=0.05", "init=real", "--tables", "Table 3") == 0
     assert before.items() <= contents(folder).items()
     probe = folder / "probes" / "init=real,lr_images=0.05" / "tiny" / "made-up" / "ipc1"
-    assert {p.parent.relative_to(probe).as_posix() for p in probe.rglob("run.json")} == {"DC/set0", "DC/set1"}, "no coreset"
+    assert {p.parent.relative_to(probe).as_posix() for p in probe.rglob("run.json")} == {"DC/set0", "DC/set1"}, (
+        "no coreset"
+    )
     record = json.loads((probe / "DC" / "set0" / "run.json").read_text())
     assert record["budget"] == "tiny, changed"
     usual = gm.Recipe.for_method("DC", "made-up", 1, "tiny").as_dict()
     assert {name for name, value in record["recipe"].items() if value != usual[name]} == {"init", "lr_images"}
     made = shipped.probes(folder)
-    assert [(change, S.record["recipe"]["seed"]) for change, S in made] == [("init=real lr_images=0.05", s) for s in (0, 1)]
+    assert [(change, S.record["recipe"]["seed"]) for change, S in made] == [
+        ("init=real lr_images=0.05", s) for s in (0, 1)
+    ]
     assert not [S for S in shipped.condensed(folder) if "changed" in S.budget], "they are counted nowhere else"
-    (row,) = (row for row in shipped.made_with(folder).itertuples() if row.folder.startswith("probes/"))
+    (row,) = (row for row in overview.made_with(folder).itertuples() if row.folder.startswith("probes/"))
     assert row.sets == 2 and row.folder in (folder / "README.md").read_text()
     more = shlex.split(dict(word.partition("=")[::2] for word in shlex.split(row.command))["CAMPAIGN"])
     assert more[-3:] == ["--change", "init=real", "lr_images=0.05"]
@@ -406,7 +431,9 @@ def test_one_thing_changed_goes_to_a_place_of_its_own(tmp_path, few_stages, caps
         ("lam=2", "lam=2", None),
     ],
 )
-def test_a_change_has_one_spelling_and_changes_something(spelt, folder, said, tmp_path, few_stages, monkeypatch, capsys):
+def test_a_change_has_one_spelling_and_changes_something(
+    spelt, folder, said, tmp_path, few_stages, monkeypatch, capsys
+):
     monkeypatch.setattr(campaign, "STAGES", (campaign.Stage("Table 3", 1, ("DC",)),))
     assert run(tmp_path / "results", "--change", spelt) == (1 if said else 0)
     if said:
@@ -414,7 +441,7 @@ def test_a_change_has_one_spelling_and_changes_something(spelt, folder, said, tm
         assert not list(tmp_path.rglob("run.json"))
         return
     assert [p.name for p in (tmp_path / "results" / "probes").iterdir()] == [folder]
-    (row,) = shipped.made_with(tmp_path / "results").itertuples()
+    (row,) = overview.made_with(tmp_path / "results").itertuples()
     more = shlex.split(dict(word.partition("=")[::2] for word in shlex.split(row.command))["CAMPAIGN"])
     capsys.readouterr()
     assert run(tmp_path / "results", *more, "--dry-run") == 0
@@ -432,19 +459,21 @@ def test_a_probe_counts_once_it_has_all_its_networks(tmp_path, few_stages, monke
 
 
 def test_how_hard_each_part_pulls_is_measured_beside_the_set(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(campaign, "STAGES", (campaign.Stage("Section 3.3", 10, ("MD", "MDA"), piece=campaign.pulled),))
+    monkeypatch.setattr(
+        campaign, "STAGES", (campaign.Stage("Section 3.3", 10, ("MD", "MDA"), piece=campaign.pulled),)
+    )
     folder = tmp_path / "results"
     assert run(folder, ipc=(10,)) == 0
     told = r"made-up, MD, set 0: (intra|inter) d[12] moves S most, by [0-9.]+% of its norm in one step at t = [01]\b"
     assert re.search(told, capsys.readouterr().out)
-    t = shipped.pulls(folder)
+    t = readback.pulls(folder)
     assert set(t[["dataset", "ipc", "method", "budget", "set"]].itertuples(index=False, name=None)) == {
         ("made-up", 10, method, "tiny", seed) for method in ("MD", "MDA") for seed in (0, 1)
     }
     again = pulls(small["made-up"], gm.Recipe.for_method("MDA", "made-up", 10, "tiny", 1), device="cpu")
     stored = t[(t["method"] == "MDA") & (t["set"] == 1)].reset_index(drop=True)
     assert stored[again.columns].equals(again)
-    (row,) = shipped.made_with(folder).itertuples()
+    (row,) = overview.made_with(folder).itertuples()
     assert row.sets == row.networks == 0 and row.seconds > 0
     assert row.command.endswith("""CAMPAIGN='--tables "Section 3.3" --methods MD MDA'""")
     assert run(folder, "--dry-run", ipc=(10,)) == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 4 are left"
@@ -467,7 +496,9 @@ def test_a_piece_that_cannot_be_done_is_said_and_the_others_go_on(tmp_path, few_
     assert run(tmp_path / "results") == 1
     log = capsys.readouterr().out
     assert "Table 3, IPC 1: made-up, DC, set 0: the matching loss is nan" in log
-    assert "Section 5, IPC 1: made-up, DC, set 0: the matching loss is nan" in log, "what it needs cannot be made there either"
+    assert "Section 5, IPC 1: made-up, DC, set 0: the matching loss is nan" in log, (
+        "what it needs cannot be made there either"
+    )
     there = {p.parent.relative_to(tmp_path / "results").as_posix() for p in (tmp_path / "results").rglob("run.json")}
     made = ("random/set0", "random/set1", "DC/set1", "DC@mlp/set0", "DC@mlp/set1")
     assert there == {f"tiny/made-up/ipc1/{name}" for name in made}
@@ -475,7 +506,11 @@ def test_a_piece_that_cannot_be_done_is_said_and_the_others_go_on(tmp_path, few_
 
 def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
     pieces, refused = campaign.plan(campaign.Asked("tiny", tmp_path), [small["made-up"]], (1,))
-    assert refused and all(sentence.startswith("Table 4, IPC 1: ") for sentence in refused) and len(set(refused)) == len(refused)
+    assert (
+        refused
+        and all(sentence.startswith("Table 4, IPC 1: ") for sentence in refused)
+        and len(set(refused)) == len(refused)
+    )
     assert {stage for stage, _ in pieces} >= {"Table 3, IPC 1", "Section 5, IPC 1", "Whole data"}
     told = " ".join(refused)
     assert "too small for LeNet" in told and "MLP" not in told and "ConvNet" not in told
@@ -501,10 +536,16 @@ def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
         (["--change", "how=d2"], "unknown recipe field to change 'how'"),
         (["--change", "lr_images"], "--change lr_images does not fit: give a value too, as in lr_images=0.1"),
         (["--change", "lr_images=-1"], "lr_images=-1.0 does not fit"),
-        (["--change", "lr_images=1", "--change", "gap=1", "lr_images=2"], "--change has lr_images twice: give it one value"),
+        (
+            ["--change", "lr_images=1", "--change", "gap=1", "lr_images=2"],
+            "--change has lr_images twice: give it one value",
+        ),
         (["--change", "lam"], "--change lam does not fit: give a value too, as in lam=null"),
         (["--change", "width=8"], "unknown recipe field to change 'width'"),
-        (["--change", "lr_images=1", "--tables", "Section 5"], "--change is for condensed sets, and none is asked for"),
+        (
+            ["--change", "lr_images=1", "--tables", "Section 5"],
+            "--change is for condensed sets, and none is asked for",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_run(more, sentence, tmp_path, capsys):
@@ -568,19 +609,19 @@ def test_estimates_come_from_what_earlier_campaigns_stored(tmp_path, few_stages,
 def test_the_results_readme_is_brought_up_to_date(tmp_path, few_stages):
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / "README.md").write_text(f"# Results\n\n{shipped.BEGIN}\nstale\n{shipped.END}\nmore\n")
+    (folder / "README.md").write_text(f"# Results\n\n{overview.BEGIN}\nstale\n{overview.END}\nmore\n")
     assert run(folder) == 0
     text = (folder / "README.md").read_text()
-    assert text.startswith("# Results\n") and text.endswith(f"{shipped.END}\nmore\n") and "stale" not in text
+    assert text.startswith("# Results\n") and text.endswith(f"{overview.END}\nmore\n") and "stale" not in text
     assert "| `tiny/made-up/ipc1` | 6 | 20 |" in text
-    assert text == shipped.readme(text, folder)
+    assert text == overview.readme(text, folder)
 
 
 def test_the_readme_is_true_after_each_piece(tmp_path, few_stages, monkeypatch):
     """Whatever ends the campaign, and where nothing is there to end it with."""
     folder, seen = tmp_path / "results", []
     folder.mkdir()
-    (folder / "README.md").write_text(f"{shipped.BEGIN}\n{shipped.END}\n")
+    (folder / "README.md").write_text(f"{overview.BEGIN}\n{overview.END}\n")
 
     def work(*arguments, real=campaign.work):
         *others, after = arguments
@@ -588,7 +629,7 @@ def test_the_readme_is_true_after_each_piece(tmp_path, few_stages, monkeypatch):
         def look():
             after()
             text = (folder / "README.md").read_text()
-            seen.append(text == shipped.readme(text, folder))
+            seen.append(text == overview.readme(text, folder))
 
         return real(*others, look)
 
@@ -599,7 +640,7 @@ def test_the_readme_is_true_after_each_piece(tmp_path, few_stages, monkeypatch):
 def test_the_command_in_the_readme_makes_what_is_in_the_folder(tmp_path, few_stages, capsys):
     folder = tmp_path / "results"
     assert run(folder, ipc=(1, 10)) == 0
-    for row in shipped.made_with(folder).itertuples():
+    for row in overview.made_with(folder).itertuples():
         capsys.readouterr()
         asked = dict(word.partition("=")[::2] for word in shlex.split(row.command.removeprefix("make results ")))
         assert (asked["BUDGET"], asked["DATASETS"]) == ("tiny", "made-up")
@@ -613,7 +654,17 @@ def test_the_command_in_the_readme_makes_what_is_in_the_folder(tmp_path, few_sta
 def test_it_needs_no_notebook(tmp_path):
     """From a command line, in a Python that has nothing to run or to show notebooks with."""
     without = ["papermill", "jupytext", "nbclient", "nbformat", "IPython", "ipywidgets", "matplotlib", "seaborn"]
-    arguments = ["--dry-run", "--datasets", "digits", "--ipc", "10", "--budget", "smoke", "--results-dir", str(tmp_path)]
+    arguments = [
+        "--dry-run",
+        "--datasets",
+        "digits",
+        "--ipc",
+        "10",
+        "--budget",
+        "smoke",
+        "--results-dir",
+        str(tmp_path),
+    ]
     code = (
         f"import sys, runpy; sys.modules |= dict.fromkeys({without}); sys.argv = ['campaign', *{arguments}]; "
         "runpy.run_path('workflow/campaign.py', run_name='__main__')"

@@ -3,16 +3,18 @@
 import math
 from importlib import import_module
 
+import gmreport as report
 import pandas as pd
 import pytest
+from gmreport import paper
+from gmreport.claims import OUTCOMES
 from scipy import stats
 
-from gmlib import paper, report, store
-from gmlib.evaluate import Evaluation
-from gmlib.report.claims import OUTCOMES
+from gmlib.evaluation import Evaluation
+from gmlib.runs import readback
 
 T2 = 4.302652729911275  # t(0.975; 2 degrees of freedom), from a printed table to more digits: three sets
-NOTHING = pd.DataFrame(columns=store.COLUMNS)
+NOTHING = pd.DataFrame(columns=readback.COLUMNS)
 
 
 def runs(method, set_means, *, dataset="MNIST", ipc=1, budget="paper", network="convnet", spread=0.0):
@@ -22,7 +24,7 @@ def runs(method, set_means, *, dataset="MNIST", ipc=1, budget="paper", network="
         for seed, mean in enumerate(set_means)
         for net, sign in enumerate((-1, 1))
     ]
-    return pd.DataFrame(rows, columns=store.COLUMNS)
+    return pd.DataFrame(rows, columns=readback.COLUMNS)
 
 
 def judged(results, claim, **more):
@@ -43,7 +45,14 @@ def evaluation(accuracies, **changes):
 def test_by_hand():
     """Set means 91, 92, 93: standard deviation 1, half width t / sqrt(3). The paper's DC on MNIST at 1: 91.7±0.5."""
     c = judged(runs("DC", [91, 92, 93], spread=0.5), "table1-mnist-1-intra-class")
-    assert (c["paper"], c["paper_std"], c["unit"], c["ours"], c["n"], c["n_sets"]) == (91.7, 0.5, "percent", 92.0, 6, 3)
+    assert (c["paper"], c["paper_std"], c["unit"], c["ours"], c["n"], c["n_sets"]) == (
+        91.7,
+        0.5,
+        "percent",
+        92.0,
+        6,
+        3,
+    )
     assert c["ours_std"] == pytest.approx(math.sqrt((2 * 1.5**2 + 4 * 0.5**2) / 5))  # 90.5 91.5 91.5 92.5 92.5 93.5
     assert (c["low"], c["high"]) == (pytest.approx(92 - T2 / math.sqrt(3)), pytest.approx(92 + T2 / math.sqrt(3)))
     assert (c["budget"], c["outcome"], c["note"]) == ("paper", "not decided", "")
@@ -73,7 +82,9 @@ def test_the_rule_for_figures(middle, outcome):
 def test_a_tie_is_reproduced_whatever_the_rounding():
     """MNIST at 10, multi-level: 97.6±0.1. Equal sets have an interval of width 0."""
     assert judged(runs("M", [97.6, 97.6], ipc=10), "table1-mnist-10-multi-level")["outcome"] == "reproduced"
-    assert judged(runs("M", [97.8, 97.8], ipc=10), "table1-mnist-10-multi-level")["outcome"] == "reproduced"  # at the edge
+    assert (
+        judged(runs("M", [97.8, 97.8], ipc=10), "table1-mnist-10-multi-level")["outcome"] == "reproduced"
+    )  # at the edge
     assert judged(runs("M", [97.81, 97.81], ipc=10), "table1-mnist-10-multi-level")["outcome"] == "differs"
 
 
@@ -100,10 +111,16 @@ def test_another_budget_is_shown_and_not_judged():
 
 def test_not_run_says_why():
     found = report.claims(runs("DC", [91, 92, 93])).set_index("claim")
-    assert tuple(found.loc["table1-mnist-1-inter-class", ["outcome", "note"]]) == ("not run", "no run of it is stored")
+    assert tuple(found.loc["table1-mnist-1-inter-class", ["outcome", "note"]]) == (
+        "not run",
+        "no run of it is stored",
+    )
     for claim in ("table2-svhn-1-d1", "table3-cifar100-1-md", "text-tinyimagenet-1-ours", "table3-svhn-whole"):
         assert tuple(found.loc[claim, ["outcome", "note"]]) == ("not run", "the data were not at hand")
-    assert found.loc["text-cifar10-200-relative-ours", "note"] == "the paper gives no schedule for so many images per class"
+    assert (
+        found.loc["text-cifar10-200-relative-ours", "note"]
+        == "the paper gives no schedule for so many images per class"
+    )
     assert found.loc["table3-cifar10-1-md", "note"] == "the authors' files were not at hand"
     assert found.loc["table1-mnist-1-inter-class", ["ours", "low", "n", "n_sets"]].isna().all()
     at_hand = report.claims(runs("DC", [30, 31], dataset="SVHN")).set_index("claim")
@@ -152,7 +169,11 @@ def test_results_must_be_in_long_form():
 
 def test_whole_training_sets():
     """MNIST 99.6±0.0: the tolerance is half a unit of the last digit, 99.55 to 99.65. FashionMNIST 93.5±0.1."""
-    c = judged(NOTHING, "table3-mnist-whole", whole={"MNIST": evaluation([99.6, 99.6], epochs=1000, augment="crop+scale+rotate")})
+    c = judged(
+        NOTHING,
+        "table3-mnist-whole",
+        whole={"MNIST": evaluation([99.6, 99.6], epochs=1000, augment="crop+scale+rotate")},
+    )
     assert (c["outcome"], c["n"], c["budget"]) == ("reproduced", 2, "paper") and pd.isna(c["n_sets"])
     accuracies = [92.0, 93.0, 94.0]
     c = judged(NOTHING, "table3-fashionmnist-whole", whole={"FashionMNIST": evaluation(accuracies)})
@@ -185,7 +206,10 @@ def test_relative_accuracy():
     assert tuple(other[["outcome", "budget"]]) == ("another budget", "mixed")
     assert other["note"] == "the networks on whole data: width: 32 instead of 128"
     without = judged(sharp, claim)
-    assert tuple(without[["outcome", "note"]]) == ("not run", "no network trained on the whole training set is stored")
+    assert tuple(without[["outcome", "note"]]) == (
+        "not run",
+        "no network trained on the whole training set is stored",
+    )
 
 
 # ---- time and steps --------------------------------------------------------------------------------------
@@ -287,19 +311,31 @@ def test_orderings_count_cells():
     assert f"MNIST, IPC 1: M minus DC +2.10 ({2.1 - half:+.2f} to {2.1 + half:+.2f})" in lines
     assert "SVHN, IPC 1: M minus DC +2.00 (no interval)" in lines and len(lines) == 2 + 4 + 2 + 1
     of_the_worst = pd.concat([runs("MD", [92, 92, 92]), runs("random", [90, 90, 90]), runs("herding", [91, 91, 91])])
-    assert ordering(of_the_worst, "learned-beat-chosen")["told"] == ("MNIST, IPC 1: MD minus herding +1.00 (+1.00 to +1.00)",)
+    assert ordering(of_the_worst, "learned-beat-chosen")["told"] == (
+        "MNIST, IPC 1: MD minus herding +1.00 (+1.00 to +1.00)",
+    )
     rows = report.orderings_table(report.orderings(of_the_worst)).rows
     assert rows[0] == "MD beats chosen real images" and len(rows) == len(report.ORDERINGS), "what was run is first"
 
 
-TABLE_2 = ["M", "multi,d2,fixed", "multi,d3,fixed", "multi,100*d4,fixed", "MD", "multi,d1+d3,fixed", "multi,d1+100*d4,fixed"]
+TABLE_2 = [
+    "M",
+    "multi,d2,fixed",
+    "multi,d3,fixed",
+    "multi,100*d4,fixed",
+    "MD",
+    "multi,d1+d3,fixed",
+    "multi,d1+100*d4,fixed",
+]
 
 
 @pytest.fixture
 def on_other_data():
     """Table 2's distances on FashionMNIST: d1 above d2 to d4, and below the sums; and MNIST with what other tables have too."""
     means = [80, 70, 71, 72, 82, 83, 84]
-    fashion = [runs(m, [v, v + 0.5], dataset="FashionMNIST", budget="lite") for m, v in zip(TABLE_2, means, strict=True)]
+    fashion = [
+        runs(m, [v, v + 0.5], dataset="FashionMNIST", budget="lite") for m, v in zip(TABLE_2, means, strict=True)
+    ]
     return pd.concat([*fashion, runs("M", [90, 91], budget="lite"), runs("MD", [92, 93], budget="lite")])
 
 
@@ -319,7 +355,9 @@ def test_data_in_place_of_the_papers_are_named_and_counted_apart(on_other_data):
     ]
     told = report.claims_sentence(report.claims(on_other_data), found).data
     assert "On other data, Table 2, FashionMNIST in place of SVHN, budget lite, held in 2 of 2 cells." in told
-    assert "was run: budget lite, held in 2 of 2 cells.**" in told, "MD against M on MNIST and FashionMNIST, of Table 3"
+    assert "was run: budget lite, held in 2 of 2 cells.**" in told, (
+        "MD against M on MNIST and FashionMNIST, of Table 3"
+    )
     figures = report.claims(on_other_data[on_other_data["method"] != "multi,d3,fixed"]).set_index("claim")
     note = "the data were not at hand; run on FashionMNIST in their place"
     assert tuple(figures.loc["table2-svhn-1-d2", ["outcome", "note"]]) == ("not run", note)
@@ -359,7 +397,9 @@ def test_the_papers_table_2_shows_other_data_beside_its_own(on_other_data):
 def test_best_means_above_every_other():
     results = pd.concat([runs("M", [92, 92.1, 92.2]), runs("DC", [90, 90, 90]), runs("Inter", [89, 89, 89])])
     assert counts(ordering(results, "multi-level-best", "")) == (0, 0, 0, 0, 0)  # Interleaved is wanting
-    tie, worse, better = (pd.concat([results, runs("Interleaved", means)]) for means in ([91, 92, 93], [88] * 3, [95] * 3))
+    tie, worse, better = (
+        pd.concat([results, runs("Interleaved", means)]) for means in ([91, 92, 93], [88] * 3, [95] * 3)
+    )
     assert counts(ordering(worse, "multi-level-best")) == (1, 1, 0, 0, 0)
     assert counts(ordering(tie, "multi-level-best")) == (1, 0, 0, 1, 0)
     assert counts(ordering(better, "multi-level-best")) == (1, 0, 1, 0, 0)
@@ -385,7 +425,9 @@ def test_alike_is_an_interval_within_the_spread_of_networks(differences, expecte
 def test_orderings_of_table_4_are_by_target_and_by_source():
     """The ConvNet's sets are best for ResNet and worst for the MLP; from the ConvNet, ResNet beats the others."""
     sources = ["MD@mlp", "MD@lenet", "MD@alexnet", "MD@vgg11bn", "MD@resnet18bn"]
-    to_resnet = [runs("MD", [90, 90, 90], network="resnet18")] + [runs(s, [80, 80, 80], network="resnet18") for s in sources]
+    to_resnet = [runs("MD", [90, 90, 90], network="resnet18")] + [
+        runs(s, [80, 80, 80], network="resnet18") for s in sources
+    ]
     to_mlp = [runs("MD", [60, 60, 60], network="mlp")] + [runs(s, [70, 70, 70], network="mlp") for s in sources]
     from_convnet = [runs("MD", [80, 80, 80], network=n) for n in ("lenet", "alexnet", "vgg11")]
     results = pd.concat([*to_resnet, *to_mlp, *from_convnet])
@@ -480,7 +522,7 @@ def test_papers_table_4_has_sources_in_rows_and_targets_in_columns(some):
 
 
 def test_papers_tables_take_the_shipped_results_by_default(some, monkeypatch):
-    monkeypatch.setattr(import_module("gmlib.report.claims"), "shipped", lambda: some)
+    monkeypatch.setattr(import_module("gmreport.claims").readback, "accuracies", lambda: some)
     assert report.paper_table("Table 1").cells["DC", "MNIST, IPC 1"][0] == "91.7±0.4 (n=6, 3 sets)"
     with pytest.raises(ValueError, match="unknown table 'text': choose from Table 1, Table 2, Table 3, Table 4"):
         report.paper_table("text")

@@ -16,8 +16,9 @@ from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import how
-from gmlib.condense import draw, fresh_network, initial, losses_on_the_way
-from gmlib.recipe import OutOfTime, generator
+from gmlib.analysis.matching import losses_along
+from gmlib.lines import fresh_network, initial
+from gmlib.runtime import OutOfTime, generator
 
 
 def condense(data, recipe, **options):
@@ -86,8 +87,14 @@ def test_going_on_from_a_checkpoint_is_bit_identical(tmp_path):
     data, recipe = make_data(dtype=torch.float32), tiny_recipe(outer_loops=6, inner_loops=2, zeta_theta=2)
     whole = condense(data, recipe, snapshots=(1, 4))
     path = tmp_path / "checkpoint.safetensors"
-    for done in (0, 1, 1):  # stopped inside an outer iteration (after one of its two inner ones), after it, and inside the next
-        with pytest.raises(OutOfTime, match=f"out of time after {done} of 6 outer iterations: run again to go on from"):
+    for done in (
+        0,
+        1,
+        1,
+    ):  # stopped inside an outer iteration (after one of its two inner ones), after it, and inside the next
+        with pytest.raises(
+            OutOfTime, match=f"out of time after {done} of 6 outer iterations: run again to go on from"
+        ):
             condense(data, recipe, snapshots=(1, 4), checkpoint=path, deadline=time.monotonic())
     parts = condense(data, recipe, snapshots=(1, 4), checkpoint=path)
     assert torch.equal(parts.images, whole.images)
@@ -129,14 +136,16 @@ def test_watching_changes_nothing_and_sees_every_step():
     S = condense(data, recipe, watch=lambda k, t, i, losses: seen.append((k, t, i, *losses)))
     assert torch.equal(S.images, condense(data, recipe).images)
     assert [s[:3] for s in seen] == [(k, t, i) for k in range(2) for t in range(2) for i in range(5)]
-    table = losses_on_the_way(data, recipe, "cpu", False)
+    table = losses_along(data, recipe, "cpu", False)
     assert table.columns.tolist() == ["k", "t", "i", "loss_S", "loss_T"]
     assert [tuple(row) for row in table.itertuples(index=False)] == seen
     # the losses of theta_0 of the first outer iteration, by hand
     network = fresh_network(data, recipe, 0)
     one = condense(data, tiny_recipe(ipc=2, outer_loops=1, inner_loops=1, zeta_theta=4))
-    assert seen[0][3] == pytest.approx(torch.nn.functional.cross_entropy(network(one.images), one.labels).item(), rel=1e-6)
-    x, y = draw(data, 256, generator(recipe.seed, "validation", 0, 0))
+    assert seen[0][3] == pytest.approx(
+        torch.nn.functional.cross_entropy(network(one.images), one.labels).item(), rel=1e-6
+    )
+    x, y = data.sample_any(256, generator(recipe.seed, "validation", 0, 0))
     assert seen[0][4] == pytest.approx(torch.nn.functional.cross_entropy(network(x), y).item(), rel=1e-6)
 
 
@@ -159,7 +168,9 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(tmp_path):
 
     def start(name):
         command = [sys.executable, "-c", KILLED, str(tmp_path / name), tests, str(tmp_path / f"{name}-set")]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
 
     with start("a") as undisturbed:
         assert undisturbed.wait(timeout=300) == 0
@@ -184,9 +195,15 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_and_kept(tmp_pa
     for other_data, other, values in (
         (data, tiny_recipe(seed=1), "seed=0 instead of 1"),
         (make_data(seed=9, dtype=torch.float32), tiny_recipe(), "other data"),
-        (make_data(dtype=torch.float64), tiny_recipe(), "dtype='torch.float32' instead of 'torch.float64'|other data"),
+        (
+            make_data(dtype=torch.float64),
+            tiny_recipe(),
+            "dtype='torch.float32' instead of 'torch.float64'|other data",
+        ),
     ):
-        with pytest.raises(ValueError, match=rf"is of another run, with ({values}): delete it or choose another file"):
+        with pytest.raises(
+            ValueError, match=rf"is of another run, with ({values}): delete it or choose another file"
+        ):
             condense(other_data, other, checkpoint=path)
         assert path.read_bytes() == before
     for length in (0, 5, 40, len(before) // 2, len(before) - 1):
@@ -217,7 +234,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"cannot write .*checkpoint\.safetensors \(No space left on device\): free some space"):
+        with pytest.raises(
+            OSError, match=r"cannot write .*checkpoint\.safetensors \(No space left on device\): free some space"
+        ):
             condense(data, recipe, checkpoint=path, checkpoint_seconds=0.0)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"], "no half-written file is left"
     assert path.read_bytes() != writes[1], "the second checkpoint is there, not the first"
@@ -231,7 +250,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     ("change", "sentence"),
     [
         ({"dataset": "MNIST"}, "the recipe is for 'MNIST' but the data are 'made-up'"),
-        ({"ipc": 13, "inner_loops": 1, "zeta_theta": 1}, "ipc=13 does not fit made-up: give a whole number from 1 to 12"),
+        (
+            {"ipc": 13, "inner_loops": 1, "zeta_theta": 1},
+            "ipc=13 does not fit made-up: give a whole number from 1 to 12",
+        ),
         ({"depth": 4}, "too small for a ConvNet of depth 4"),
     ],
 )
@@ -247,8 +269,13 @@ def test_arguments_in_the_wrong_order():
     with pytest.raises(ValueError, match="give the coreset's name and then data, not Data and str"):
         gm.coreset(make_data(), "random", 1)
     S = gm.coreset("random", make_data(), 1)
-    for pair, kinds in ((make_data(), S), "a Data and a SyntheticSet"), (("a.safetensors", make_data()), "a str and a Data"):
-        with pytest.raises(ValueError, match=f"give a SyntheticSet, or a Data, and then the Data it goes with, not {kinds}"):
+    for pair, kinds in (
+        ((make_data(), S), "a Data and a SyntheticSet"),
+        (("a.safetensors", make_data()), "a str and a Data"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"give a SyntheticSet, or a Data, and then the Data it goes with, not {kinds}"
+        ):
             gm.evaluate(*pair)
     with pytest.raises(ValueError, match="eps is a Data: give thresholds"):
         gm.reach(gm.coreset("random", make_data(), 1), make_data())
@@ -263,7 +290,9 @@ def test_data_and_sets_print_on_a_line():
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user")
 def test_a_checkpoint_that_cannot_be_written_is_told_before_the_work(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match=r"the folder of the checkpoint .* cannot be written to: choose another"):
+    with pytest.raises(
+        PermissionError, match=r"the folder of the checkpoint .* cannot be written to: choose another"
+    ):
         condense(make_data(), tiny_recipe(outer_loops=10**6), checkpoint=tmp_path / "checkpoint")
 
 
@@ -312,6 +341,8 @@ def test_condensed_digits_beat_random_ones_by_far(digits):
         recipe = gm.Recipe.for_method("M", ipc=1, budget="smoke", seed=seed)
         condensed.append(gm.evaluate(condense(digits, recipe), digits, seed=seed, **protocol).mean)
     size = {"width": recipe.width, "depth": recipe.depth}
-    chosen = [gm.evaluate(gm.coreset("random", digits, 1, s), digits, seed=s, **size, **protocol).mean for s in range(10)]
+    chosen = [
+        gm.evaluate(gm.coreset("random", digits, 1, s), digits, seed=s, **size, **protocol).mean for s in range(10)
+    ]
     assert min(condensed) > max(chosen)
     assert sum(condensed) / 3 - sum(chosen) / 10 > 12, json.dumps([condensed, chosen])

@@ -11,9 +11,10 @@ from sklearn.metrics import pairwise_distances
 
 import gmlib as gm
 from gmlib import networks
-from gmlib.recipe import generator
+from gmlib.runtime import generator
+from gmlib.speed import training
 
-module = importlib.import_module("gmlib.coreset")  # gm.coreset is the function
+module = importlib.import_module("gmlib.coresets")  # gm.coreset is the function
 
 SMALL = {"width": 4, "depth": 2, "epochs": 3, "device": "cpu"}
 
@@ -135,7 +136,12 @@ def test_kcenter_by_hand():
 
 def test_of_equals_the_first_is_taken():
     cross = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]])
-    assert module.herding(cross, 4).tolist() == [0, 3, 1, 2]  # (0, -1) takes the mean back to 0; then all is equal again
+    assert module.herding(cross, 4).tolist() == [
+        0,
+        3,
+        1,
+        2,
+    ]  # (0, -1) takes the mean back to 0; then all is equal again
     assert module.kcenter(cross, 4).tolist() == [0, 3, 1, 2]  # (0, -1) is 2 away from (0, 1), the others sqrt(2)
     centre = torch.tensor([[0.0, 2.0], [0.0, 0.0], [2.0, 0.0], [-2.0, 0.0], [0.0, -2.0], [0.0, 0.0]])
     assert module.herding(centre, 3).tolist() == [1, 5, 0]
@@ -185,7 +191,7 @@ def test_distances_are_taken_between_the_features_of_a_network_trained_on_the_da
         "convnet", (1, 8, 8), 2, generator=generator(7, "coreset network"), width=4, depth=2, dtype=torch.float64
     )
     rng = generator(7, "coreset batches")
-    networks.fit(network, data.train_images, data.train_labels, epochs=3, rng=rng, batch=64)
+    training.fit(network, data.train_images, data.train_labels, epochs=3, rng=rng, batch=64)
     with torch.no_grad():
         x = [network[:-1](data.of_class(c)).numpy() for c in range(2)]
     expected = [data.of_class(c)[BRUTE[method](x[c], 5)] for c in range(2)]
@@ -208,8 +214,8 @@ def test_the_feature_network_has_learnt_the_digits(digits):
 
 def test_a_feature_network_is_trained_once_and_few_are_kept(monkeypatch):
     module._trained.clear()  # of earlier tests
-    trained, fit = [], networks.fit
-    monkeypatch.setattr(networks, "fit", lambda f, *args, **options: trained.append(f) or fit(f, *args, **options))
+    trained, fit = [], training.fit
+    monkeypatch.setattr(module, "fit", lambda f, *args, **options: trained.append(f) or fit(f, *args, **options))
     data = make_data((9, 9))
     first = gm.coreset("herding", data, 2, **SMALL)
     assert torch.equal(gm.coreset("herding", make_data((9, 9)), 3, **SMALL).images[:2], first.images[:2])
@@ -292,7 +298,10 @@ def test_numbers_of_numpy_are_taken_as_pythons(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        ({"method": "best"}, "unknown coreset 'best': choose from random, herding, herding-pixel, kcenter, kcenter-pixel"),
+        (
+            {"method": "best"},
+            "unknown coreset 'best': choose from random, herding, herding-pixel, kcenter, kcenter-pixel",
+        ),
         ({"space": "fourier"}, "unknown space 'fourier': choose from network, pixel"),
         ({"method": "random", "space": "pixel"}, "coreset 'random' is not chosen in space='pixel': leave space= out"),
         ({"method": "herding-pixel", "space": "network"}, "'herding-pixel' is not chosen in space='network'"),
@@ -305,7 +314,7 @@ def test_numbers_of_numpy_are_taken_as_pythons(monkeypatch):
     ],
 )
 def test_bad_input_is_told_before_any_work(call, sentence, monkeypatch):
-    monkeypatch.setattr(networks, "fit", None)
+    monkeypatch.setattr(module, "fit", None)
     with pytest.raises(ValueError, match=sentence) as error:
         gm.coreset(**{"method": "kcenter", "data": make_data((6, 4)), "ipc": 1, **call})
     assert "\n" not in str(error.value) and ". " not in str(error.value)

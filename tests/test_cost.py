@@ -5,6 +5,7 @@ import math
 import time
 from types import SimpleNamespace
 
+import gmreport as report
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,11 +13,13 @@ import torch
 from conftest import make_data
 
 import gmlib as gm
-from gmlib import cost, networks, report, store
-from gmlib.memory import PeakMemory
-from gmlib.recipe import OutOfTime
+from gmlib import networks
+from gmlib.analysis import costs as cost
+from gmlib.runs import readback, store
+from gmlib.runtime import OutOfTime
+from gmlib.speed.memory import PeakMemory
 
-condense_module = importlib.import_module("gmlib.condense")  # gmlib.condense is the function
+condense_module = importlib.import_module("gmlib.lines")  # gmlib.condense is the function
 TINY = {"width": 4, "depth": 2, "batch_real": 4}
 
 
@@ -96,7 +99,9 @@ def test_the_pieces_are_recorded_as_a_runs_are(data, recorded):
     losses = []
     for again in (True, False):
         recorded.made = 0
-        pieces = cost._Pieces(data, gm.Recipe.for_method("MD", data.name, 2, inner_loops=2, zeta_theta=2, outer_loops=1, **TINY))
+        pieces = cost._Pieces(
+            data, gm.Recipe.for_method("MD", data.name, 2, inner_loops=2, zeta_theta=2, outer_loops=1, **TINY)
+        )
         pieces.record.possible = pieces.theta.stays = again
         for k in (0, 1, 2, 3):
             pieces(k)
@@ -110,7 +115,10 @@ def test_the_clock_stops_once_for_each_piece(data, monkeypatch):
     monkeypatch.setattr(cost, "_now", lambda device: next(ticks))
     table = measure(data).set_index(["method", "round"])
     assert table["seconds_per_update"].eq(1).all() and table["seconds_per_step"].eq(1 / cost.STEPS).all()
-    assert table.loc["MDO", "seconds_per_look"].eq(1 / cost.LOOKS).all() and table.loc["DC", "seconds_per_look"].isna().all()
+    assert (
+        table.loc["MDO", "seconds_per_look"].eq(1 / cost.LOOKS).all()
+        and table.loc["DC", "seconds_per_look"].isna().all()
+    )
 
 
 def test_rounds_are_interleaved_rotated_and_what_is_alike_is_pooled(data, monkeypatch):
@@ -133,9 +141,13 @@ def test_rounds_are_interleaved_rotated_and_what_is_alike_is_pooled(data, monkey
 
 def test_a_measurement_is_stored_and_read_back(data, tmp_path):
     table = measure(data)
-    assert table["threads"].eq(torch.get_num_threads()).all() and table["device"].eq("cpu").all() and table["device_name"].all()
-    stored = store.kept(tmp_path / "cost.json", {}, lambda: table)
-    again = store.kept(tmp_path / "cost.json", {}, lambda: pytest.fail("measured again"))
+    assert (
+        table["threads"].eq(torch.get_num_threads()).all()
+        and table["device"].eq("cpu").all()
+        and table["device_name"].all()
+    )
+    stored = store.cached_table(tmp_path / "cost.json", {}, lambda: table)
+    again = store.cached_table(tmp_path / "cost.json", {}, lambda: pytest.fail("measured again"))
     pd.testing.assert_frame_equal(again, table)
     assert stored is table
 
@@ -180,12 +192,14 @@ def test_runs_along_time():
 def test_ratios_are_taken_within_rounds():
     """Rounds twice as slow leave the ratio as it is; by hand: 101, 102, 103, t(0.975, 2) = 4.3027, s = 1."""
     value, low, high = report.cost_ratio(made_up({"DC": [1.0, 2.0, 10.0], "MD": [1.01, 2.04, 10.3]}), "MD", "DC")
-    assert value == pytest.approx(102) and high - value == value - low == pytest.approx(4.30265 / math.sqrt(3), abs=1e-4)
+    assert value == pytest.approx(102) and high - value == value - low == pytest.approx(
+        4.30265 / math.sqrt(3), abs=1e-4
+    )
 
 
 def test_measured_claims_are_judged():
     costs = made_up({"DC": [1.0, 1.0, 1.0], "MD": [1.004, 1.005, 1.006], "MDA": [0.7228, 0.7236, 0.7244]})
-    found = report.claims(pd.DataFrame(columns=store.COLUMNS), report.cost_measured(costs, 10)).set_index("claim")
+    found = report.claims(pd.DataFrame(columns=readback.COLUMNS), report.cost_measured(costs, 10)).set_index("claim")
     judged = {c: (round(r.ours, 6), r.outcome) for c, r in found[found["row"] == "efficiency"].iterrows()}
     saving = 100 - 100 * np.mean([0.7228 / 1.004, 0.7236 / 1.005, 0.7244 / 1.006])
     assert judged == {
@@ -243,7 +257,13 @@ def test_pieces_beside_runs():
 
 
 def test_the_time_to_an_accuracy():
-    rows = [("DC", 1, 1.0, 60.0), ("DC", 2, 2.0, 80.0), ("MD", 1, 1.5, 80.0), ("MD", 2, 3.0, 85.0), ("MDO", 2, 9.0, 79.9)]
+    rows = [
+        ("DC", 1, 1.0, 60.0),
+        ("DC", 2, 2.0, 80.0),
+        ("MD", 1, 1.5, 80.0),
+        ("MD", 2, 3.0, 85.0),
+        ("MDO", 2, 9.0, 79.9),
+    ]
     way = pd.DataFrame(rows, columns=["method", "k", "seconds", "accuracy"]).assign(set=0, networks=2)
     text = report.time_to(way).data
     assert "**DC ends at 80.0 % after 2.00 s.**" in text and "MD after 1.50 s (k = 1)" in text
@@ -260,12 +280,19 @@ def test_the_time_to_an_accuracy():
 
 def test_what_less_precision_changes(data):
     table = cost.precisions(data, "MD", 1, rounds=3, device="cpu", width=8, depth=2, batch_real=8)
-    assert table.groupby("precision", sort=False)["round"].apply(list).to_dict() == {"float32": [1, 2, 3], "bf16": [1, 2, 3]}
+    assert table.groupby("precision", sort=False)["round"].apply(list).to_dict() == {
+        "float32": [1, 2, 3],
+        "bf16": [1, 2, 3],
+    }
     exact, rough = (rows for _, rows in table.groupby("precision", sort=False))
     assert (exact[["change_in_loss", "change_in_dS"]] == 0).all(axis=None)
-    assert ((rough["change_in_dS"] > 1e-6) & (rough["change_in_dS"] < 0.2)).all() and (rough["change_in_loss"] < 0.05).all()
+    assert ((rough["change_in_dS"] > 1e-6) & (rough["change_in_dS"] < 0.2)).all() and (
+        rough["change_in_loss"] < 0.05
+    ).all()
     assert (table["seconds_per_update"] > 0).all()
-    made_up = table.assign(seconds_per_update=[4.0, 4.0, 8.0, 1.0, 2.0, 4.0], change_in_dS=[0.0] * 3 + [0.01, 0.02, 0.04])
+    made_up = table.assign(
+        seconds_per_update=[4.0, 4.0, 8.0, 1.0, 2.0, 4.0], change_in_dS=[0.0] * 3 + [0.01, 0.02, 0.04]
+    )
     made_up["precision"] = ["float32"] * 3 + ["bf16"] * 3
     made_up["round"] = [1, 2, 3] * 2
     shown = report.precision_table(made_up).cells

@@ -11,9 +11,11 @@ import torch
 from conftest import make_data, tiny_recipe
 
 import gmlib as gm
-from gmlib import cost, gradients, networks
-from gmlib.memory import Memory
-from gmlib.recipe import generator
+from gmlib import networks
+from gmlib.analysis import costs as cost
+from gmlib.runtime import generator
+from gmlib.speed import gradients, recording
+from gmlib.speed.memory import Memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CUDA = torch.device("cuda")
@@ -36,12 +38,12 @@ def rounding(a, b):
 def recorded_steps(monkeypatch):
     made = []
 
-    class Counted(gradients.Graph):
+    class Counted(recording.Graph):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(gradients, "Graph", Counted)
+    monkeypatch.setattr(recording, "Graph", Counted)
     return made
 
 
@@ -57,7 +59,7 @@ def test_a_recorded_run_is_that_of_the_cpu(choice, monkeypatch, caplog):
     assert len(made) >= 1 and on_gpu.images.is_cuda
     assert rounding(on_gpu.images, on_cpu.images) < 1e-6
     assert [e["theta_steps"] for e in on_gpu.history] == [e["theta_steps"] for e in on_cpu.history]
-    monkeypatch.setattr(gradients, "recordable", lambda device: False)
+    monkeypatch.setattr(recording, "recordable", lambda device: False)
     assert rounding(gm.condense(data, recipe, "cuda", progress=False).images, on_gpu.images) < 1e-6
 
 
@@ -90,13 +92,17 @@ def test_less_precision_is_near_and_not_the_same(precision):
     data = make_data((40, 40, 40), (3, 32, 32), dtype=torch.float32)
     recipe = tiny_recipe(ipc=1, what="multi", how="d1 + d2", batch_real=40, width=32, depth=3, outer_loops=3)
     exact = gm.condense(data, recipe, "cuda", progress=False).images
-    rough = gm.condense(data, gm.Recipe(**{**recipe.as_dict(), "precision": precision}), "cuda", progress=False).images
+    rough = gm.condense(
+        data, gm.Recipe(**{**recipe.as_dict(), "precision": precision}), "cuda", progress=False
+    ).images
     assert 0 < rounding(rough, exact) < 0.1
-    assert rounding(gm.condense(data, recipe, "cuda", progress=False).images, exact) < 1e-4, "and leaves nothing behind"
+    assert rounding(gm.condense(data, recipe, "cuda", progress=False).images, exact) < 1e-4, (
+        "and leaves nothing behind"
+    )
 
 
 def test_a_step_that_looks_at_a_value_goes_on_unrecorded(caplog):
-    step = gradients.Replay(lambda x: x + 1 if x.sum().item() > 0 else x, CUDA)
+    step = recording.Replay(lambda x: x + 1 if x.sum().item() > 0 else x, CUDA)
     with caplog.at_level(logging.WARNING):
         assert [step(torch.ones(1, device=CUDA)).item() for _ in range(5)] == [2.0] * 5
     (line,) = [r.getMessage() for r in caplog.records]
@@ -113,7 +119,10 @@ def test_a_users_network_with_data_dependent_control_flow(caplog):
 
     networks.register("branching", branching)
     try:
-        data, recipe = make_data((8, 6, 7)), tiny_recipe(network="branching", outer_loops=5, inner_loops=2, zeta_theta=4)
+        data, recipe = (
+            make_data((8, 6, 7)),
+            tiny_recipe(network="branching", outer_loops=5, inner_loops=2, zeta_theta=4),
+        )
         with caplog.at_level(logging.WARNING):
             on_gpu = gm.condense(data, recipe, "cuda", progress=False)
         assert caplog.records and all("cannot be recorded as a CUDA graph" in r.getMessage() for r in caplog.records)
@@ -135,6 +144,8 @@ def test_running_out_of_memory_takes_smaller_passes(caplog):
 
 def test_costs_are_measured_when_the_device_is_done():
     data = make_data((40, 40, 40), (3, 32, 32), dtype=torch.float32)
-    table = cost.measure(data, ["DC", "MDO"], 1, rounds=2, device="cuda", progress=False, width=64, batch_real=40, inner_loops=1)
+    table = cost.measure(
+        data, ["DC", "MDO"], 1, rounds=2, device="cuda", progress=False, width=64, batch_real=40, inner_loops=1
+    )
     assert (table["device"] == "cuda").all() and (table["seconds_per_update"] > 0).all()
     assert (table["peak_memory_bytes"] > 2**20).all() and not math.isnan(table["seconds_per_look"].max())

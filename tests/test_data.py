@@ -27,7 +27,10 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from gmlib.data import LOADERS, NORMALISATION, Data, SyntheticSet, load_data, write_atomically
+from gmlib.data import Data
+from gmlib.datasets import LOADERS, NORMALISATION, load_data
+from gmlib.files import write_atomically
+from gmlib.sets import SyntheticSet
 
 
 def rng(seed=0):
@@ -135,9 +138,7 @@ def test_read_only_and_strided_arrays_are_fine():
 def test_measured_normalisation_matches_numpy(scale):
     x, y = arrays(n=3000)  # more than one chunk
     x[..., 2] = 7  # a channel that never varies
-    data = Data.from_arrays(
-        "mine", x if scale == 1 else x / 255, y, x[:3] if scale == 1 else x[:3] / 255, y[:3]
-    )
+    data = Data.from_arrays("mine", x if scale == 1 else x / 255, y, x[:3] if scale == 1 else x[:3] / 255, y[:3])
     assert data.mean == tuple(np.round((x / 255).mean((0, 1, 2)), 4))
     assert data.std == (*np.round((x / 255).std((0, 1, 2)), 4)[:2], 1.0)
 
@@ -207,9 +208,7 @@ def test_fingerprint_sees_pixels_labels_and_shapes():
 def broken(**changes):
     x, y = arrays()
     given = {"train_images": x, "train_labels": y, "test_images": x, "test_labels": y}
-    return given | {
-        key: change(given[key]) if callable(change) else change for key, change in changes.items()
-    }
+    return given | {key: change(given[key]) if callable(change) else change for key, change in changes.items()}
 
 
 def with_value(value):
@@ -269,9 +268,7 @@ def test_arrays_that_do_not_fit_are_refused(case):
 # ---- names and torchvision's sets --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["mnist", "CIFAR-10", "", "imagefolder", "imagefolder:", "digits:x", "MNIST:x"]
-)
+@pytest.mark.parametrize("name", ["mnist", "CIFAR-10", "", "imagefolder", "imagefolder:", "digits:x", "MNIST:x"])
 def test_unknown_names_list_the_known(name):
     known = "digits, MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, TinyImageNet, imagefolder:PATH"
     with pytest.raises(ValueError, match=f"unknown data set {name!r}: choose one of {known}$"):
@@ -279,7 +276,9 @@ def test_unknown_names_list_the_known(name):
 
 
 def test_size_is_for_image_files_only():
-    with pytest.raises(ValueError, match="size= is for imagefolder:PATH and TinyImageNet, and digits has a size of its own"):
+    with pytest.raises(
+        ValueError, match="size= is for imagefolder:PATH and TinyImageNet, and digits has a size of its own"
+    ):
         load_data("digits", size=16)
 
 
@@ -318,9 +317,7 @@ def write_cifar(folder, name, monkeypatch):
         """Batch i from arrays(seed=first + i)."""
         label = "labels" if name == "CIFAR10" else "fine_labels"
         made = [arrays(n=n, shape=(3072,), classes=C, seed=first + i) for i in range(len(files))]
-        return [
-            written(f, {"data": x, label: y.tolist()}) for (f, _), (x, y) in zip(files, made, strict=True)
-        ]
+        return [written(f, {"data": x, label: y.tolist()}) for (f, _), (x, y) in zip(files, made, strict=True)]
 
     train, test = batches(source.train_list, 0), batches(source.test_list, 10)
     _, md5 = written(source.meta["filename"], {source.meta["key"]: [f"class {c}" for c in range(C)]})
@@ -386,9 +383,7 @@ def test_files_that_are_there_are_read_without_a_network(name, tmp_path, monkeyp
     # the same pixels again, straight from the generator of the made-up files
     n_train, n_test = {"SVHN": (20, 20), "CIFAR10": (10, 10), "CIFAR100": (100, 100)}.get(name, (40, 40))
     layout = (28, 28) if grey else (32, 32, 3) if name == "SVHN" else (3, 32, 32)
-    batches = [
-        arrays(n=n_train, shape=layout, classes=C, seed=i) for i in range(5 if name == "CIFAR10" else 1)
-    ]
+    batches = [arrays(n=n_train, shape=layout, classes=C, seed=i) for i in range(5 if name == "CIFAR10" else 1)]
     x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     test_x, test_y = arrays(n=n_test, shape=layout, classes=C, seed=10 if "CIFAR" in name else 1)
     order = np.argsort(y, kind="stable")
@@ -450,9 +445,7 @@ def test_a_missing_set_says_which_files_go_where(name, tmp_path, offline):
 
 @pytest.mark.parametrize("name", WANTED)
 def test_a_failing_download_says_so_and_leaves_nothing(name, tmp_path, unreachable):
-    with pytest.raises(
-        FileNotFoundError, match=f"^{name} could not be downloaded .*not known.*: put "
-    ) as error:
+    with pytest.raises(FileNotFoundError, match=f"^{name} could not be downloaded .*not known.*: put ") as error:
         load_data(name, data_dir=tmp_path / "new" / "deep")
     assert all(part.format(tmp_path / "new" / "deep") in str(error.value) for part in WANTED[name])
     assert "\n" not in str(error.value)
@@ -508,9 +501,7 @@ def test_a_missing_set_is_downloaded(progress, host, tmp_path, monkeypatch, caps
     assert ("100%" in capsys.readouterr().err) == progress
 
     # a host that serves something else, or only some of the files
-    monkeypatch.setattr(
-        torchvision.datasets.MNIST, "resources", [*resources[:3], (resources[3][0], "0" * 32)]
-    )
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", [*resources[:3], (resources[3][0], "0" * 32)])
     with pytest.raises(FileNotFoundError, match=r"MNIST could not be downloaded .*corrupted"):
         load_data("MNIST", data_dir=tmp_path / "new", progress=progress)
     left = {path.name for path in (tmp_path / "new" / "MNIST" / "raw").iterdir()}
@@ -535,9 +526,7 @@ def test_archives_that_are_there_are_unpacked_without_a_network(download, tmp_pa
 def test_a_truncated_idx_file_is_named(file, length, tmp_path, offline):
     path = write_mnist(tmp_path) / file
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(
-        ValueError, match=f"^MNIST is damaged .*: delete {file} in .*raw and load again$"
-    ) as error:
+    with pytest.raises(ValueError, match=f"^MNIST is damaged .*: delete {file} in .*raw and load again$") as error:
         load_data("MNIST", data_dir=tmp_path)
     assert_one_sentence(error)
     assert path.exists()  # deleting is for the user
@@ -546,9 +535,7 @@ def test_a_truncated_idx_file_is_named(file, length, tmp_path, offline):
 def test_labels_outside_the_classes_count_as_damage(tmp_path, offline):
     raw = write_mnist(tmp_path)
     (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.full(40, 77, np.uint8)))
-    with pytest.raises(
-        ValueError, match=r"MNIST is damaged .*label 77 is outside 0..9.*: delete train-images"
-    ):
+    with pytest.raises(ValueError, match=r"MNIST is damaged .*label 77 is outside 0..9.*: delete train-images"):
         load_data("MNIST", data_dir=tmp_path)
 
 
@@ -561,16 +548,12 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b[::-1]]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b[::-1]])
 @pytest.mark.parametrize(("name", "file"), DAMAGED)
 def test_a_damaged_file_is_named(name, file, damage, tmp_path, monkeypatch, offline):
     path = WRITERS[name](tmp_path, monkeypatch) / file
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(
-        ValueError, match=f"^{name} is damaged .*: delete {file} in .* and load again$"
-    ) as error:
+    with pytest.raises(ValueError, match=f"^{name} is damaged .*: delete {file} in .* and load again$") as error:
         load_data(name, data_dir=tmp_path)
     assert_one_sentence(error)
 
@@ -587,9 +570,7 @@ def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path, monkey
     assert not (tmp_path / "opened").exists()
 
 
-@pytest.mark.skipif(
-    "GMLIB_TEST_DATA" not in os.environ, reason="GMLIB_TEST_DATA names no folder of data sets"
-)
+@pytest.mark.skipif("GMLIB_TEST_DATA" not in os.environ, reason="GMLIB_TEST_DATA names no folder of data sets")
 def test_the_real_mnist(offline):
     data = load_data("MNIST", data_dir=os.environ["GMLIB_TEST_DATA"])
     assert data.counts == (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
@@ -621,17 +602,13 @@ def test_a_folder_in_colour_keeps_its_own_split(tmp_path):
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "val").mkdir()
     data = load_data(f"imagefolder:{tmp_path}")
-    assert (
-        data.name == f"imagefolder:{tmp_path}" and data.classes == ("ant", "bee") and data.shape == (3, 5, 6)
-    )
+    assert data.name == f"imagefolder:{tmp_path}" and data.classes == ("ant", "bee") and data.shape == (3, 5, 6)
     assert data.counts == (3, 3) and data.test_labels.tolist() == [0, 0, 1, 1]
     for images, written in ((data.train_images, train), (data.test_images, test)):
         expected = np.stack(list(written.values())).transpose(0, 3, 1, 2)
         np.testing.assert_allclose(pixels_of(data, images) * 255, expected, atol=1e-3)
     x = np.stack(list(train.values())) / 255
-    assert data.mean == tuple(np.round(x.mean((0, 1, 2)), 4)) and data.std == tuple(
-        np.round(x.std((0, 1, 2)), 4)
-    )
+    assert data.mean == tuple(np.round(x.mean((0, 1, 2)), 4)) and data.std == tuple(np.round(x.std((0, 1, 2)), 4))
 
 
 def test_grey_stays_one_channel_until_one_image_has_colour(tmp_path):
@@ -697,15 +674,23 @@ def test_images_of_different_sizes_need_size(tmp_path):
 
 def test_a_slash_at_the_end_makes_no_other_data(tmp_path):
     write_images(tmp_path)
-    assert load_data(f"imagefolder:{tmp_path}/").name == load_data(f"imagefolder:{tmp_path}").name == f"imagefolder:{tmp_path}"
+    assert (
+        load_data(f"imagefolder:{tmp_path}/").name
+        == load_data(f"imagefolder:{tmp_path}").name
+        == f"imagefolder:{tmp_path}"
+    )
 
 
 def test_a_path_is_no_name_and_parts_have_names(tmp_path):
-    with pytest.raises(ValueError, match="the data set is of type PosixPath: name it, a folder of images by imagefolder:PATH"):
+    with pytest.raises(
+        ValueError, match="the data set is of type PosixPath: name it, a folder of images by imagefolder:PATH"
+    ):
         load_data(tmp_path)
     for part in ("Train", "Test"):
         write_images(tmp_path / part)
-    with pytest.raises(ValueError, match=r"Test holds no image file, only folders \(two parts are named train and test"):
+    with pytest.raises(
+        ValueError, match=r"Test holds no image file, only folders \(two parts are named train and test"
+    ):
         load_data(f"imagefolder:{tmp_path}")
 
 
@@ -809,7 +794,9 @@ def write_tiny(folder, grey=("train/n01/images/n01_1.JPEG", "val/images/val_4.JP
         Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(root / name, "JPEG")
     (root / "train" / "n01" / "n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t7\t7\n")
     (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
-    (root / "val" / "val_annotations.txt").write_text("".join(f"{name}\t{wnid}\t0\t0\t7\t7\n" for name, wnid in val.items()))
+    (root / "val" / "val_annotations.txt").write_text(
+        "".join(f"{name}\t{wnid}\t0\t0\t7\t7\n" for name, wnid in val.items())
+    )
     return root
 
 
@@ -817,7 +804,9 @@ def test_tinyimagenet_is_read_from_its_unpacked_folder(tmp_path, monkeypatch, of
     root = write_tiny(tmp_path)
     monkeypatch.setenv("GMLIB_DATA", str(tmp_path))
     data = load_data("TinyImageNet", progress=False)
-    assert data.name == "TinyImageNet" and data.classes == WNIDS and data.shape == (3, 8, 8) and data.counts == (4, 4, 4)
+    assert (
+        data.name == "TinyImageNet" and data.classes == WNIDS and data.shape == (3, 8, 8) and data.counts == (4, 4, 4)
+    )
     assert (data.mean, data.std) == NORMALISATION["TinyImageNet"]
     assert data.test_labels.tolist() == [0, 0, 0, 1, 1, 2, 2]  # val_0, 3, 6, then 1, 4, then 2, 5
     train = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(4)]
@@ -885,7 +874,9 @@ def test_a_damaged_tinyimagenet_is_told(case, tmp_path):
     spoil, what = DAMAGED_TINY[case]
     root = write_tiny(tmp_path)
     spoil(root)
-    with pytest.raises(ValueError, match=rf"^TinyImageNet is damaged \(.*({what})\): delete .* and unpack it again$") as error:
+    with pytest.raises(
+        ValueError, match=rf"^TinyImageNet is damaged \(.*({what})\): delete .* and unpack it again$"
+    ) as error:
         load_data("TinyImageNet", data_dir=tmp_path)
     assert_one_sentence(error)
     assert root.is_dir()  # deleting is for the user
@@ -893,7 +884,9 @@ def test_a_damaged_tinyimagenet_is_told(case, tmp_path):
 
 def test_a_damaged_jpeg_of_tinyimagenet_is_named(tmp_path):
     rewritten("val/images/val_3.JPEG", lambda b: b[:100])(write_tiny(tmp_path))
-    with pytest.raises(ValueError, match=r"val_3.JPEG cannot be read .*: delete it or put a good copy there") as error:
+    with pytest.raises(
+        ValueError, match=r"val_3.JPEG cannot be read .*: delete it or put a good copy there"
+    ) as error:
         load_data("TinyImageNet", data_dir=tmp_path, progress=False)
     assert_one_sentence(error)
 
@@ -918,11 +911,7 @@ def test_a_set_comes_back_bit_for_bit(dtype, tmp_path):
     S = make_set(dtype, history=[{"loss": 1.0}], snapshots={0: torch.zeros(1)})
     S.save(tmp_path / "set.safetensors")
     back = SyntheticSet.load(tmp_path / "set.safetensors")
-    assert (
-        back.images.dtype == dtype
-        and torch.equal(back.images, S.images)
-        and torch.equal(back.labels, S.labels)
-    )
+    assert back.images.dtype == dtype and torch.equal(back.images, S.images) and torch.equal(back.labels, S.labels)
     assert (back.classes, back.mean, back.std, back.recipe) == (S.classes, S.mean, S.std, S.recipe)
     assert back.history == [] and back.snapshots == {}  # not part of the file
     assert (back.ipc, back.n_classes, back.shape) == (2, 3, (3, 4, 5))
@@ -1111,9 +1100,7 @@ def test_a_failing_write_keeps_the_old_file_and_no_other(step, fault, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
     if isinstance(fault, OSError):
         assert error.value.errno == errno.ENOSPC
-        assert re.search(
-            r"cannot write .*file \(No space left on device\): free some space", str(error.value)
-        )
+        assert re.search(r"cannot write .*file \(No space left on device\): free some space", str(error.value))
 
 
 def test_where_nothing_can_be_written_the_reason_is_told(tmp_path):
@@ -1125,9 +1112,7 @@ def test_where_nothing_can_be_written_the_reason_is_told(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user"
-)
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user")
 def test_a_forbidden_folder_is_told(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot write"):

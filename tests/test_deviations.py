@@ -4,13 +4,14 @@ import math
 from dataclasses import fields
 from types import SimpleNamespace
 
+import gmreport as report
 import numpy as np
 import pytest
 import torch
+from gmreport.deviations import protocol_departures, recipe_departures, trend
 from scipy import stats
 
-from gmlib import BUDGETS, Evaluation, Recipe, report
-from gmlib.report.deviations import protocol_departures, recipe_departures, trend
+from gmlib import BUDGETS, Evaluation, Recipe
 
 PROTOCOL = {
     "width": 128, "depth": 3, "epochs": 1000, "optimiser": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
@@ -20,10 +21,15 @@ NOT_MNIST = {"epochs": 300, "augment": "none"}
 
 
 SIZE = ", the root mean square of the pixels at 3.5 (of the training images it is 1)"
-FALLING = [4.0, 4.2] * 190 + [2.0, 2.2] * 10  # of 400 outer iterations, the lite budget's number at one image per class
+FALLING = [4.0, 4.2] * 190 + [
+    2.0,
+    2.2,
+] * 10  # of 400 outer iterations, the lite budget's number at one image per class
 
 
-def a_set(method, accuracies, *, dataset="MNIST", seed=0, budget="lite", losses=FALLING, network="convnet", **protocol):
+def a_set(
+    method, accuracies, *, dataset="MNIST", seed=0, budget="lite", losses=FALLING, network="convnet", **protocol
+):
     """What `deviations` reads of a CondensedSet."""
     recipe = Recipe.for_method(method, dataset, 1, budget.removesuffix(", changed"), seed).as_dict()
     return stored(method, recipe, accuracies, budget, losses, network, protocol)
@@ -48,7 +54,13 @@ def test_ours_minus_the_papers_by_hand():
     found = report.deviations([a_set("DC", [89.5, 90.5]), a_set("DC", [92.0, 92.0], seed=1)])
     assert len(found) == 1
     c = found.iloc[0]
-    assert (c["dataset"], c["ipc"], c["method"], c["budget"], c["tables"]) == ("MNIST", 1, "DC", "lite", "Table 1, Table 3")
+    assert (c["dataset"], c["ipc"], c["method"], c["budget"], c["tables"]) == (
+        "MNIST",
+        1,
+        "DC",
+        "lite",
+        "Table 1, Table 3",
+    )
     assert (c["paper"], c["paper_std"], c["ours"], c["n"], c["n_sets"]) == (91.7, 0.5, 91.0, 4, 2)
     assert c["difference"] == pytest.approx(-0.7)
     assert (c["low"], c["high"]) == (pytest.approx(-0.7 - 12.7062047), pytest.approx(-0.7 + 12.7062047))
@@ -74,7 +86,9 @@ def test_the_sentence_says_on_which_side():
     far = [a_set(m, [v, v], seed=s) for m, v in (("DC", 95.0), ("M", 80.0), ("MD", 91.9)) for s in (0, 1)]
     told = report.deviations_sentence(report.deviations(far)).data
     assert "Ours minus the paper's is -10.9 to +3.3 points, +0.0 in the median" in told
-    assert "inside our 95% interval in 1, below it in 1, above it in 1 (its half width is 0.0 to 0.0 points).**" in told
+    assert (
+        "inside our 95% interval in 1, below it in 1, above it in 1 (its half width is 0.0 to 0.0 points).**" in told
+    )
 
 
 def test_two_printings_of_one_run_have_a_row_each():
@@ -83,7 +97,10 @@ def test_two_printings_of_one_run_have_a_row_each():
     assert found[["tables", "paper"]].values.tolist() == [["Table 1", 29.7], ["Table 3", 29.5]]
     assert found["low"].isna().all()
     table = report.deviations_table(found)
-    assert len(set(table.rows)) == 2 and table.cells[table.rows[0], "ours minus the paper's"][1] == "one set: no interval"
+    assert (
+        len(set(table.rows)) == 2
+        and table.cells[table.rows[0], "ours minus the paper's"][1] == "one set: no interval"
+    )
     assert "above it in 0, and without an interval, from one set, in 2.**" in report.deviations_sentence(found).data
 
 
@@ -138,12 +155,18 @@ def test_images_chosen_by_a_network_of_fewer_epochs():
 
 
 def test_data_in_place_of_the_papers_are_not_compared():
-    sets = [a_set(m, [50.0 + s, 51.0 + s], dataset="FashionMNIST", seed=s) for m in ("M", "multi,d2,fixed") for s in (0, 1)]
+    sets = [
+        a_set(m, [50.0 + s, 51.0 + s], dataset="FashionMNIST", seed=s)
+        for m in ("M", "multi,d2,fixed")
+        for s in (0, 1)
+    ]
     found = report.deviations(sets).set_index("method")
     other = found.loc["multi,d2,fixed"]
     assert math.isnan(other["difference"]) and math.isnan(other["paper"]) and other["tables"] == "Table 2 is on SVHN"
     assert words(other["departures"])[0] == "data: FashionMNIST instead of SVHN"
-    assert found.loc["M", "tables"] == "Table 1, Table 3" and "data" not in {d.what for d in found.loc["M", "departures"]}
+    assert found.loc["M", "tables"] == "Table 1, Table 3" and "data" not in {
+        d.what for d in found.loc["M", "departures"]
+    }
     cells = report.deviations_table(report.deviations(sets)).cells
     assert cells["FashionMNIST, IPC 1: multi,d2,fixed (lite)", "ours minus the paper's"] == ["not comparable"]
     assert "prints 1 figure for what was run" in report.deviations_sentence(report.deviations(sets)).data
@@ -151,7 +174,9 @@ def test_data_in_place_of_the_papers_are_not_compared():
 
 def test_cells_that_the_paper_does_not_have_are_left_out():
     assert report.deviations([a_set("M", [90.0], dataset="digits")]).empty
-    assert report.deviations([]).empty and "nothing to compare" in report.deviations_sentence(report.deviations([])).data
+    assert (
+        report.deviations([]).empty and "nothing to compare" in report.deviations_sentence(report.deviations([])).data
+    )
 
 
 def test_trend_compares_the_last_tenth_with_the_one_before():
@@ -195,13 +220,17 @@ def test_what_a_set_kept_half_way_says_of_going_on():
     kept, other = a_set("DC", [91.0, 93.0, 95.0]), a_set("DC", [90.0, 91.0, 92.0], seed=1)
     how = kept.evaluations["convnet"].protocol
     of = {"convnet": (90.0, 91.0, 92.0), "mlp": (1.0, 2.0, 3.0)}
-    kept.trace = {k: Evaluation(of[network], network, 0, how) for k, network in ((0, "convnet"), (200, "convnet"), (300, "mlp"))}
+    kept.trace = {
+        k: Evaluation(of[network], network, 0, how) for k, network in ((0, "convnet"), (200, "convnet"), (300, "mlp"))
+    }
     (fewer,) = (d for d in report.deviations([kept, other])["departures"].iloc[0] if d.what == "outer iterations")
     assert str(fewer) == "outer iterations: 400 instead of 1000; the last 200 of them brought +2.0±2.5 points (n=3)"
     for S in (kept, other):
         S.record["history"] = [{"loss": 2.0}, {"loss": 1.0}]
     (fewer,) = (d for d in report.deviations([kept, other])["departures"].iloc[0] if d.what == "outer iterations")
-    assert str(fewer).endswith(f"+2.0±2.5 points (n=3), the matching loss ended at 50 % of its first value{SIZE}"), "short"
+    assert str(fewer).endswith(f"+2.0±2.5 points (n=3), the matching loss ended at 50 % of its first value{SIZE}"), (
+        "short"
+    )
 
 
 def test_fewer_sets_and_networks_are_told_for_real_images_too():
@@ -229,7 +258,11 @@ def test_what_one_change_brings_is_counted_network_by_network():
     table = report.probes_table(found)
     row = "MNIST, IPC 1: MD, set 0 (lite), lr_images=0.01"
     assert table.rows == [row] and table.cells[row, "gain"] == ["+4.0±6.6", "n=3"]
-    assert [table.cells[row, c] for c in table.columns[:3]] == [["61.0"], ["71.0", "pixels 3.54"], ["75.0", "pixels 1.00"]]
+    assert [table.cells[row, c] for c in table.columns[:3]] == [
+        ["61.0"],
+        ["71.0", "pixels 3.54"],
+        ["75.0", "pixels 1.00"],
+    ]
 
 
 def test_a_change_without_its_like_or_real_images():

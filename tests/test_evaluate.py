@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import math
-import sys
 import time
 
 import numpy as np
@@ -14,9 +13,10 @@ import torch.nn.functional as F
 from conftest import make_data
 
 import gmlib as gm
-from gmlib import networks
-from gmlib.evaluate import TOGETHER, Evaluation, Protocol, _fitting, accuracy, settle
-from gmlib.recipe import OutOfTime, generator
+from gmlib import evaluation, networks
+from gmlib.evaluation import TOGETHER, Evaluation, Protocol, _fitting, accuracy, settle
+from gmlib.runtime import OutOfTime, generator
+from gmlib.speed import training
 
 QUICK = {"n_networks": 2, "epochs": 3, "width": 4, "depth": 2, "device": "cpu", "progress": False}
 
@@ -26,7 +26,9 @@ def test_the_protocol_step_by_step():
     data = make_data(dtype=torch.float64, n_test=60)
     S = gm.coreset("random", data, 2)
     found = gm.evaluate(S, data, **{**QUICK, "epochs": 4, "n_networks": 1}, lr=0.05)
-    f = networks.build("convnet", (1, 8, 8), 3, generator=generator(0, "evaluate", 0), width=4, depth=2, dtype=torch.float64)
+    f = networks.build(
+        "convnet", (1, 8, 8), 3, generator=generator(0, "evaluate", 0), width=4, depth=2, dtype=torch.float64
+    )
     parameters, buffers = list(f.parameters()), None
     for epoch in range(4):
         gradient = torch.autograd.grad(F.cross_entropy(f(S.images), S.labels), parameters)
@@ -35,7 +37,9 @@ def test_the_protocol_step_by_step():
         with torch.no_grad():
             for p, b in zip(parameters, buffers, strict=True):
                 p -= (0.05 if epoch < 2 else 0.005) * b
-    right = sum(int(f(image[None]).argmax() == label) for image, label in zip(data.test_images, data.test_labels, strict=True))
+    right = sum(
+        int(f(image[None]).argmax() == label) for image, label in zip(data.test_images, data.test_labels, strict=True)
+    )
     assert found.accuracies == (100 * right / 60,)
     assert found.protocol == {
         "width": 4, "depth": 2, "epochs": 4, "optimiser": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4,
@@ -89,7 +93,11 @@ def test_accuracy_counts_every_image_once(monkeypatch):
 def test_only_mnist_is_augmented_by_the_papers_protocol():
     data = make_data((5, 5), (1, 28, 28), dtype=torch.float32)
     mnist = gm.Data.from_arrays(
-        "MNIST", torch.rand(10, 28, 28, generator=generator(0)), data.train_labels, torch.rand(4, 28, 28), [0, 1, 0, 1]
+        "MNIST",
+        torch.rand(10, 28, 28, generator=generator(0)),
+        data.train_labels,
+        torch.rand(4, 28, 28),
+        [0, 1, 0, 1],
     )
     S = gm.coreset("random", mnist, 1)
     quick = {**QUICK, "n_networks": 1}
@@ -143,7 +151,9 @@ def test_a_set_of_another_normalisation_is_refused():
 def test_augmented_training_differs_and_repeats():
     data = make_data(dtype=torch.float32, n_test=90)
     S = gm.coreset("random", data, 2)
-    plain, varied, again = (gm.evaluate(S, data, **{**QUICK, "epochs": 20}, augment=a) for a in ("none", "dsa", "dsa"))
+    plain, varied, again = (
+        gm.evaluate(S, data, **{**QUICK, "epochs": 20}, augment=a) for a in ("none", "dsa", "dsa")
+    )
     assert varied.accuracies == again.accuracies != plain.accuracies
 
 
@@ -159,13 +169,17 @@ def test_adam_is_another_optimiser():
     data = make_data(dtype=torch.float64, n_test=90)
     S = gm.coreset("random", data, 2)
     assert gm.evaluate(S, data, **QUICK, optimiser="adam").protocol["optimiser"] == "adam"
-    f = networks.build("convnet", (1, 8, 8), 3, generator=generator(0, "evaluate", 0), width=4, depth=2, dtype=torch.float64)
+    f = networks.build(
+        "convnet", (1, 8, 8), 3, generator=generator(0, "evaluate", 0), width=4, depth=2, dtype=torch.float64
+    )
     before = [p.detach().clone() for p in f.parameters()]
     rng = generator(0, "x")
-    networks.fit(f, S.images, S.labels, epochs=1, rng=rng, optimiser="adam", lr=0.01, weight_decay=0.0)
+    training.fit(f, S.images, S.labels, epochs=1, rng=rng, optimiser="adam", lr=0.01, weight_decay=0.0)
     # A single epoch is its own second half, at lr / 10; Adam's first step is that much wherever a gradient is well above eps.
     moved = torch.cat([(p - q).abs().flatten() for p, q in zip(f.parameters(), before, strict=True)])
-    assert moved.max().item() == pytest.approx(0.001, rel=1e-3) and moved.median().item() == pytest.approx(0.001, rel=1e-2)
+    assert moved.max().item() == pytest.approx(0.001, rel=1e-3) and moved.median().item() == pytest.approx(
+        0.001, rel=1e-2
+    )
 
 
 def test_known_accuracies_are_not_trained_again_and_each_network_is_reported():
@@ -176,7 +190,9 @@ def test_known_accuracies_are_not_trained_again_and_each_network_is_reported():
     rest = gm.evaluate(S, data, **{**QUICK, "n_networks": 3}, known=whole.accuracies[:1], each=seen.append)
     assert rest.accuracies == whole.accuracies
     assert [e.accuracies for e in seen] == [whole.accuracies[:2], whole.accuracies]
-    with pytest.raises(OutOfTime, match="out of time after 0 of 2 networks: give it more time, or each= to keep what there is"):
+    with pytest.raises(
+        OutOfTime, match="out of time after 0 of 2 networks: give it more time, or each= to keep what there is"
+    ):
         gm.evaluate(S, data, **QUICK, deadline=time.monotonic() - 1)
 
 
@@ -210,13 +226,13 @@ class Loose(torch.nn.Module):
 @pytest.fixture
 def trained(monkeypatch):
     """Fills with the groups that `evaluate` trains: the final weights of each network."""
-    known, fit, groups = dict(networks.NETWORKS), networks.fit, []
+    known, fit, groups = dict(networks.NETWORKS), training.fit, []
 
     def keep(group, *args, **options):
         groups.append([network.state_dict() for network in fit(group, *args, **options)])
         return group
 
-    monkeypatch.setattr(networks, "fit", keep)
+    monkeypatch.setattr(evaluation, "fit", keep)
     networks.register("loose", Loose)
     yield groups
     networks.NETWORKS.clear()
@@ -274,7 +290,9 @@ def test_side_by_side_on_a_gpu_is_one_by_one_on_a_cpu(trained, caplog, name, sha
     said = [r.getMessage() for r in caplog.records if "cannot be recorded as a CUDA graph" in r.getMessage()]
     assert len(said) == (4 + 2 + 1 + 1 if change.get("network") == "loose" else 0)
     trained.clear()
-    gm.evaluate(gm.coreset("random", named(name, shape), 3), named(name, shape), **{**QUICK, "n_networks": 4, **change})
+    gm.evaluate(
+        gm.coreset("random", named(name, shape), 3), named(name, shape), **{**QUICK, "n_networks": 4, **change}
+    )
     for one, (other,) in zip(there, trained, strict=True):
         assert all(torch.allclose(one[key].cpu(), other[key], rtol=1e-4, atol=1e-6) for key in one)
 
@@ -288,7 +306,7 @@ def test_groups_go_on_from_known_networks_and_stop_at_the_deadline(trained, monk
     assert rest.accuracies == whole.accuracies and [len(group) for group in trained] == [2, 1]
     assert [e.accuracies for e in seen] == [whole.accuracies[:4], whole.accuracies]
     looked = iter([False, True])
-    monkeypatch.setattr(sys.modules["gmlib.evaluate"], "late", lambda deadline: next(looked))
+    monkeypatch.setattr(evaluation, "deadline_passed", lambda deadline: next(looked))
     seen.clear()
     with pytest.raises(OutOfTime, match="out of time after 3 of 5 networks: run again to go on"):
         gm.evaluate(S, data, **five, side_by_side=3, each=seen.append)
@@ -301,7 +319,7 @@ def test_where_memory_runs_out_fewer_are_trained_side_by_side(trained, monkeypat
     """A device with room for so many networks; the first attempt fails after a step."""
     data = make_data(dtype=torch.float32, n_test=90)
     S, five = gm.coreset("random", data, 3), {**QUICK, "n_networks": 5}
-    whole, fit = gm.evaluate(S, data, **five), networks.fit
+    whole, fit = gm.evaluate(S, data, **five), training.fit
     trained.clear()
 
     def short(group, *args, **options):
@@ -311,7 +329,7 @@ def test_where_memory_runs_out_fewer_are_trained_side_by_side(trained, monkeypat
             raise torch.OutOfMemoryError("made up")
         return fit(group, *args, **options)
 
-    monkeypatch.setattr(networks, "fit", short)
+    monkeypatch.setattr(evaluation, "fit", short)
     caplog.set_level(logging.WARNING)
     assert gm.evaluate(S, data, **five, side_by_side=5).accuracies == whole.accuracies
     assert [len(group) for group in trained] == {1: [1, 1, 1, 1, 1], 2: [2, 2, 1]}[room]
@@ -326,7 +344,7 @@ def test_out_of_memory_with_one_network_is_an_error(trained, monkeypatch):
         trained.append(group)
         raise torch.OutOfMemoryError("made up")
 
-    monkeypatch.setattr(networks, "fit", full)
+    monkeypatch.setattr(evaluation, "fit", full)
     with pytest.raises(torch.OutOfMemoryError):
         gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, "n_networks": 4}, side_by_side=4)
     assert [len(group) for group in trained] == [4, 2, 1]
@@ -335,18 +353,27 @@ def test_out_of_memory_with_one_network_is_an_error(trained, monkeypatch):
 def test_how_many_stand_side_by_side():
     """On CUDA their sets come to TOGETHER images, shared out evenly; large sets take one after the other."""
     assert TOGETHER == 1024
-    sizes = {10: 50, 50: 17, 100: 10, 500: 2, 1000: 1, 60_000: 1}  # of 50 networks: with 50 images three groups of 17, 17, 16
+    sizes = {
+        10: 50,
+        50: 17,
+        100: 10,
+        500: 2,
+        1000: 1,
+        60_000: 1,
+    }  # of 50 networks: with 50 images three groups of 17, 17, 16
     assert {n: _fitting(50, n) for n in sizes} == sizes
     assert (_fitting(7, 200), _fitting(0, 10)) == (4, 0)
 
 
 def test_on_a_cpu_large_steps_take_a_thread_each(monkeypatch):
     """Two threads: two networks at once, one thread for each also where one is left over, and the bits of one thread alone."""
-    data, module = make_data(dtype=torch.float32, n_test=60), sys.modules["gmlib.evaluate"]
+    data, module = make_data(dtype=torch.float32, n_test=60), evaluation
     S, seen, told = gm.coreset("random", data, 2), [], []
     options = {**QUICK, "n_networks": 5}
     alone = gm.evaluate(S, data, **options)
-    monkeypatch.setattr(networks, "fit", lambda *a, real=networks.fit, **o: seen.append(torch.get_num_threads()) or real(*a, **o))
+    monkeypatch.setattr(
+        networks, "fit", lambda *a, real=training.fit, **o: seen.append(torch.get_num_threads()) or real(*a, **o)
+    )
     torch.set_num_threads(2)
     gm.evaluate(S, data, **options)
     assert seen == [2] * 5, "a step of a few kilobytes is not worth it"
@@ -370,8 +397,8 @@ def test_precision_holds_while_networks_are_trained_and_tested(monkeypatch, prec
 
         return function
 
-    monkeypatch.setattr(networks, "fit", watched(networks.fit))
-    monkeypatch.setattr(sys.modules["gmlib.evaluate"], "accuracy", watched(accuracy))
+    monkeypatch.setattr(evaluation, "fit", watched(training.fit))
+    monkeypatch.setattr(evaluation, "accuracy", watched(accuracy))
     data = make_data(dtype=torch.float32)
     gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, "n_networks": 1}, precision=precision)
     assert seen == [(precision == "tf32",) * 2] * 2

@@ -2,23 +2,26 @@
 
 import functools
 import logging
-import sys
 
 import pytest
 import torch
 from conftest import make_data, tiny_recipe
 
 import gmlib as gm
-from gmlib import gradients, how, networks
-from gmlib.evaluate import accuracy
-from gmlib.memory import Memory
-from gmlib.recipe import generator
+from gmlib import how, lines, networks
+from gmlib.evaluation import accuracy
+from gmlib.runtime import generator
+from gmlib.speed import gradients, recording, training
+from gmlib.speed.memory import Memory
+from gmlib.speed.precision import matmul_precision
 from gmlib.what import WHAT
 
 
 def problem():
     data = make_data((7, 5, 6), (1, 8, 8))
-    network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0, "test"), width=4, depth=2, dtype=torch.float64)
+    network = networks.build(
+        "convnet", (1, 8, 8), 3, generator=generator(0, "test"), width=4, depth=2, dtype=torch.float64
+    )
     S = torch.randn(9, 1, 8, 8, generator=generator(0, "S"), dtype=torch.float64).requires_grad_()
     return data, network, S, [data.of_class(c) for c in range(3)]
 
@@ -95,8 +98,10 @@ def test_running_out_of_memory_while_training_or_testing_takes_smaller_passes():
     whole, small = (build(generator=generator(0)) for _ in range(2))
     limited = Small(small, 5)
     for network in (whole, limited):
-        networks.fit(network, x, y, epochs=3, rng=generator(1), batch=10, lr=0.1)
-    assert max(limited.seen) == 5 and limited.seen[-5:] == [5, 5, 5, 5, 4], "10, 10 and 4 images, once halved for good"
+        training.fit(network, x, y, epochs=3, rng=generator(1), batch=10, lr=0.1)
+    assert max(limited.seen) == 5 and limited.seen[-5:] == [5, 5, 5, 5, 4], (
+        "10, 10 and 4 images, once halved for good"
+    )
     for a, b in zip(whole.parameters(), small.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
     assert accuracy(limited, x, y) == accuracy(whole, x, y)
@@ -106,7 +111,9 @@ def test_a_batch_that_batchnorm_needs_whole_is_not_split():
     data = make_data((8, 8, 8))
     network = networks.build("convnet:norm=batch", data.shape, 3, width=4, depth=2, generator=generator(0))
     with pytest.raises(torch.OutOfMemoryError):
-        networks.fit(Small(network, 5), data.train_images.float(), data.train_labels, epochs=1, rng=generator(1), batch=10)
+        training.fit(
+            Small(network, 5), data.train_images.float(), data.train_labels, epochs=1, rng=generator(1), batch=10
+        )
 
 
 def test_memory_passes_other_errors_on_and_gives_up_below_one_image():
@@ -126,10 +133,15 @@ def test_memory_passes_other_errors_on_and_gives_up_below_one_image():
 
 def test_a_users_layer_norm_takes_the_loop(monkeypatch):
     """torch 2.14 gives a wrong derivative for it under vmap(grad), without a word."""
-    network = torch.nn.Sequential(torch.nn.Flatten(2), torch.nn.LayerNorm((1, 16)), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(2), torch.nn.LayerNorm((1, 16)), torch.nn.Flatten(), torch.nn.Linear(16, 2)
+    )
     S = torch.randn(4, 1, 4, 4, generator=generator(0), requires_grad=True)
     way = functools.partial(gradients.best_way, create_graph=True, chunk=None)
-    assert way(network, S.split(2)) == "loop" and len(gradients.class_gradients(network, S.split(2), create_graph=True)) == 3
+    assert (
+        way(network, S.split(2)) == "loop"
+        and len(gradients.class_gradients(network, S.split(2), create_graph=True)) == 3
+    )
     plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(16), torch.nn.Linear(16, 2))
     assert way(plain, S.split(2)) == "vmap"
 
@@ -139,7 +151,11 @@ def test_a_users_layer_norm_takes_the_loop(monkeypatch):
 
 def test_the_way_is_chosen_by_the_size_of_the_work():
     network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=32, depth=2)
-    tiny, many, odd = torch.randn(6, 1, 8, 8), torch.randn(2100, 1, 8, 8), [torch.randn(n, 1, 8, 8) for n in (2, 1, 2)]
+    tiny, many, odd = (
+        torch.randn(6, 1, 8, 8),
+        torch.randn(2100, 1, 8, 8),
+        [torch.randn(n, 1, 8, 8) for n in (2, 1, 2)],
+    )
 
     def way(batches, create_graph=True, chunk=None):
         return gradients.best_way(network, batches, create_graph, chunk)
@@ -158,7 +174,9 @@ def test_grouped_is_for_images_that_do_not_mix_and_layers_that_are_used_once():
     assert not gradients._apart(torch.nn.Sequential(layer, layer, *head)), "used twice"
     assert not gradients._apart(fits.train()), "BatchNorm mixes"
     assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.Dropout(0.5), *head)), "draws numbers"
-    assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.LayerNorm((1, 4, 4)), *head)), "a weight of another kind"
+    assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.LayerNorm((1, 4, 4)), *head)), (
+        "a weight of another kind"
+    )
     assert not gradients._apart(torch.nn.Sequential(Small(layer, 9), *head)), "not known"
     tied = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     tied[2].weight = tied[1].weight
@@ -175,7 +193,9 @@ def test_a_loop_over_large_classes_takes_a_thread_for_each(monkeypatch, precisio
     real, seen = [data.of_class(c) for c in range(3)], []
     options = {"way": "loop", "precision": precision}
     monkeypatch.setattr(gradients, "pass_size", lambda *_: 4)
-    monkeypatch.setattr(network, "forward", lambda x, real=network.forward: seen.append(torch.get_num_threads()) or real(x))
+    monkeypatch.setattr(
+        network, "forward", lambda x, real=network.forward: seen.append(torch.get_num_threads()) or real(x)
+    )
     alone = gradients.class_gradients(network, real, **options)
     torch.set_num_threads(2)
     together = gradients.class_gradients(network, real, **options)
@@ -199,7 +219,9 @@ def test_a_linear_layer_over_rows_of_images_is_grouped_too():
     ).double()
     x = torch.randn(4, 2, 4, 4, generator=generator(0), dtype=torch.float64).split(2)
     grouped, looped = (gradients.class_gradients(network, x, way=way) for way in ("grouped", "loop"))
-    assert gradients._apart(network) and all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(grouped, looped, strict=True))
+    assert gradients._apart(network) and all(
+        torch.allclose(a, b, rtol=1e-12) for a, b in zip(grouped, looped, strict=True)
+    )
 
 
 def test_a_grouped_pass_goes_class_group_by_class_group(monkeypatch):
@@ -221,16 +243,25 @@ def test_bfloat16_is_for_the_real_images_alone(monkeypatch):
         asked.append((options.get("create_graph", False), options.get("precision"), {layer.dtype for layer in g}))
         return g
 
-    monkeypatch.setattr(sys.modules["gmlib.condense"], "class_gradients", class_gradients)
+    monkeypatch.setattr(lines, "class_gradients", class_gradients)
     exact = gm.condense(data, recipe, "cpu", progress=False)
     rough = gm.condense(data, gm.Recipe(**{**recipe.as_dict(), "precision": "bf16"}), "cpu", progress=False)
     single = {torch.float32}
-    assert asked == [(True, None, single), (False, "float32", single)] * 2 + [(True, None, single), (False, "bf16", single)] * 2
+    assert (
+        asked
+        == [(True, None, single), (False, "float32", single)] * 2
+        + [(True, None, single), (False, "bf16", single)] * 2
+    )
     assert not torch.equal(exact.images, rough.images) and torch.allclose(exact.images, rough.images, atol=0.02)
     network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
     for way in ("loop", "grouped"):
         g, g16 = (
-            torch.cat([layer.flatten() for layer in gradients.class_gradients(network, data.train_images.split(8), way=way, **p)])
+            torch.cat(
+                [
+                    layer.flatten()
+                    for layer in gradients.class_gradients(network, data.train_images.split(8), way=way, **p)
+                ]
+            )
             for p in ({}, {"precision": "bf16"})
         )
         assert g.dtype == g16.dtype == torch.float32 and 0 < (g - g16).norm() / g.norm() < 0.05, way
@@ -239,13 +270,16 @@ def test_bfloat16_is_for_the_real_images_alone(monkeypatch):
 def test_precision_holds_for_its_lines_and_threads_must_agree():
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
-    with gradients.products("tf32+bf16"):
-        with gradients.products("tf32"):
+    with matmul_precision("tf32+bf16"):
+        with matmul_precision("tf32"):
             assert matmul.allow_tf32 and convolution.allow_tf32
         assert matmul.allow_tf32 and convolution.allow_tf32
-        with pytest.raises(RuntimeError, match="one thread wants TF32 and another does not"), gradients.products("float32"):
+        with (
+            pytest.raises(RuntimeError, match="one thread wants TF32 and another does not"),
+            matmul_precision("float32"),
+        ):
             pass
-    with pytest.raises(KeyError), gradients.products("float32"):
+    with pytest.raises(KeyError), matmul_precision("float32"):
         assert not matmul.allow_tf32 and not convolution.allow_tf32
         raise KeyError
     assert (matmul.allow_tf32, convolution.allow_tf32) == before
@@ -259,7 +293,7 @@ def test_a_step_is_recorded_at_the_third_call_and_every_call_counts(recorded):
         total.add_(x)
         return total * 2, [x + 1]
 
-    step = gradients.Replay(add, torch.device("cpu"))
+    step = recording.Replay(add, torch.device("cpu"))
     xs = [torch.full((2,), float(n)) for n in range(1, 6)]
     for n, x in enumerate(xs):
         doubled, (more,) = step(x)
@@ -274,15 +308,15 @@ def test_a_step_that_cannot_be_recorded_goes_on_with_a_line_that_says_why(record
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(gradients, "Graph", refuse)
-    step = gradients.Replay(lambda x: x + 1, torch.device("cpu"))
+    monkeypatch.setattr(recording, "Graph", refuse)
+    step = recording.Replay(lambda x: x + 1, torch.device("cpu"))
     with caplog.at_level(logging.WARNING):
         assert [step(torch.tensor(n)).item() for n in range(5)] == [1, 2, 3, 4, 5]
     assert [r.getMessage() for r in caplog.records] == [
         "a step cannot be recorded as a CUDA graph (operation not permitted when stream is capturing): going on without"
     ]
-    monkeypatch.setattr(gradients, "Graph", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("made up")))
-    step = gradients.Replay(lambda x: x, torch.device("cpu"))
+    monkeypatch.setattr(recording, "Graph", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("made up")))
+    step = recording.Replay(lambda x: x, torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError):
         [step(torch.tensor(0)) for _ in range(3)]
 
@@ -297,7 +331,7 @@ def test_a_call_that_ran_out_of_memory_warms_nothing_up(recorded):
             raise torch.OutOfMemoryError("made up")
         room.append(x)
 
-    replay = gradients.Replay(step, torch.device("cpu"))
+    replay = recording.Replay(step, torch.device("cpu"))
     for n in range(4):
         try:
             replay(torch.tensor(n))
@@ -347,7 +381,10 @@ def test_a_recorded_run_goes_on_from_a_checkpoint(recorded, tmp_path):
 
 
 def test_a_recorded_run_that_diverges_says_where(recorded):
-    data, recipe = make_data((8, 8, 8)), tiny_recipe(ipc=2, outer_loops=3, inner_loops=3, zeta_theta=1, lr_images=1e308)
+    data, recipe = (
+        make_data((8, 8, 8)),
+        tiny_recipe(ipc=2, outer_loops=3, inner_loops=3, zeta_theta=1, lr_images=1e308),
+    )
     with pytest.raises(gm.Diverged) as error:
         gm.condense(data, recipe, "cpu", progress=False)
     assert error.value.k == 0 and error.value.t <= 1 and error.value.S.images.isfinite().all()
@@ -357,6 +394,8 @@ def test_all_classes_are_drawn_at_once_as_one_by_one():
     data = make_data((8, 3, 7))
     at_once = data.sample_classes(5, generator(0, "draw"))
     rng = generator(0, "draw")
-    assert all(torch.equal(x, data.sample(c, 5, rng)) for c, x in enumerate(at_once)) and [len(x) for x in at_once] == [5, 3, 5]
+    assert all(torch.equal(x, data.sample(c, 5, rng)) for c, x in enumerate(at_once)) and [
+        len(x) for x in at_once
+    ] == [5, 3, 5]
     with pytest.raises(ValueError, match="cannot draw 0 images"):
         data.sample_classes(0, rng)

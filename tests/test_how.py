@@ -42,8 +42,12 @@ def test_properties(pair):
     for name, d in how.DISTANCES.items():
         assert abs(d(a, a).item()) < 1e-12, f"{name} of equal gradients"
         assert d(a, b).item() == pytest.approx(d(b, a).item(), rel=1e-12, abs=1e-12), f"{name} is symmetric"
-        assert d(a[swap], b[swap]).item() == pytest.approx(d(a, b).item(), rel=1e-12, abs=1e-12), f"{name}: order of rows"
-    assert how.d1(3 * a, 0.5 * b).item() == pytest.approx(how.d1(a, b).item(), rel=1e-9, abs=1e-12), "d1 sees angles only"
+        assert d(a[swap], b[swap]).item() == pytest.approx(d(a, b).item(), rel=1e-12, abs=1e-12), (
+            f"{name}: order of rows"
+        )
+    assert how.d1(3 * a, 0.5 * b).item() == pytest.approx(how.d1(a, b).item(), rel=1e-9, abs=1e-12), (
+        "d1 sees angles only"
+    )
     assert how.d2(3 * a, 3 * b).item() == pytest.approx(3 * how.d2(a, b).item(), rel=1e-12), "d2 sees magnitudes"
     cosine = sum(scipy_distance.cosine(x, y) for x, y in zip(a.numpy(), b.numpy(), strict=True))
     assert how.d1(a, b).item() == pytest.approx(cosine, rel=1e-9, abs=1e-12)
@@ -84,15 +88,17 @@ def test_rows_of_each_kind_of_parameter():
     ],
 )
 def test_parse(expression, terms):
-    assert how.parse(expression) == terms
+    assert how.parse_distance(expression) == terms
 
 
 @pytest.mark.parametrize("expression", ["d1 + 0.1234567*d2", "16777217*d3", "1e-05*d1", "100*d4", "d1 + d2"])
 def test_a_spelling_keeps_every_digit(expression):
-    assert how.spell(how.parse(expression)) == expression
+    assert how.spell_distance(how.parse_distance(expression)) == expression
 
 
-@pytest.mark.parametrize("expression", ["", "d5", "d1 + d9", "-d1", "0*d1", "d1 - d2", "d1 +", "d1**2", "1.2.3*d1", "cos"])
+@pytest.mark.parametrize(
+    "expression", ["", "d5", "d1 + d9", "-d1", "0*d1", "d1 - d2", "d1 +", "d1**2", "1.2.3*d1", "cos"]
+)
 def test_bad_expressions_list_what_is_known(expression):
     with pytest.raises(ValueError, match=r"d1, d2, d3, d4|positive number"):
         how.distance(expression)

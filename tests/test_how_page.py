@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import gmreport as report
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,8 +17,8 @@ import torch
 from conftest import make_data, tiny_recipe
 from scipy import stats
 
-from gmlib import report, store
-from gmlib.condense import initial
+from gmlib.lines import initial
+from gmlib.runs import readback, store
 
 
 def long_form(accuracies, dataset="digits", ipc=1):
@@ -28,7 +29,7 @@ def long_form(accuracies, dataset="digits", ipc=1):
         for seed, values in enumerate(sets)
         for net, accuracy in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=store.COLUMNS)
+    return pd.DataFrame(rows, columns=readback.COLUMNS)
 
 
 def cells_of(page):
@@ -53,9 +54,9 @@ def test_a_distance_has_one_row_though_cifar10_gives_it_two_names(monkeypatch):
     exec("\n".join(c for c in page if c.startswith(("dataset =", "import pandas"))), names)
     names |= {"dataset": "CIFAR10", "ipc": [1, 50], "distances": ["d1", "d1 + d2", "d1 + 0.1*d2"]}
     run = next(c for c in page if "store.sweep(" in c)
-    exec(run.rpartition("report.table(")[0], names)
+    exec(run.rpartition("report.accuracy_table(")[0], names)
     assert asked == {1: ["M", "MD", "multi,d1+0.1*d2,fixed"], 50: ["M", "multi,d1+d2,fixed", "MD"]}
-    shown = eval(f"report.table({run.rpartition('report.table(')[2]}", names)
+    shown = eval(f"report.accuracy_table({run.rpartition('report.accuracy_table(')[2]}", names)
     assert shown.rows == ["d1", "d1 + d2", "d1 + 0.1 d2"] and shown.columns == ["CIFAR10, IPC 1", "CIFAR10, IPC 50"]
     assert [shown.cells["d1 + d2", column][0][:5] for column in shown.columns] == ["61.0 ", "110.0"]
     assert [shown.cells["d1 + 0.1 d2", column] for column in shown.columns] == [["not run: no time"]] * 2
@@ -67,19 +68,21 @@ def test_a_distance_has_one_row_though_cifar10_gives_it_two_names(monkeypatch):
 def test_table_reads_labels_and_keeps_the_methods_as_keys():
     results = long_form({"M": [[80.0], [82.0]], "multi,d2,fixed": [[70.0], [72.0]]})
     labels = {"M": "d1", "multi,d2,fixed": "d2"}
-    paper = pd.DataFrame([("digits", 1, "multi,d2,fixed", 23.6, 2.1)], columns=["dataset", "ipc", "method", "value", "std"])
-    found = report.table(results, paper, methods=list(labels), labels=labels, corner="distance")
+    paper = pd.DataFrame(
+        [("digits", 1, "multi,d2,fixed", 23.6, 2.1)], columns=["dataset", "ipc", "method", "value", "std"]
+    )
+    found = report.accuracy_table(results, paper, methods=list(labels), labels=labels, corner="distance")
     assert found.rows == ["d1", "d2"] and found.corner == "distance"
     assert found.cells["d1", "digits, IPC 1"][0] == "81.0±1.4 (n=2, 2 sets)"
     assert found.cells["d2", "digits, IPC 1"][-1] == "paper: 23.6±2.1"
-    assert report.table(results, labels={"M": "d1"}).rows == ["d1", "multi,d2,fixed"]
+    assert report.accuracy_table(results, labels={"M": "d1"}).rows == ["d1", "multi,d2,fixed"]
     with pytest.raises(ValueError, match="two rows would read the same"):
-        report.table(results, labels=dict.fromkeys(labels, "d"))
+        report.accuracy_table(results, labels=dict.fromkeys(labels, "d"))
 
 
 def test_table_says_where_a_method_does_not_apply():
     why = {("digits", 1, "MDO"): "not applicable: T = 1", ("digits", 1, "MDA"): "no time"}
-    found = report.table(long_form({"M": [[80.0]]}), methods=["MDO", "MDA", "M"], why=why)
+    found = report.accuracy_table(long_form({"M": [[80.0]]}), methods=["MDO", "MDA", "M"], why=why)
     assert found.cells["MDO", "digits, IPC 1"] == ["not applicable: T = 1"]
     assert found.cells["MDA", "digits, IPC 1"] == ["not run: no time"]
 
@@ -92,10 +95,12 @@ def test_text_table_is_the_frame():
 
 
 def test_components_table_by_hand():
-    results = pd.concat([
-        long_form({"random": [[60.0], [64.0]], "M": [[80.0], [82.0]]}),
-        long_form({"random": [[70.0]], "M": [[69.0]], "MDA": [[75.5]]}, ipc=10),
-    ])
+    results = pd.concat(
+        [
+            long_form({"random": [[60.0], [64.0]], "M": [[80.0], [82.0]]}),
+            long_form({"random": [[70.0]], "M": [[69.0]], "MDA": [[75.5]]}, ipc=10),
+        ]
+    )
     found = report.components_table(report.components(results, {"digits": 90.0}))
     interval = stats.ttest_rel([80, 82], [60, 64]).confidence_interval()
     assert found.rows == ["M", "MDA"]
@@ -120,7 +125,10 @@ def test_noise_table_tells_sets_from_networks():
         f"{math.sqrt(17):.2f}", f"95% interval {math.sqrt(18 / 5.02389 - 1):.2f} to {math.sqrt(18 / 0.000982069 - 1):.2f}",
         f"of the means as they are: {math.sqrt(18):.2f}", "2 sets",
     ]  # fmt: skip
-    assert found.cells["M", "IPC 1: between networks"] == [f"{math.sqrt(2):.2f}", "n=4"]  # 1 on either side in both sets
+    assert found.cells["M", "IPC 1: between networks"] == [
+        f"{math.sqrt(2):.2f}",
+        "n=4",
+    ]  # 1 on either side in both sets
     assert found.cells["DC", "IPC 1: between sets"] == ["not known", "1 set"]
 
 
@@ -188,7 +196,11 @@ def test_matching_by_hand():
 
 def test_matching_table_and_figure_read_labels():
     data = make_data()
-    runs = [run_of(data, 2.0, [10.0, 4.0]), run_of(data, 4.0, [10.0, 6.0], seed=1), run_of(data, 2.0, [8.0, 2.0], how="d2")]
+    runs = [
+        run_of(data, 2.0, [10.0, 4.0]),
+        run_of(data, 4.0, [10.0, 6.0], seed=1),
+        run_of(data, 2.0, [8.0, 2.0], how="d2"),
+    ]
     found, labels = report.matching(runs, data), {"multi,d2,fixed": "d2", "M": "d1"}
     cells = report.matching_table(found, labels, corner="distance").cells
     assert cells["d1", "loss at first"] == ["10±0"] and cells["d1", "loss in the end"] == ["5±1"]
@@ -235,7 +247,10 @@ def test_distance_figure_marks_each_gradient_with_its_distance():
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_sets_figure_puts_each_set_in_a_row(kind):
     shades = {"random": [0.1, 0.2, 0.3, 0.4], "M": [0.6, 0.7]}  # two classes: two images of each, one of each
-    sets = {name: kind(np.broadcast_to(np.reshape(v, (-1, 1, 1, 1)), (len(v), 1, 3, 3)).copy()) for name, v in shades.items()}
+    sets = {
+        name: kind(np.broadcast_to(np.reshape(v, (-1, 1, 1, 1)), (len(v), 1, 3, 3)).copy())
+        for name, v in shades.items()
+    }
     (ax,) = report.sets_figure(sets, 2, titles=["zero", "one"]).axes
     sheet = np.asarray(ax.images[0].get_array())
     assert sheet.shape == (7, 7)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from gmlib import gradients, networks
-from gmlib.recipe import generator
+from gmlib import networks
+from gmlib.runtime import generator
+from gmlib.speed import gradients, training
 
 # Of each network: the smallest square colour images it takes, its parameters for 1x28x28 and for 3x32x32 and ten classes.
 # conv: k*k*in*out + out, linear: in*out + out, norm: 2*out
@@ -131,7 +132,9 @@ def test_images_that_do_not_fit(shape, size, sentence):
 
 
 def test_unknown_network():
-    with pytest.raises(ValueError, match="unknown network 'vit': choose from convnet, mlp, lenet, alexnet, vgg11, resnet18"):
+    with pytest.raises(
+        ValueError, match="unknown network 'vit': choose from convnet, mlp, lenet, alexnet, vgg11, resnet18"
+    ):
         networks.build("vit", (1, 8, 8), 10, generator=generator(0))
 
 
@@ -193,7 +196,10 @@ def test_width_and_depth_are_convnets_own(name):
 def test_norms_of_table_4():
     kinds = {name: {type(m) for m in build((1, 28, 28), name=name).modules()} for name in TABLE_4}
     assert {name for name, found in kinds.items() if nn.BatchNorm2d in found} == {"vgg11bn", "resnet18bn"}
-    assert {name for name in TABLE_4 if networks.has_batchnorm(build((1, 28, 28), name=name))} == {"vgg11bn", "resnet18bn"}
+    assert {name for name in TABLE_4 if networks.has_batchnorm(build((1, 28, 28), name=name))} == {
+        "vgg11bn",
+        "resnet18bn",
+    }
     assert {name for name, found in kinds.items() if nn.GroupNorm in found} == {"convnet", "vgg11", "resnet18"}
     groups = [m for m in build((3, 32, 32), name="resnet18").modules() if isinstance(m, nn.GroupNorm)]
     assert len(groups) == 1 + 4 * 4 + 3 and all(m.num_groups == m.num_channels and m.affine for m in groups)
@@ -210,7 +216,9 @@ def test_resnet_halves_by_stride_or_by_average_pool():
         with torch.no_grad():
             network(noise(2, 3, 32, 32))
     assert strides == [6, 0], "a convolution and a shortcut in each of three stages"
-    halves = [(2, (width, side, side)) for width, side in ((128, 16), (256, 8), (512, 4)) for _ in ("body", "shortcut")]
+    halves = [
+        (2, (width, side, side)) for width, side in ((128, 16), (256, 8), (512, 4)) for _ in ("body", "shortcut")
+    ]
     assert calls == [(4, (512, 1, 1)), *halves]
 
 
@@ -226,7 +234,7 @@ def test_every_network_learns(name, smallest):
 
     before = loss()
     lr = 0.05 if name in ("lenet", "alexnet") else 0.01
-    networks.fit(network, x, y, epochs=8, rng=generator(0, "fit"), lr=lr)
+    training.fit(network, x, y, epochs=8, rng=generator(0, "fit"), lr=lr)
     assert loss() < before - 0.005
 
 
@@ -253,9 +261,12 @@ def test_the_plain_convnet_is_what_it_always_was():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_convnet_variants(name):
     network = build((3, 8, 8), name=name, width=4, depth=2)
-    options = networks.parse(name)[1]
+    options = networks.parse_name(name)[1]
     side = 8 if options["pooling"] == "none" else 2
-    norms = {"none": 0, "layer": 2 * 4 * (8 * 8 + (64 if options["pooling"] == "none" else 16))}  # weight and bias each
+    norms = {
+        "none": 0,
+        "layer": 2 * 4 * (8 * 8 + (64 if options["pooling"] == "none" else 16)),
+    }  # weight and bias each
     expected = (27 * 4 + 4) + (9 * 16 + 4) + norms.get(options["norm"], 2 * 2 * 4) + 4 * side * side * 10 + 10
     assert count(network) == expected
     assert network(noise(2, 3, 8, 8)).shape == (2, 10)
@@ -303,7 +314,7 @@ def test_layer_norm_is_torchs():
     ],
 )
 def test_names_are_read(name, expected):
-    assert networks.parse(name) == expected
+    assert networks.parse_name(name) == expected
 
 
 @pytest.mark.parametrize(
@@ -325,7 +336,7 @@ def test_names_are_read(name, expected):
 )
 def test_names_that_cannot_be_read(name, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
-        networks.parse(name)
+        networks.parse_name(name)
     with pytest.raises(ValueError, match=f"^{sentence}"):
         build((1, 8, 8), name=name)
 
@@ -339,7 +350,7 @@ def linear(channels, size, n_classes):
 
 def test_a_factory_of_ones_own(own_networks):
     networks.register("linear-1", linear)
-    assert networks.parse("linear-1") == ("linear-1", {})
+    assert networks.parse_name("linear-1") == ("linear-1", {})
     a, b, c = (build((3, 8, 8), 4, name="linear-1", seed=seed, width=7) for seed in (0, 0, 1))
     assert count(a) == 3 * 64 * 4 + 4 and a.training
     assert torch.equal(a[1].weight, b[1].weight) and not torch.equal(a[1].weight, c[1].weight)
@@ -372,10 +383,14 @@ def test_width_and_depth_reach_a_factory_that_takes_them(own_networks):
 
 def test_a_registered_network_that_does_not_work_is_told(own_networks):
     networks.register("blind", lambda: linear(1, 8, 3))
-    with pytest.raises(ValueError, match=r"the factory of 'blind' makes no network of \(1, 8, 3\): .*positional arguments"):
+    with pytest.raises(
+        ValueError, match=r"the factory of 'blind' makes no network of \(1, 8, 3\): .*positional arguments"
+    ):
         build((1, 8, 8), 3, name="blind")
     networks.register("small", lambda *shape: nn.Sequential(nn.Flatten(), nn.Linear(5, 3)))
-    with pytest.raises(ValueError, match=r"the network 'small' takes no images of shape \(1, 8, 8\): mat1 and mat2 shapes"):
+    with pytest.raises(
+        ValueError, match=r"the network 'small' takes no images of shape \(1, 8, 8\): mat1 and mat2 shapes"
+    ):
         build((1, 8, 8), 3, name="small")
 
 
@@ -400,7 +415,10 @@ def test_what_cannot_be_registered(own_networks, name, factory, sentence):
     ("factory", "sentence"),
     [
         (lambda channels, size, n_classes: "net", "the factory of 'mine' returned a str: return a torch.nn.Module"),
-        (lambda channels, size, n_classes: linear(channels, size, 7), r"gives scores of shape \(2, 7\).*let it give \(2, 64\)"),
+        (
+            lambda channels, size, n_classes: linear(channels, size, 7),
+            r"gives scores of shape \(2, 7\).*let it give \(2, 64\)",
+        ),
         (lambda channels, size, n_classes: nn.Flatten(), "'mine' has no weights of two or more dimensions"),
     ],
 )
@@ -416,7 +434,9 @@ def test_factories_that_do_not_fit(own_networks, factory, sentence):
 def frozen(name="convnet:norm=batch", n=12, size=8, dtype=torch.float64, **sizes):
     """A network with BatchNorm whose statistics were first moved by training, then taken from n images."""
     network = build((3, size, size), n_classes=3, name=name, dtype=dtype, **sizes)
-    networks.fit(network, noise(6, 3, size, size, seed=9, dtype=dtype), torch.arange(6) % 3, epochs=1, rng=generator(0))
+    training.fit(
+        network, noise(6, 3, size, size, seed=9, dtype=dtype), torch.arange(6) % 3, epochs=1, rng=generator(0)
+    )
     x = 2 * noise(n, 3, size, size, dtype=dtype) + 1
     assert networks.freeze_batchnorm(network, x) is True
     return network, x
@@ -459,10 +479,10 @@ def test_freezing_again_takes_the_new_images():
 def test_training_lets_batchnorm_go_again():
     network, x = frozen(width=4, depth=1)
     mean = network[1].running_mean.clone()
-    networks.fit(network, x + 1, torch.arange(12) % 3, epochs=1, rng=generator(0))
+    training.fit(network, x + 1, torch.arange(12) % 3, epochs=1, rng=generator(0))
     assert network[1].training and not torch.equal(network[1].running_mean, mean)
     network.eval()
-    networks.fit(network, x, torch.arange(12) % 3, epochs=1, rng=generator(0))
+    training.fit(network, x, torch.arange(12) % 3, epochs=1, rng=generator(0))
     assert network.training
 
 
@@ -476,7 +496,7 @@ def test_one_training_pass_normalises_by_the_batch():
     loss = nn.functional.cross_entropy(last(nn.functional.avg_pool2d(z.relu(), 2).flatten(1)), y)
     (g,) = torch.autograd.grad(loss, conv.weight)
     expected = conv.weight.detach() - 0.1 * g
-    networks.train_one_pass(network, torch.optim.SGD(network.parameters(), lr=0.1), x, y, 12, generator(0))
+    training.train_one_pass(network, torch.optim.SGD(network.parameters(), lr=0.1), x, y, 12, generator(0))
     assert torch.allclose(conv.weight, expected, atol=1e-10)
 
 
@@ -491,7 +511,9 @@ def test_nothing_to_freeze(name):
 
 
 def test_batchnorm_without_statistics_cannot_be_frozen():
-    with pytest.raises(ValueError, match="without running statistics cannot be frozen: leave out track_running_stats=False"):
+    with pytest.raises(
+        ValueError, match="without running statistics cannot be frozen: leave out track_running_stats=False"
+    ):
         networks.freeze_batchnorm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), noise(4, 3, 8, 8))
 
 
@@ -570,7 +592,9 @@ class Loose(nn.Module):
 
 
 def group_of(n, name="convnet", **size):
-    return [build((1, 8, 8), 3, name, seed=j, dtype=torch.float64, **{"width": 4, "depth": 2, **size}) for j in range(n)]
+    return [
+        build((1, 8, 8), 3, name, seed=j, dtype=torch.float64, **{"width": 4, "depth": 2, **size}) for j in range(n)
+    ]
 
 
 def same_weights(one, other, **tolerance):
@@ -578,7 +602,7 @@ def same_weights(one, other, **tolerance):
     return all(torch.allclose(a, b, **{"rtol": 0, "atol": 0, **tolerance}) for a, b in pairs)
 
 
-@pytest.mark.parametrize("optimiser", networks.OPTIMISERS)
+@pytest.mark.parametrize("optimiser", training.OPTIMISERS)
 @pytest.mark.parametrize("name", ["convnet", "convnet:norm=batch", "mlp", "loose"])
 def test_networks_of_a_group_are_trained_as_alone(own_networks, name, optimiser):
     """Mini-batches of 4, 4 and 1 images, each network's its own; what one leaves unused, another does not draw."""
@@ -587,13 +611,13 @@ def test_networks_of_a_group_are_trained_as_alone(own_networks, name, optimiser)
     options = {"epochs": 4, "batch": 4, "optimiser": optimiser}
     alone, group = group_of(3, name), group_of(3, name)
     for j, network in enumerate(alone):
-        networks.fit(network, x, y, rng=generator(j, "batches"), **options)
-    assert networks.fit(group, x, y, rng=[generator(j, "batches") for j in range(3)], **options) is group
+        training.fit(network, x, y, rng=generator(j, "batches"), **options)
+    assert training.fit(group, x, y, rng=[generator(j, "batches") for j in range(3)], **options) is group
     assert all(same_weights(*pair) for pair in zip(alone, group, strict=True))
     assert not same_weights(*group[:2]) and not same_weights(group[0], group_of(1, name)[0])
 
 
-@pytest.mark.parametrize("optimiser", networks.OPTIMISERS)
+@pytest.mark.parametrize("optimiser", training.OPTIMISERS)
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_a_step_made_to_be_recorded_is_the_same_step(optimiser, momentum):
     """Its learning rate lies on the device, in float32, and falls there after half the epochs."""
@@ -605,15 +629,15 @@ def test_a_step_made_to_be_recorded_is_the_same_step(optimiser, momentum):
         return lambda *batch: steps.append([len(b) for b in batch]) or step(*batch)
 
     options = {"lr": 0.05, "momentum": momentum, "optimiser": optimiser, "batch": 4}
-    networks.fit(usual, x, y, epochs=6, rng=generator(1), **options)
-    networks.fit(recorded, x, y, epochs=6, rng=generator(1), as_recorded=record, **options)
+    training.fit(usual, x, y, epochs=6, rng=generator(1), **options)
+    training.fit(recorded, x, y, epochs=6, rng=generator(1), as_recorded=record, **options)
     assert steps == [[1, 1]] * 12
     assert same_weights(usual, recorded, rtol=1e-6, atol=1e-9)
-    networks.fit(fallen, x, y, epochs=6, rng=generator(1), **options | {"lr": 0.005})
+    training.fit(fallen, x, y, epochs=6, rng=generator(1), **options | {"lr": 0.005})
     assert not same_weights(fallen, recorded, rtol=1e-3)
 
 
-@pytest.mark.parametrize("optimiser", networks.OPTIMISERS)
+@pytest.mark.parametrize("optimiser", training.OPTIMISERS)
 @pytest.mark.parametrize("make", [networks.convnet, networks.vgg11bn, networks.mlp, Loose])
 def test_a_step_made_to_be_recorded_looks_at_no_value(make, optimiser):
     """Tensors without values: asking for one is an error, as it is while a CUDA graph is recorded."""
@@ -621,7 +645,7 @@ def test_a_step_made_to_be_recorded_looks_at_no_value(make, optimiser):
         x, y = torch.empty(5, 3, 32, 32), torch.zeros(5, dtype=torch.long)
         group = [make(3, 32, 10) for _ in range(2)]
         train = functools.partial(
-            networks.fit, group, x, y, epochs=3, rng=[generator(0), generator(1)], batch=4, optimiser=optimiser
+            training.fit, group, x, y, epochs=3, rng=[generator(0), generator(1)], batch=4, optimiser=optimiser
         )
         if make is Loose:
             with pytest.raises(DataDependentOutputException):
@@ -648,12 +672,12 @@ def test_memory_of_a_group_is_the_callers_concern():
     x, y = noise(6, 1, 8, 8, dtype=torch.float64), torch.arange(6) % 3
     group = group_of(2)
     with pytest.raises(torch.OutOfMemoryError, match="made up"):
-        networks.fit([Short(network) for network in group], x, y, epochs=1, rng=[generator(0), generator(1)])
+        training.fit([Short(network) for network in group], x, y, epochs=1, rng=[generator(0), generator(1)])
     for network, untouched in zip(group, group_of(2), strict=True):
         assert same_weights(network, untouched)
     (whole,) = group_of(1)
-    networks.fit(whole, x, y, epochs=2, rng=generator(0))
-    networks.fit([Short(group[0])], x, y, epochs=2, rng=[generator(0)])
+    training.fit(whole, x, y, epochs=2, rng=generator(0))
+    training.fit([Short(group[0])], x, y, epochs=2, rng=[generator(0)])
     assert same_weights(whole, group[0], rtol=1e-10, atol=1e-13)
 
 
@@ -678,18 +702,25 @@ def test_work_is_handed_out_to_streams_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", inside)
     work = [lambda j=j: events.append(f"{j} on {current[-1]}") for j in range(3)]
     forked, joined = ["a waits for main", "b waits for main"], ["main waits for a", "main waits for b"]
-    networks._on_streams([Stream("a"), Stream("b")], work)
+    training._on_streams([Stream("a"), Stream("b")], work)
     assert events == [*forked, "0 on a", "1 on b", "2 on a", *joined]
     events.clear()
     with pytest.raises(ZeroDivisionError):
-        networks._on_streams([Stream("a"), Stream("b")], [work[0], lambda: 1 / 0, work[2]])
+        training._on_streams([Stream("a"), Stream("b")], [work[0], lambda: 1 / 0, work[2]])
     assert events == [*forked, "0 on a", *joined]
 
 
 def test_streams_are_so_many_that_their_passes_fit(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device.type)
-    assert networks._streams(50, noise(10, 1, 8, 8), 10, None) == []
+    assert training._streams(50, noise(10, 1, 8, 8), 10, None) == []
     with FakeTensorMode():
         x = torch.empty(10, 1, 8, 8, device="cuda")
-    counts = {(50, 10, None): 16, (3, 10, None): 3, (1, 10, None): 0, (50, 10, 45): 4, (50, 10, 1000): 16, (50, 256, 300): 0}
-    assert {case: len(networks._streams(case[0], x, *case[1:])) for case in counts} == counts
+    counts = {
+        (50, 10, None): 16,
+        (3, 10, None): 3,
+        (1, 10, None): 0,
+        (50, 10, 45): 4,
+        (50, 10, 1000): 16,
+        (50, 256, 300): 0,
+    }
+    assert {case: len(training._streams(case[0], x, *case[1:])) for case in counts} == counts

@@ -20,8 +20,10 @@ def start(folder, out):
         "results_dir": str(folder),
     }  # fmt: skip
     parameters = [word for pair in options.items() for word in ("-p", *pair)]
-    command = [sys.executable, "-m", "gmlib.batch", "notebooks/what.md", str(out), *parameters]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "gmreport.batch", "notebooks/what.md", str(out), *parameters]
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def timeless(value):
@@ -73,7 +75,18 @@ def test_every_notebook_has_the_parameters_of_all(name):
     cell = text.split(":tags: [parameters]")[1].split("```")[0]
     namespace = {}
     exec(cell, namespace)
-    asked = {"dataset", "ipc", "budget", "sets", "networks", "seed", "device", "data_dir", "results_dir", "time_budget"}
+    asked = {
+        "dataset",
+        "ipc",
+        "budget",
+        "sets",
+        "networks",
+        "seed",
+        "device",
+        "data_dir",
+        "results_dir",
+        "time_budget",
+    }
     assert asked <= set(namespace), sorted(asked - set(namespace))
     assert {"methods", "distances", "sources"} & set(namespace)
     assert (namespace["dataset"], namespace["budget"]) == ("digits", "smoke")

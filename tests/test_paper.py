@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from gmreport import paper
 
-from gmlib import METHODS, Recipe, networks, paper
-from gmlib.coreset import CORESETS
+from gmlib import METHODS, Recipe, networks
+from gmlib.coresets import CORESETS
 
 SECOND_READING = Path(__file__).with_name("second_reading.csv")  # made from the paper by another reader
 
@@ -47,7 +48,9 @@ def test_columns_and_their_types():
         ]  # fmt: skip
         assert t["value"].dtype == t["std"].dtype == float and t["ipc"].dtype == "Int64" and set(t["table"]) == {name}
         if name != "text":
-            assert t["value"].between(4, 100).all() and t["std"].between(0, 13).all() and set(t["unit"]) == {"percent"}
+            assert (
+                t["value"].between(4, 100).all() and t["std"].between(0, 13).all() and set(t["unit"]) == {"percent"}
+            )
 
 
 def test_table_1_names_methods():
@@ -66,12 +69,16 @@ def test_table_2_spells_methods_as_a_recipe_does():
 
 def test_table_3_names_methods_coresets_and_the_whole():
     t = paper.published("Table 3")
-    assert set(t["method"]) - {"whole"} == {"random", "herding", "DC", "M", "MD", "MDO", "MDA"} <= {*METHODS, *CORESETS}
+    assert (
+        set(t["method"]) - {"whole"} == {"random", "herding", "DC", "M", "MD", "MDO", "MDA"} <= {*METHODS, *CORESETS}
+    )
     whole = t[t["method"] == "whole"]
     assert whole["ipc"].isna().all() and t[t["method"] != "whole"]["ipc"].notna().all()
     printed = {"MNIST": 99.6, "FashionMNIST": 93.5, "SVHN": 95.4, "CIFAR10": 84.8, "CIFAR100": 56.2}
     assert whole.set_index("dataset")["value"].to_dict() == printed
-    assert not ((t["ipc"] == 1) & t["method"].isin(["MDO", "MDA"])).any()  # "O and A are not applicable when IPC is 1"
+    assert not (
+        (t["ipc"] == 1) & t["method"].isin(["MDO", "MDA"])
+    ).any()  # "O and A are not applicable when IPC is 1"
 
 
 def test_table_4_names_sources_and_targets():
@@ -80,7 +87,11 @@ def test_table_4_names_sources_and_targets():
     for source, rows in t.groupby("row"):
         network = {"VGG": "vgg11bn", "ResNet": "resnet18bn"}.get(source, source.lower())
         assert set(rows["method"]) == {Recipe.for_method("MD", "MNIST", 1, network=network).method}
-        assert set(rows["network"]) == {"mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"} <= set(networks.NETWORKS)
+        assert (
+            set(rows["network"])
+            == {"mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"}
+            <= set(networks.NETWORKS)
+        )
 
 
 def test_the_text_names_runs_where_there_is_one():
@@ -165,7 +176,10 @@ def test_unknown_table():
 def test_the_neighbours_dc_is_the_papers_baseline():
     """Section 4.1: the baseline's results are from its own paper."""
     n = paper.neighbours()
-    assert list(n) == ["method", "venue", "dataset", "ipc", "value"] and not n.duplicated(["method", "dataset", "ipc"]).any()
+    assert (
+        list(n) == ["method", "venue", "dataset", "ipc", "value"]
+        and not n.duplicated(["method", "dataset", "ipc"]).any()
+    )
     theirs = n[n["method"] == "DC"].set_index(["dataset", "ipc"])["value"].to_dict()
     assert theirs == values("Table 3")["DC"].to_dict() and len(theirs) == 14
 
@@ -184,6 +198,7 @@ def test_neighbours_as_published():
 
 def test_data_stand_in_for_a_table_of_one_data_set_only():
     """Where a method was run that no other table has; M and MD are in Table 3 too and say nothing."""
+
     def ran(*cells):
         return pd.DataFrame(cells, columns=["dataset", "ipc", "method"])
 
@@ -193,4 +208,9 @@ def test_data_stand_in_for_a_table_of_one_data_set_only():
     assert paper.stand_ins("Table 2", ran(("FashionMNIST", 10, "multi,d2,fixed"))) == {}, "at another size"
     assert paper.stand_ins("Table 4", ran((*fashion, "MD@lenet"), ("MNIST", 1, "MD@lenet"))) == {fashion: "MNIST"}
     for table in ("Table 1", "Table 3", "text"):
-        assert paper.stand_ins(table, ran(("digits", 1, "Inter"), ("digits", 1, "MDO"), ("digits", 10, "intra,d1,overfit"))) == {}
+        assert (
+            paper.stand_ins(
+                table, ran(("digits", 1, "Inter"), ("digits", 1, "MDO"), ("digits", 10, "intra,d1,overfit"))
+            )
+            == {}
+        )

@@ -7,25 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import gmreport as report
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_data, tiny_recipe
+from gmreport import playground
 
 import gmlib as gm
-from gmlib import report, where
-from gmlib.condense import fresh_network
-from gmlib.reach import angles, noise_set
+from gmlib import where
+from gmlib.analysis.matching import angles
+from gmlib.lines import fresh_network
+from gmlib.maxmin import noise_set
 from gmlib.recipe import BUDGETS
-from gmlib.report import playground
 
 
 @pytest.fixture
 def panel(monkeypatch):
     """A panel on digits whose runs take a moment, and draw nothing."""
-    tiny = replace(BUDGETS["smoke"], networks=2, epochs=2, recipe={**BUDGETS["smoke"].recipe, "width": 4, "batch_real": 5})
+    tiny = replace(
+        BUDGETS["smoke"], networks=2, epochs=2, recipe={**BUDGETS["smoke"].recipe, "width": 4, "batch_real": 5}
+    )
     monkeypatch.setitem(BUDGETS, "smoke", tiny)
     made = report.Playground(["digits", "MNIST"])
     made.controls["K"].value = 2
@@ -58,7 +62,9 @@ def by_hand(S, data, recipe, k, steps):
     momentum = [torch.zeros_like(p) for p in network.parameters()]
     for _ in range(steps):
         loss = F.cross_entropy(network(S.images), S.labels)
-        for p, v, g in zip(network.parameters(), momentum, torch.autograd.grad(loss, list(network.parameters())), strict=True):
+        for p, v, g in zip(
+            network.parameters(), momentum, torch.autograd.grad(loss, list(network.parameters())), strict=True
+        ):
             v.mul_(recipe.momentum_network).add_(g)
             p.data -= recipe.lr_network * v
     sides = {"S": [], "T": []}
@@ -120,7 +126,12 @@ def test_controls_spell_a_recipe(panel):
         panel.controls[name].value = value
     recipe = panel.recipe()
     assert (recipe.dataset, recipe.ipc, recipe.what, recipe.how) == ("digits", 10, "inter", "0.3*d2 + d3 + 100*d4")
-    assert recipe.where == "steps:50,40,30,0,5" and [where.steps(recipe.where, t, 1) for t in (0, 3, 4, 9)] == [50, 0, 5, 5]
+    assert recipe.where == "steps:50,40,30,0,5" and [where.steps(recipe.where, t, 1) for t in (0, 3, 4, 9)] == [
+        50,
+        0,
+        5,
+        5,
+    ]
     assert (recipe.lam, recipe.outer_loops, recipe.inner_loops) == (2.0, 12, 7)
     assert (recipe.lr_images, recipe.init, recipe.seed, recipe.width) == (0.5, "real", 4, 4)
     panel.controls["lam_is_C"].value = True
@@ -143,7 +154,11 @@ def test_images_per_class_bring_the_budgets_values(panel):
     c, wanted = panel.controls, gm.Recipe.for_method("MD", "digits", 10, "smoke")
     assert all(c[f"t{t}"].disabled for t in range(5))  # T = 1: theta does not move
     c["ipc"].value = 10
-    assert (c["K"].value, c["T"].value, c["lr_images"].value) == (wanted.outer_loops, wanted.inner_loops, wanted.lr_images)
+    assert (c["K"].value, c["T"].value, c["lr_images"].value) == (
+        wanted.outer_loops,
+        wanted.inner_loops,
+        wanted.lr_images,
+    )
     assert {c[f"t{t}"].value for t in range(5)} == {wanted.zeta_theta}
     assert [c[f"t{t}"].disabled for t in range(5)] == [False, False, False, True, True]  # T = 4
 
@@ -168,7 +183,10 @@ def test_a_run_ends_as_condense_does(panel, digits, monkeypatch):
     expected = gm.condense(digits, panel.recipe(), progress=False)
     assert torch.equal(panel.S.images, expected.images)
     assert [e["loss"] for e in panel.S.history] == [e["loss"] for e in expected.history]
-    assert "data:image/png;base64,iVBOR" in panel._picture.value and 'alt="The images at k = 2 of 2' in panel._picture.value
+    assert (
+        "data:image/png;base64,iVBOR" in panel._picture.value
+        and 'alt="The images at k = 2 of 2' in panel._picture.value
+    )
     assert panel.buttons["go on"].disabled and panel.buttons["stop"].disabled and not panel.buttons["run"].disabled
     assert finish(panel.go_on, panel) == "There is no run that was stopped: press Run."
 
@@ -192,7 +210,9 @@ def test_stop_ends_within_one_update_and_go_on_changes_nothing(panel, digits, mo
     expected = gm.condense(digits, recipe, progress=False, snapshots=[1])
     assert len(halfway.history) == 1 and torch.equal(halfway.images, expected.snapshots[1])
     assert torch.equal(panel.S.images, expected.images)
-    assert finish(panel.run, panel).startswith("Stopped after 0 of 2") and panel.S.recipe["seed"] == 9  # Run begins anew
+    assert (
+        finish(panel.run, panel).startswith("Stopped after 0 of 2") and panel.S.recipe["seed"] == 9
+    )  # Run begins anew
 
 
 def test_stop_in_a_long_run_and_leaving(panel):
@@ -237,7 +257,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(panel, monkeypatch, tmp_path)
     c = panel.controls
     c["d1"].value = c["d2"].value = 0
     panel.run()
-    assert panel._thread is None and said(panel).startswith("every distance has weight 0, so there is nothing to match by")
+    assert panel._thread is None and said(panel).startswith(
+        "every distance has weight 0, so there is nothing to match by"
+    )
     assert "# every distance" in panel._code.value
     c["d1"].value = 1
     c["ipc"].value = 500
@@ -251,7 +273,7 @@ def test_what_does_not_fit_is_said_in_one_sentence(panel, monkeypatch, tmp_path)
         (gm.Diverged("the matching loss is not finite: lower lr_images", 0, 0, "0.weight", None), None),
         (RuntimeError("an error of torch\nwith many lines"), "RuntimeError: an error of torch"),
     ):
-        monkeypatch.setattr(playground, "condense", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(playground, "follow", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         assert finish(panel.run, panel) == (sentence or str(error))
         assert not panel.buttons["run"].disabled and playground.Playground._running is None
 
@@ -276,7 +298,9 @@ def test_the_face_with_a_kernel(panel, monkeypatch):
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle and "needs a running kernel" in bundle["text/html"]
     shown = json.dumps([w.description for w in panel.controls.values()])
-    assert all(word in shown for word in ("data set", "images per class", "lam", "d1, angle", "t = 4 and later", "K, "))
+    assert all(
+        word in shown for word in ("data set", "images per class", "lam", "d1, angle", "t = 4 and later", "K, ")
+    )
 
 
 def found(cosine=0.5, ratio=2.0, ts=(0,)):
@@ -294,7 +318,9 @@ def test_session_figure_draws_what_it_is_given():
     assert len(pictures.images) == 1 and [t.get_text() for t in pictures.get_xticklabels()] == list(S.classes)
     assert list(way.lines[0].get_ydata()) == [9.0, 6.0] and way.get_xlim() == (0, 3) and way.get_ylim()[1] > 9
     for ax, column in ((cosine, "cosine"), (ratio, "ratio")):
-        drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines if not line.get_label().startswith("_")}
+        drawn = {
+            line.get_label(): list(line.get_ydata()) for line in ax.lines if not line.get_label().startswith("_")
+        }
         assert len(drawn) == 4
         for (t, level), rows in table.groupby(["t", "level"]):
             words = {"class": "inside classes", "union": "across classes"}[level]
@@ -308,7 +334,9 @@ def test_session_slider_shows_every_stored_iteration():
     slider = report.session_slider({0: (S, score), 3: (S, score)}, [3.0, 2.0, 1.0], table, method="MD")
     page = slider._repr_html_()
     assert slider.names == ["0", "3"] and slider.start == 1 and page.count("<img") == 2
-    assert "MD, k = 3: inside classes cosine 0.80, |gS|/|gT| 0.61; across" in page  # means of .9 .8 .7 and of 1, 1/2, 1/3
+    assert (
+        "MD, k = 3: inside classes cosine 0.80, |gS|/|gT| 0.61; across" in page
+    )  # means of .9 .8 .7 and of 1, 1/2, 1/3
     assert "reach 55.0 % (mean of 2)" in page
     assert playground.ratio_limits(table) == (pytest.approx(0.8 / 3), pytest.approx(125))
     assert playground.ratio_limits(table.assign(ratio=np.nan)) == (1 / 3, 3.0)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 
+import gmreport as report
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,18 +15,22 @@ from conftest import make_data, tiny_recipe
 from torch.nn.utils import parameters_to_vector
 
 import gmlib as gm
-from gmlib import Data, SyntheticSet, networks, report
-from gmlib.condense import initial
-from gmlib.evaluate import accuracy
-from gmlib.reach import alignment, by_eps, descend, loss_and_gradient, noise_set, paths, plane, rank_correlation, reach, walk
-from gmlib.recipe import generator
+from gmlib import Data, SyntheticSet, networks
+from gmlib.analysis.statistics import rank_correlation
+from gmlib.analysis.training import alignment, by_eps, paths, plane
+from gmlib.evaluation import accuracy
+from gmlib.lines import initial
+from gmlib.maxmin import descend, loss_and_gradient, noise_set, reach, walk
+from gmlib.runtime import generator
 
 QUICK = {"n_starts": 2, "width": 3, "depth": 2, "device": "cpu", "progress": False}
-module = sys.modules["gmlib.reach"]  # the package may offer the function under this name
+module = sys.modules["gmlib.maxmin"]  # the package may offer the function under this name
 
 
 def network_of(seed, j, dtype=torch.float64):
-    return networks.build("convnet", (1, 8, 8), 3, generator=generator(seed, "reach", j), width=3, depth=2, dtype=dtype)
+    return networks.build(
+        "convnet", (1, 8, 8), 3, generator=generator(seed, "reach", j), width=3, depth=2, dtype=dtype
+    )
 
 
 # ---- walk and descend
@@ -34,7 +39,9 @@ def network_of(seed, j, dtype=torch.float64):
 def test_walk_is_there_while_one_looks():
     """L = a theta^2 / 2: theta_n = (1 - lr a)^n theta0."""
     a, lr, theta = 2.0, 0.1, [torch.tensor([3.0], dtype=torch.float64)]
-    for n, (step, loss, (gradient,)) in enumerate(walk(lambda v: (a * v[0].square().sum() / 2, [a * v[0]]), theta, lr, 4)):
+    for n, (step, loss, (gradient,)) in enumerate(
+        walk(lambda v: (a * v[0].square().sum() / 2, [a * v[0]]), theta, lr, 4)
+    ):
         there = 3.0 * (1 - lr * a) ** n
         found = theta[0].item(), loss.item(), gradient.item()
         assert step == n and found == pytest.approx((there, a * there**2 / 2, a * there), rel=1e-12)
@@ -61,7 +68,10 @@ def test_quadratic_with_several_eigenvalues_and_tensors():
     """Each eigen-direction shrinks by its own factor; one of them swings (1 - lr a < 0). First n by scanning the closed form."""
     a = torch.tensor([0.3, 1.0, 4.0, 15.0], dtype=torch.float64)
     start = torch.tensor([1.0, -2.0, 0.5, 0.25], dtype=torch.float64)
-    theta = [start[:1].clone(), start[1:].clone().view(3, 1)]  # as parameters come: several tensors of different shapes
+    theta = [
+        start[:1].clone(),
+        start[1:].clone().view(3, 1),
+    ]  # as parameters come: several tensors of different shapes
 
     def loss(v):
         flat = torch.cat([v[0], v[1].flatten()])
@@ -100,7 +110,9 @@ def test_logistic_loss_of_two_separable_points():
             closed = (math.log(size / stop.eps - 1) - (w0 @ u).item()) / size
             assert closed < stop.distance < closed + lr * stop.eps / (1 - lr * size**2 / 4)
             along = (w[0].detach() - w0) @ u / size
-            assert along.item() == pytest.approx(stop.distance, rel=1e-9), "straight along u, and w is there while we look"
+            assert along.item() == pytest.approx(stop.distance, rel=1e-9), (
+                "straight along u, and w is there while we look"
+            )
             assert stop.loss == pytest.approx(math.log1p(math.exp(-(w[0].detach() @ u).item())), rel=1e-9)
 
 
@@ -205,7 +217,9 @@ def test_a_share_of_the_real_images_is_drawn_by_seed():
     for seed in (0, 1):
         chosen = torch.randperm(60, generator=generator(seed, "reach real"))[:7]
         expected = F.cross_entropy(network_of(seed, 0)(data.train_images[chosen]), data.train_labels[chosen]).item()
-        assert reach(S, 50.0, seed=seed, max_real=7, **quick)["real_loss"].item() == pytest.approx(expected, rel=1e-12)
+        assert reach(S, 50.0, seed=seed, max_real=7, **quick)["real_loss"].item() == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 def test_thresholds_met_at_the_same_step_share_its_numbers():
@@ -218,7 +232,9 @@ def test_thresholds_met_at_the_same_step_share_its_numbers():
 
 def test_without_data_there_is_nothing_to_measure_on_it():
     table = reach(gm.coreset("random", make_data(), 1), [50.0], **QUICK)
-    assert table["reached"].all() and table[["distance", "steps", "train_loss", "gradient_norm"]].notna().all(axis=None)
+    assert table["reached"].all() and table[["distance", "steps", "train_loss", "gradient_norm"]].notna().all(
+        axis=None
+    )
     assert table[["test_accuracy", "real_loss", "real_gradient_norm"]].isna().all(axis=None)
 
 
@@ -338,7 +354,9 @@ def test_sums_over_starts_by_hand():
     apart = by_eps(two, by=["method"])
     assert apart[["method", "eps"]].to_numpy().tolist() == [["DC", 0.1], ["MD", 1.0], ["MD", 0.1]]
     pd.testing.assert_frame_equal(apart[1:].drop(columns="method").reset_index(drop=True), found)
-    assert apart.loc[0, "reached"] == 0 and apart.loc[0, "min_distance":].isna().all(), "none reached: no distance, no warning"
+    assert apart.loc[0, "reached"] == 0 and apart.loc[0, "min_distance":].isna().all(), (
+        "none reached: no distance, no warning"
+    )
 
 
 # ---- noise
@@ -351,7 +369,9 @@ def test_noise_is_the_start_of_a_run():
     assert S.labels.tolist() == [0, 0, 1, 1, 2, 2] and S.images.dtype == torch.float64
     assert S.recipe == {"method": "noise", "dataset": "made-up", "ipc": 2, "seed": 4}
     assert not torch.equal(noise_set(data, 2, seed=5).images, S.images)
-    many = noise_set(make_data((2, 2), shape=(3, 16, 16)), 7).images  # more than the classes hold, and no schedule in the paper
+    many = noise_set(
+        make_data((2, 2), shape=(3, 16, 16)), 7
+    ).images  # more than the classes hold, and no schedule in the paper
     assert scipy.stats.kstest(many.flatten().numpy(), "norm").pvalue > 1e-3
     with pytest.raises(ValueError, match="ipc=0 does not fit"):
         noise_set(data, 0)
@@ -436,9 +456,14 @@ def test_missing_values_and_a_constant_control():
     x, y, _ = numbers(12)
     with_gap = np.insert(x, 5, math.nan), np.insert(y, 5, 3.0)
     found = rank_correlation(*with_gap)
-    assert (found.rho, found.n) == (rank_correlation(x, y).rho, 12) and found.note == "1 of 13 left out, a value is missing"
+    assert (found.rho, found.n) == (
+        rank_correlation(x, y).rho,
+        12,
+    ) and found.note == "1 of 13 left out, a value is missing"
     plain = rank_correlation(x, y, control=[3] * 12)
-    assert plain.rho == pytest.approx(rank_correlation(x, y).rho, abs=1e-12) and "the control is constant" in plain.note
+    assert (
+        plain.rho == pytest.approx(rank_correlation(x, y).rho, abs=1e-12) and "the control is constant" in plain.note
+    )
 
 
 def test_resamples_without_a_value_are_left_out():
@@ -470,7 +495,9 @@ def test_the_plane_by_hand():
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(11, 3)))[0].T
     points = [[v[:6].view(2, 3), v[6:]] for v in torch.from_numpy(known @ turn)]
     xy, lengths, share = plane(points)
-    assert xy == pytest.approx(np.array([[4, 0], [-2, 0], [0, -1], [0, 3], [0, 0]]), abs=1e-12), "the farthest is positive"
+    assert xy == pytest.approx(np.array([[4, 0], [-2, 0], [0, -1], [0, 3], [0, 0]]), abs=1e-12), (
+        "the farthest is positive"
+    )
     assert lengths.tolist() == pytest.approx([4, 2, 1, 3, 2], rel=1e-12)
     assert share == pytest.approx(30 / 34, rel=1e-12)
 
@@ -514,7 +541,9 @@ def test_two_straight_paths_by_hand(monkeypatch):
     lr, steps, every = 0.3, 60, 20
     walked = {"network": "two", "steps": steps, "every": every, "lr": lr, "seed": 5, "start": 2}
     table = paths({"near": S}, data, **walked, device="cpu", progress=False)
-    assert table[["path", "start", "step"]].to_numpy().tolist() == [[p, 2, n] for p in ("near", "T") for n in (0, 20, 40, 60)]
+    assert table[["path", "start", "step"]].to_numpy().tolist() == [
+        [p, 2, n] for p in ("near", "T") for n in (0, 20, 40, 60)
+    ]
     f = networks.build("two", (1, 2, 2), 2, generator=generator(5, "reach", 2), dtype=torch.float64)
     w0, sigmoid = f.w[0].detach().numpy(), scipy.special.expit
     moved = []
@@ -582,7 +611,16 @@ def test_paths_against_a_second_implementation():
 def test_paths_same_seed_same_bits():
     data = make_data(dtype=torch.float32)
     sets = {"A": gm.coreset("random", data, 1)}
-    quick = {"width": 3, "depth": 2, "steps": 4, "every": 2, "lr": 0.1, "real_batch": 9, "device": "cpu", "progress": False}
+    quick = {
+        "width": 3,
+        "depth": 2,
+        "steps": 4,
+        "every": 2,
+        "lr": 0.1,
+        "real_batch": 9,
+        "device": "cpu",
+        "progress": False,
+    }
     once = paths(sets, data, **quick)
     pd.testing.assert_frame_equal(paths(sets, data, **quick), once, check_exact=True)
     for change in ({"seed": 1}, {"start": 1}):
@@ -637,7 +675,9 @@ def test_paths_figure_shows_paths_and_traps():
     assert T.get_xydata().tolist() == [[0, 0], [6, 0], [8, 0]] and T.get_color() == "black"
     assert trap.get_xydata().tolist() == [[3, 4]] and not len(no_trap.get_xydata()), "first below eps; T never is"
     assert start.get_xydata().tolist() == [[0, 0]]
-    assert left.get_xlabel() == "first principal direction (67%)" and left.get_ylabel().endswith("(13%)")  # 125 and 25 of 186
+    assert left.get_xlabel() == "first principal direction (67%)" and left.get_ylabel().endswith(
+        "(13%)"
+    )  # 125 and 25 of 186
     assert [t.get_text() for t in left.get_legend().get_texts()] == ["M", "T"]
     assert right.get_yscale() == "log" and right.lines[0].get_ydata().tolist() == [1, 0.09, 0.05]
     assert right.lines[1].get_xydata().tolist() == [[5, 0.09]] and right.lines[-1].get_ydata()[0] == 0.1
@@ -651,14 +691,19 @@ def test_alignment_against_autograd():
     S = gm.coreset("random", data, 1)
     table = alignment(S, data, **{**QUICK, "n_starts": 2}, steps=5, every=2, lr=0.1, real_batch=10)
     layers = ["0.weight", "4.weight", "9.weight"]
-    assert table[["start", "step", "layer"]].to_numpy().tolist() == [[j, s, n] for j in (0, 1) for s in (0, 2, 4) for n in layers]
+    assert table[["start", "step", "layer"]].to_numpy().tolist() == [
+        [j, s, n] for j in (0, 1) for s in (0, 2, 4) for n in layers
+    ]
     chosen = torch.randperm(60, generator=generator(0, "alignment real"))[:10]
     for j in (0, 1):
         f = network_of(0, j)
         optimiser = torch.optim.SGD(f.parameters(), lr=0.1)
         for step in range(5):
             gradients, losses = {}, {}
-            for name, x, y in (("T", data.train_images[chosen], data.train_labels[chosen]), ("S", S.images, S.labels)):
+            for name, x, y in (
+                ("T", data.train_images[chosen], data.train_labels[chosen]),
+                ("S", S.images, S.labels),
+            ):
                 optimiser.zero_grad()
                 loss = F.cross_entropy(f(x), y)
                 loss.backward()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gmlib import BUDGETS, METHODS, Recipe
-from gmlib.recipe import generator, milestones
+from gmlib.recipe import milestones
+from gmlib.runtime import generator
 
 
 def test_the_defaults_are_the_papers():
@@ -87,7 +88,10 @@ def test_footnote_5():
         ({"ipc": 0}, "ipc=0 does not fit: give a whole number of at least 1"),
         ({"ipc": 1.0}, "ipc=1.0 does not fit"),
         ({"ipc": True}, "ipc=True does not fit"),
-        ({"ipc": 7}, "no schedule for ipc=7 .only for 1, 10, 20, 30, 40, 50.: take one of these, or give inner_loops"),
+        (
+            {"ipc": 7},
+            "no schedule for ipc=7 .only for 1, 10, 20, 30, 40, 50.: take one of these, or give inner_loops",
+        ),
         ({"ipc": 7, "where": "fixed"}, "give inner_loops and zeta_theta"),
         ({"ipc": 7, "where": "fixed", "inner_loops": 7}, "give zeta_theta"),
         ({"inner_loops": 0}, "inner_loops=0 does not fit"),
@@ -116,11 +120,15 @@ def test_a_schedule_and_a_strategy_have_one_spelling():
 
 
 def test_numbers_of_numpy_are_stored_as_pythons():
-    recipe = Recipe(ipc=np.int64(10), lr_images=np.float32(0.5), lam=np.float64(2), seed=np.int32(3), batch_real=np.uint8(7))
+    recipe = Recipe(
+        ipc=np.int64(10), lr_images=np.float32(0.5), lam=np.float64(2), seed=np.int32(3), batch_real=np.uint8(7)
+    )
     assert recipe == Recipe(ipc=10, lr_images=0.5, lam=2.0, seed=3, batch_real=7)
     assert json.loads(json.dumps(recipe.as_dict())) == recipe.as_dict()
     assert {type(value) for value in recipe.as_dict().values()} <= {int, float, str, type(None)}
-    assert Recipe.for_method("MDA", ipc=np.int64(10), budget="smoke") == Recipe.for_method("MDA", ipc=10, budget="smoke")
+    assert Recipe.for_method("MDA", ipc=np.int64(10), budget="smoke") == Recipe.for_method(
+        "MDA", ipc=10, budget="smoke"
+    )
 
 
 def test_unknown_names_in_for_method():

@@ -463,8 +463,7 @@ def scalar_algorithm1(S0, theta0_by_k, real, mode, lam, T, zeta_of_t, rates, wei
         inter_on = mode in ("inter", "multi") or (mode == "interleaved" and k % 2 == 1)
         for t in range(T):
             apart = [
-                q(c, s[c], v, a) - sum(q(c, x, v, a) for x in real[k][t][c]) / len(real[k][t][c])
-                for c in classes
+                q(c, s[c], v, a) - sum(q(c, x, v, a) for x in real[k][t][c]) / len(real[k][t][c]) for c in classes
             ]
             union = sum(weights[c] * apart[c] for c in classes)
             losses.append(intra_on * sum(2 * apart[c] ** 2 for c in classes) + inter_on * lam * 2 * union**2)
@@ -487,9 +486,7 @@ def scalar_algorithm1(S0, theta0_by_k, real, mode, lam, T, zeta_of_t, rates, wei
     return s, losses
 
 
-def scalar_case(
-    mode, *, overfit=None, gap=None, zeta=lambda t: 3 - t, K=3, T=3, weights=(0.3, 0.7), **options
-):
+def scalar_case(mode, *, overfit=None, gap=None, zeta=lambda t: 3 - t, K=3, T=3, weights=(0.3, 0.7), **options):
     """The same small run by the reference and by scalar_algorithm1."""
     rates = {"lr_S": 0.3, "momentum_S": 0.5, "lr_theta": 0.4, "momentum_theta": 0.6} | options
     S0, theta0 = (0.8, -1.1), [(0.5, -0.2), (-0.3, 0.4), (0.9, 0.1)][:K]
@@ -533,9 +530,7 @@ def test_algorithm1_until_overfit_against_its_scalar_version(gap):
     def overfit(k, t):
         return 0.6 - 0.3 * k, 0.5 * t - 0.4
 
-    images, losses, (expected_S, expected_losses) = scalar_case(
-        "multi", overfit=overfit, gap=gap, zeta=lambda t: 20
-    )
+    images, losses, (expected_S, expected_losses) = scalar_case("multi", overfit=overfit, gap=gap, zeta=lambda t: 20)
     assert losses == pytest.approx(expected_losses, rel=1e-11)
     assert images == pytest.approx(expected_S, rel=1e-11)
     never, *_ = scalar_case("multi", zeta=lambda t: 20)

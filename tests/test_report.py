@@ -11,14 +11,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import gmreport as report
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from gmreport.numbers import between_sets
 from scipy import stats
 
-from gmlib import report, store
-from gmlib.report.numbers import between_sets
+from gmlib.runs import readback
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -31,7 +32,7 @@ def long_form(accuracies, dataset="digits", ipc=1, budget="paper", network="conv
         for seed, values in sets.items()
         for net, accuracy in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=store.COLUMNS)
+    return pd.DataFrame(rows, columns=readback.COLUMNS)
 
 
 @pytest.fixture
@@ -89,7 +90,9 @@ def test_one_network_has_no_spread():
     row = report.summarise(long_form({"M": {0: [80.0]}})).iloc[0]
     assert row["mean"] == 80.0 and math.isnan(row["std"]) and math.isnan(row["std_within_sets"])
     row = report.summarise(long_form({"M": {0: [80.0], 1: [82.0]}})).iloc[0]
-    assert row["std_set_means"] == pytest.approx(math.sqrt(2)) and math.isnan(row["std_between_sets"]), "cannot be told apart"
+    assert row["std_set_means"] == pytest.approx(math.sqrt(2)) and math.isnan(row["std_between_sets"]), (
+        "cannot be told apart"
+    )
 
 
 def test_the_spread_between_sets_is_without_that_of_networks():
@@ -222,7 +225,7 @@ def test_a_verdict_needs_one_cell(noisy):
 
 
 def test_table_holds_each_number_as_computed(noisy):
-    html = report.table(noisy)._repr_html_()
+    html = report.accuracy_table(noisy)._repr_html_()
     for _, s in report.summarise(noisy).iterrows():
         assert f"{s['mean']:.1f}±{s['std']:.1f} (n=20, 4 sets)" in html
         assert f"95% CI [{s['low']:.1f}, {s['high']:.1f}]" in html
@@ -238,7 +241,7 @@ def test_table_beside_the_paper(noisy):
     )
     mean = noisy[(noisy["method"] == "random") & (noisy["ipc"] == 1)].groupby("set")["accuracy"].mean().mean()
     paper.loc[3] = ("digits", 1, "random", mean, math.nan)
-    shown = report.table(
+    shown = report.accuracy_table(
         noisy, paper, methods=["random", "DC", "M", "MDA"], why={("digits", 10, "MDA"): "no <time>"}
     )
     one, ten = "digits, IPC 1", "digits, IPC 10"
@@ -253,24 +256,24 @@ def test_table_beside_the_paper(noisy):
 def test_table_names_a_budget_that_is_not_the_papers(noisy):
     paper = pd.DataFrame([("digits", 1, "M", 0.5, 0.2)], columns=["dataset", "ipc", "method", "value", "std"])
     smoke = noisy.assign(budget="smoke")
-    shown = report.table(smoke, paper)
+    shown = report.accuracy_table(smoke, paper)
     assert "budget: smoke, not the paper's protocol" in shown.caption
     assert shown.cells["M", "digits, IPC 1"][-1] == "paper: 0.5±0.2"  # nothing is claimed across budgets
-    mixed = report.table(pd.concat([noisy, smoke]), paper)
+    mixed = report.accuracy_table(pd.concat([noisy, smoke]), paper)
     assert "budgets: paper, smoke" in mixed.caption
     assert {"budget: paper", "budget: smoke"} <= set(mixed.cells["M", "digits, IPC 1"])
 
 
 def test_table_of_one_set_and_one_network():
-    shown = report.table(long_form({"M": {0: [80.0]}}))
+    shown = report.accuracy_table(long_form({"M": {0: [80.0]}}))
     assert shown.cells["M", "digits, IPC 1"] == ["80.0 (n=1, 1 set)", "one set: no interval over sets"]
 
 
 def test_table_of_several_networks_asks_which(noisy):
     both = pd.concat([noisy, noisy.assign(network="mlp")])
     with pytest.raises(ValueError, match="several values of network"):
-        report.table(both)
-    assert report.table(both, network="mlp").cells == report.table(noisy).cells
+        report.accuracy_table(both)
+    assert report.accuracy_table(both, network="mlp").cells == report.accuracy_table(noisy).cells
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -451,7 +454,7 @@ def test_a_sound_book_passes(tmp_path):
         ('<link href="https://x.org/f.woff2" rel="preload">', "loads https://x.org/f.woff2"),
         ('<iframe src="http://x.org"></iframe>', "loads http://x.org"),
         ('<img alt="a" srcset="top.png 1x, https://x.org/b.png 2x">', "loads https://x.org/b.png"),
-        ('<p style="background: url(\'https://x.org/c.png\')">', "loads https://x.org/c.png"),
+        ("<p style=\"background: url('https://x.org/c.png')\">", "loads https://x.org/c.png"),
         ('<style>@import "https://x.org/d.css";</style>', "loads https://x.org/d.css"),
         ('<img src="data:,">', "without alternative text"),
         ('<img src="data:," alt=" ">', "without alternative text"),
@@ -492,7 +495,7 @@ def test_claim_counts_cells_by_hand():
                 # at 50 images the difference moves with the seed: 4, 1, -2
                 wobble = {50: {"M": 3 - 3 * seed}}.get(ipc, {}).get(method, 0.1 * seed * (method == "M"))
                 rows.append(("d", ipc, method, "paper", seed, "convnet", 0, mean + wobble))
-    results = pd.DataFrame(rows, columns=store.COLUMNS)
+    results = pd.DataFrame(rows, columns=readback.COLUMNS)
     text = report.claim(results, "M", ["DC"]).data
     assert "highest mean, against DC, in 2 of 3 cells" in text
     assert "above all of them beyond noise in 1, and below one of them beyond noise in 1" in text
@@ -504,7 +507,9 @@ def test_trace_slider_opens_at_the_end_and_names_every_k():
     trace = {k: (np.full((4, 1, 3, 3), k / 10), [50.0 + k, 52.0 + k]) for k in (0, 2, 9)}
     slider = report.trace_slider(trace, 2, method="M", titles=["a", "b"])
     assert slider.names == ["0", "2", "9"] and slider.start == 2
-    assert [caption for caption, _, _ in slider.frames][2] == "k = 9: networks trained on these images reach 60.0 % (mean of 2)"
+    assert [caption for caption, _, _ in slider.frames][
+        2
+    ] == "k = 9: networks trained on these images reach 60.0 % (mean of 2)"
 
 
 def test_source_is_the_code_itself():
@@ -513,8 +518,10 @@ def test_source_is_the_code_itself():
 
 
 def test_a_table_of_nothing_says_so_in_every_cell():
-    empty = pd.DataFrame(columns=store.COLUMNS)
-    found = report.table(empty, methods=["DC", "M"], columns=[("digits", 1)], why={("digits", 1, "M"): "no time"})
+    empty = pd.DataFrame(columns=readback.COLUMNS)
+    found = report.accuracy_table(
+        empty, methods=["DC", "M"], columns=[("digits", 1)], why={("digits", 1, "M"): "no time"}
+    )
     assert found.cells == {("DC", "digits, IPC 1"): ["not run"], ("M", "digits, IPC 1"): ["not run: no time"]}
     assert "nothing was run" in found.caption
 
@@ -524,7 +531,7 @@ def test_components_by_hand():
     for method, means in {"random": [60.0, 64.0], "M": [80.0, 82.0]}.items():
         rows += [("d", 1, method, "paper", s, "convnet", 0, m) for s, m in enumerate(means)]
     rows += [("e", 1, "M", "paper", 0, "convnet", 0, 70.0)]
-    results = pd.DataFrame(rows, columns=store.COLUMNS)
+    results = pd.DataFrame(rows, columns=readback.COLUMNS)
     found = report.components(results, {"d": 90.0}).set_index("dataset")
     d = found.loc["d"]
     assert (d["mean"], d["ior"], d["hlr"], d["relative"]) == pytest.approx((81.0, 19.0, 9.0, 90.0))
@@ -581,7 +588,9 @@ def test_sets_without_a_distance_are_counted_and_named():
     """Ten sets: accuracy rises with the distance; one of M never gets there, and noise and the real data are controls."""
     methods = ["noise", "noise", "random", "random", "herding", "DC", "DC", "M", "M", "MD", "real data"]
     far = [1.0, 1.1, 2.0, 2.1, 2.5, 3.0, 3.1, 4.0, math.nan, 5.0, 9.0]
-    points = pd.DataFrame({"method": methods, "min_distance": far, "eps": 0.1, "train_loss": 0.1, "real_gradient_norm": 1.0})
+    points = pd.DataFrame(
+        {"method": methods, "min_distance": far, "eps": 0.1, "train_loss": 0.1, "real_gradient_norm": 1.0}
+    )
     points["accuracy"] = [math.nan if m in ("noise", "real data") else 50.0 + i for i, m in enumerate(methods)]
     lines = report.reach_answers(points).data.splitlines()
     assert lines[0].startswith("**From 1 of 10 sets, noise included, no start reaches ε = 0.1** (M 1): ")

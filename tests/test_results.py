@@ -9,14 +9,16 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import gmreport as report
 import pandas as pd
 import pytest
 import torch
 from conftest import make_data
 
 import gmlib as gm
-from gmlib import CORESETS, Recipe, report, shipped, store, where
+from gmlib import CORESETS, Recipe, where
 from gmlib import recipe as recipes
+from gmlib.runs import layout, overview, readback, shipped, store
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -36,7 +38,7 @@ def problems(root):
         if record["budget"] != told:
             wrong.append(f"budget {record['budget']} in the place of {told}")
         place = top / ("" if budget == "paper" else budget)
-        if store.run_folder(place, recipe["dataset"], recipe["ipc"], record["method"], recipe["seed"]) != run:
+        if layout.run_folder(place, recipe["dataset"], recipe["ipc"], record["method"], recipe["seed"]) != run:
             wrong.append("holds the run of another place")
         spelt = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
         if record.get("recipe_hash") != hashlib.sha256(spelt.encode()).hexdigest():
@@ -45,7 +47,9 @@ def problems(root):
             wrong.append("the set has another recipe than run.json")
         if S.ipc != recipe["ipc"]:
             wrong.append(f"{S.ipc} images per class in the set")
-        if record["data"]["name"] != recipe["dataset"] or not re.fullmatch("[0-9a-f]{64}", record["data"]["fingerprint"]):
+        if record["data"]["name"] != recipe["dataset"] or not re.fullmatch(
+            "[0-9a-f]{64}", record["data"]["fingerprint"]
+        ):
             wrong.append(f"no fingerprint of {recipe['dataset']}")
         if (run / "checkpoint.safetensors").exists():
             wrong.append("a checkpoint was left")
@@ -55,7 +59,11 @@ def problems(root):
             kind = (recipe["dataset"], budget, stored["network"])
             if protocols.setdefault(kind, protocol) != protocol:
                 wrong.append(f"{file.name} has another protocol than others of its kind")
-            if any(abs(a * n_test / 100 - round(a * n_test / 100)) > 1e-6 for a in accuracies for n_test in known_tests(recipe)):
+            if any(
+                abs(a * n_test / 100 - round(a * n_test / 100)) > 1e-6
+                for a in accuracies
+                for n_test in known_tests(recipe)
+            ):
                 wrong.append(f"{file.name} holds an accuracy that is no share of the test images")
             if not (0 < len(accuracies) <= n and all(0 <= a <= 100 for a in accuracies)):
                 wrong.append(f"{file.name} does not hold the accuracies of up to {n} networks")
@@ -80,7 +88,9 @@ def changes_in(root, run):
 
 def known_tests(recipe):
     """The number of test images, where it is known."""
-    return [n for name, n in (("MNIST", 10_000), ("FashionMNIST", 10_000), ("made-up", 9)) if name == recipe["dataset"]]
+    return [
+        n for name, n in (("MNIST", 10_000), ("FashionMNIST", 10_000), ("made-up", 9)) if name == recipe["dataset"]
+    ]
 
 
 def wrong_recipe(record, changes):
@@ -108,9 +118,9 @@ def wrong_recipe(record, changes):
 def misreported(root, raw):
     """Where the report's means, deviations and counts are not those of the raw accuracies {cell: [those of one set]}."""
     folders = [root, *(root / budget for budget in recipes.BUDGETS if (root / budget).is_dir())]
-    tables = [table for table in map(store.load_results, folders) if len(table)]
+    tables = [table for table in map(readback.load_results, folders) if len(table)]
     try:
-        summary = report.summarise(store.complete(pd.concat(tables))) if tables else pd.DataFrame()
+        summary = report.summarise(readback.complete(pd.concat(tables))) if tables else pd.DataFrame()
     except ValueError as error:
         yield str(error)
         return
@@ -150,7 +160,7 @@ def test_the_committed_runs_are_what_they_say():
 
 
 def test_the_committed_table_is_that_of_the_raw_files():
-    for row in shipped.table().itertuples():
+    for row in readback.sets_table().itertuples():
         file = RESULTS / row.path
         stored = json.loads((file.parent / f"accuracy-{row.network}.json").read_text())["accuracies"]
         assert (row.n, row.bytes) == (len(stored), file.stat().st_size)
@@ -159,15 +169,17 @@ def test_the_committed_table_is_that_of_the_raw_files():
 
 def test_the_readme_tells_of_every_file_and_of_every_folder_of_runs():
     readme = (RESULTS / "README.md").read_text()
-    runs = {RESULTS / folder for folder in shipped.made_with()["folder"]}
+    runs = {RESULTS / folder for folder in overview.made_with()["folder"]}
     files = [p for p in RESULTS.rglob("*") if p.is_file() and p.name != "README.md" and not runs & set(p.parents)]
     assert files and all(f"`{p.relative_to(RESULTS).as_posix()}`" in readme for p in files)
-    assert not runs or shipped.readme(readme) == readme, "workflow/campaign.py writes down what the runs were made with"
+    assert not runs or overview.readme(readme) == readme, (
+        "workflow/campaign.py writes down what the runs were made with"
+    )
 
 
 def test_a_network_trained_on_a_committed_set_of_mnist_is_as_good_as_those_before():
     """Other machines round differently, so one network is held against the spread of the stored ones."""
-    sets = shipped.table().query("dataset == 'MNIST' and ipc == 1 and n > 1 and network == 'convnet'")
+    sets = readback.sets_table().query("dataset == 'MNIST' and ipc == 1 and n > 1 and network == 'convnet'")
     if sets.empty:
         pytest.skip("no set of MNIST is committed")
     try:
@@ -186,7 +198,9 @@ def test_a_network_trained_on_a_committed_set_of_mnist_is_as_good_as_those_befor
 
 # ---- the checks themselves, on a made-up folder ----------------------------------------------------------
 
-TINY = recipes.Budget(recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 2}, sets=2, networks=2, epochs=2)
+TINY = recipes.Budget(
+    recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 2}, sets=2, networks=2, epochs=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +269,9 @@ def test_each_check_can_fail(sentence, results):
 
 def test_another_protocol_is_found(results):
     change(results / "made-up" / "ipc1" / "M" / "set1" / "accuracy-convnet.json", protocol={"epochs": 1})
-    assert "made-up/ipc1/M/set1: accuracy-convnet.json has another protocol than others of its kind" in problems(results)
+    assert "made-up/ipc1/M/set1: accuracy-convnet.json has another protocol than others of its kind" in problems(
+        results
+    )
 
 
 def test_a_run_under_way_is_no_problem_and_in_no_table(results):
@@ -265,8 +281,10 @@ def test_a_run_under_way_is_no_problem_and_in_no_table(results):
     one = json.loads((run / "set1" / "accuracy-convnet.json").read_text())["accuracies"][:1]
     change(run / "set1" / "accuracy-convnet.json", accuracies=one)
     assert problems(results) == []
-    assert not [S for S in shipped.condensed(results) if (S.budget, S.record["method"]) == ("paper", "M") and S.evaluations]
-    table = store.complete(store.load_results(results))
+    assert not [
+        S for S in shipped.condensed(results) if (S.budget, S.record["method"]) == ("paper", "M") and S.evaluations
+    ]
+    table = readback.complete(readback.load_results(results))
     assert "random" in set(table["method"]) and "M" not in set(table["method"])
 
 
@@ -286,7 +304,9 @@ def test_a_report_that_miscounts_is_found(what, results, monkeypatch):
         return real(table).assign(**{what: lambda t: t[what] + 1})
 
     monkeypatch.setattr(report, "summarise", wrong)
-    words = {"mean": "the mean of", "std": "the deviation of", "n": "the count of"}.get(what, "the spread between and within")
+    words = {"mean": "the mean of", "std": "the deviation of", "n": "the count of"}.get(
+        what, "the spread between and within"
+    )
     assert len([s for s in problems(results) if s.startswith(f"in the report: {words}")]) == 8
 
 

@@ -55,7 +55,9 @@ def test_the_lock_pins_every_dependency_within_its_bounds_and_names_no_index():
             assert name in locked, f"{name} is not locked"
             for bound in filter(None, bounds.split(",")):
                 operator, version = re.fullmatch(r"(>=|<)(.*)", bound).groups()
-                assert (number(locked[name]) >= number(version)) == (operator == ">="), f"{name}=={locked[name]} {bound}"
+                assert (number(locked[name]) >= number(version)) == (operator == ">="), (
+                    f"{name}=={locked[name]} {bound}"
+                )
 
 
 def test_torch_and_torchvision_belong_together():
@@ -97,9 +99,24 @@ def imported(text, dots):
 
 def test_data_flows_one_way():
     """A module imports only from those left of it."""
-    order = ["checks", "how", "what", "where", "memory", "networks", "augment", "recipe", "data", "gradients", "coreset"]
+    order = [
+        "checks",
+        "how",
+        "what",
+        "where",
+        "memory",
+        "networks",
+        "augment",
+        "recipe",
+        "data",
+        "gradients",
+        "coreset",
+    ]
     order += ["condense", "evaluate", "reach", "store", "cost", "paper", "shipped", "report", "batch"]
-    gmlib_, report = ROOT / "gmlib", ["style", "numbers", "figures", "tables", "benchmarks", "costs", "sliders", "deviations"]
+    gmlib_, report = (
+        ROOT / "gmlib",
+        ["style", "numbers", "figures", "tables", "benchmarks", "costs", "sliders", "deviations"],
+    )
     report += ["claims", "playground"]
     assert set(order) == {path.stem for path in gmlib_.glob("*.py")} - {"__init__"} | {"report"}
     assert set(report) == {path.stem for path in (gmlib_ / "report").glob("*.py")} - {"__init__"}

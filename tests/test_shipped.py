@@ -12,8 +12,8 @@ from conftest import make_data
 
 import gmlib as gm
 from gmlib import recipe as recipes
-from gmlib import shipped, store
-from gmlib.reach import noise_set
+from gmlib.maxmin import noise_set
+from gmlib.runs import layout, overview, readback, shipped, store
 
 ROOT = Path(__file__).parent.parent
 TINY = recipes.Budget(
@@ -64,7 +64,9 @@ def results(made, tmp_path):
 def test_a_loaded_set_is_what_was_stored(results, data):
     S = gm.load_condensed("made-up", 1, "M", seed=1, results_dir=results)
     stored = run(data, results, "M", seed=1, budget="lite")  # read back
-    assert isinstance(S, gm.SyntheticSet) and torch.equal(S.images, stored.S.images) and S.images.dtype == torch.float32
+    assert (
+        isinstance(S, gm.SyntheticSet) and torch.equal(S.images, stored.S.images) and S.images.dtype == torch.float32
+    )
     assert S.labels.tolist() == [0, 1, 2] and (S.mean, S.std, S.classes) == (data.mean, data.std, data.classes)
     assert S.recipe == gm.Recipe.for_method("M", "made-up", 1, "lite", 1).as_dict() and S.record == stored.record
     assert S.evaluations == stored.evaluations and S.accuracy == stored.evaluation
@@ -77,7 +79,9 @@ def test_networks_trained_on_a_loaded_set_have_the_stored_accuracy(results, data
     for method, ipc in (("M", 1), ("DC", 1)):
         S = gm.load_condensed("made-up", ipc, method, results_dir=results, budget="lite")
         e = S.accuracy
-        again = gm.evaluate(S, data, e.network, e.n, e.seed, epochs=e.protocol["epochs"], device="cpu", progress=False)
+        again = gm.evaluate(
+            S, data, e.network, e.n, e.seed, epochs=e.protocol["epochs"], device="cpu", progress=False
+        )
         assert again.accuracies == e.accuracies and again.protocol == e.protocol
 
 
@@ -94,7 +98,7 @@ def test_any_folder_of_runs_will_do(data, tmp_path):
     run(data, tmp_path, "MD", budget="lite", results_dir=tmp_path / "runs")
     run(data, tmp_path, "MD", budget="lite", results_dir=tmp_path / "runs" / "efficiency", outer_loops=1)
     S = gm.load_condensed("made-up", 1, "MD", results_dir=tmp_path / "runs")
-    assert (S.budget, S.recipe["outer_loops"], len(shipped.table(tmp_path / "runs"))) == ("lite", 2, 1)
+    assert (S.budget, S.recipe["outer_loops"], len(readback.sets_table(tmp_path / "runs"))) == ("lite", 2, 1)
 
 
 def test_the_accuracy_of_a_set_with_several_networks_is_the_convnets(results):
@@ -107,7 +111,7 @@ def test_a_set_without_accuracies_is_still_a_set(results):
     (results / "lite" / "made-up" / "ipc1" / "M" / "set0" / "accuracy-convnet.json").unlink()
     S = gm.load_condensed("made-up", 1, "M", results_dir=results)
     assert S.accuracy is None and repr(S).endswith("not evaluated")
-    row = shipped.table(results).query("method == 'M' and seed == 0").iloc[0]
+    row = readback.sets_table(results).query("method == 'M' and seed == 0").iloc[0]
     assert row["n"] == 0 and row["accuracy"] != row["accuracy"]
 
 
@@ -120,7 +124,10 @@ def test_a_set_without_accuracies_is_still_a_set(results):
             r"ipc=1 DC seed 0 \(lite budget\); ipc=1 M seed 0, 1 \(lite budget\); ipc=10 random seed 0 \(lite budget\)$",
         ),
         ({"seed": 7}, "by 'M', seed=7: of made-up there are"),
-        ({"budget": "paper", "seed": 1}, r"by 'M', seed=1, paper budget: of made-up there are ipc=1 M seed 0 \(paper budget\)$"),
+        (
+            {"budget": "paper", "seed": 1},
+            r"by 'M', seed=1, paper budget: of made-up there are ipc=1 M seed 0 \(paper budget\)$",
+        ),
         ({"budget": "huge"}, "unknown budget 'huge'"),
         ({"dataset": "MNIST"}, "no condensed set of 'MNIST' .*: there are sets of made-up$"),
         ({"budget": "smoke"}, "smoke budget: of made-up there are ipc=1 M seed 0 .paper budget.; "),
@@ -135,16 +142,27 @@ def test_at_one_image_per_class_md_is_found_for_mda(results, data):
     with pytest.raises(ValueError, match="ipc=1 by 'MDA'"):
         gm.load_condensed("made-up", 1, results_dir=results)
     for method, accuracies in (("MD", 1), ("MDA", 2)):
-        store.run(data, method, 1, budget="lite", networks=accuracies, device="cpu", results_dir=results / "lite", progress=False)
+        store.run(
+            data,
+            method,
+            1,
+            budget="lite",
+            networks=accuracies,
+            device="cpu",
+            results_dir=results / "lite",
+            progress=False,
+        )
         S = gm.load_condensed("made-up", 1, results_dir=results)
         assert S.record["method"] == method, "its own before that of MD"
 
 
 def test_gmlib_without_its_repository_says_where_the_sets_are(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "site-packages" / "results")
-    with pytest.raises(FileNotFoundError, match=r"no folder of results .*come with the repository.*clone it.*results_dir="):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder of results .*come with the repository.*clone it.*results_dir="
+    ):
         gm.load_condensed("MNIST", 1)
-    assert shipped.table().empty and list(shipped.table()) == shipped.COLUMNS
+    assert readback.sets_table().empty and list(readback.sets_table()) == readback.SET_COLUMNS
 
 
 def test_damaged_files_are_named(results):
@@ -163,8 +181,8 @@ def test_damaged_files_are_named(results):
 
 
 def test_the_table_of_all_sets(results):
-    t = shipped.table(results)
-    assert list(t) == shipped.COLUMNS
+    t = readback.sets_table(results)
+    assert list(t) == readback.SET_COLUMNS
     assert t[["dataset", "ipc", "method", "seed", "budget", "images", "network", "n"]].values.tolist() == [
         ["made-up", 1, "M", 0, "paper", 3, "convnet", 3],
         ["made-up", 1, "DC", 0, "lite", 3, "convnet", 3],
@@ -174,7 +192,9 @@ def test_the_table_of_all_sets(results):
     ]
     assert t["path"].iloc[1] == "lite/made-up/ipc1/DC/set0/set.safetensors"
     assert t["bytes"].tolist() == [(results / path).stat().st_size for path in t["path"]]
-    accuracies = json.loads((results / "lite/made-up/ipc10/random/set0/accuracy-convnet.json").read_text())["accuracies"]
+    accuracies = json.loads((results / "lite/made-up/ipc10/random/set0/accuracy-convnet.json").read_text())[
+        "accuracies"
+    ]
     assert t["accuracy"].iloc[4] == pytest.approx(sum(accuracies) / 3)
     assert t["std"].iloc[4] == pytest.approx(torch.tensor(accuracies, dtype=torch.float64).std().item())
 
@@ -182,7 +202,7 @@ def test_the_table_of_all_sets(results):
 def test_all_sets_with_what_lies_beside_them(results):
     sets = shipped.condensed(results)
     assert [(S.record["method"], S.record["recipe"]["seed"], S.budget) for S in sets] == list(
-        shipped.table(results)[["method", "seed", "budget"]].itertuples(index=False, name=None)
+        readback.sets_table(results)[["method", "seed", "budget"]].itertuples(index=False, name=None)
     )
     assert set(sets[1].evaluations) == {"mlp", "convnet"} and shipped.condensed(results / "nowhere") == []
 
@@ -193,18 +213,27 @@ FILES_OF_A_RUN = ("run.json", "accuracy-convnet.json")
 def test_the_descents_that_come_with_the_repository(results, data):
     """One row for each start and threshold, with the set's accuracy; noise is a control and has none."""
     options = {"eps": [0.5, 0.1], "n_starts": 2, "max_steps": 5, "width": 4, "depth": 2}
-    for method, S in (("M", gm.load_condensed("made-up", 1, "M", results_dir=results)), ("noise", noise_set(data, 1))):
-        place = store.run_folder(results, "made-up", 1, method, 0)
-        store.kept(place / "reach.json", options, lambda S=S: gm.reach(S, data=data, device="cpu", progress=False, **options))
+    for method, S in (
+        ("M", gm.load_condensed("made-up", 1, "M", results_dir=results)),
+        ("noise", noise_set(data, 1)),
+    ):
+        place = layout.run_folder(results, "made-up", 1, method, 0)
+        store.cached_table(
+            place / "reach.json", options, lambda S=S: gm.reach(S, data=data, device="cpu", progress=False, **options)
+        )
     shutil.copy(place / "reach.json", results / "lite" / "made-up" / "ipc1" / "DC" / "set0" / "reach.json")
-    made_with = store.read_json(place / "reach.json", "seconds", "device", "device_name", "commit", "threads", "torch")
+    made_with = layout.read_json(
+        place / "reach.json", "seconds", "device", "device_name", "commit", "threads", "torch"
+    )
     assert made_with["seconds"] > 0 and made_with["threads"] == 1
-    before, after = (store.read_json(results / "made-up" / "ipc1" / "M" / "set0" / name)["seconds"] for name in FILES_OF_A_RUN)
-    found = shipped.made_with(results).set_index("folder").loc["made-up/ipc1"]
-    descended = sum(store.read_json(path)["seconds"] for path in results.glob("made-up/*/*/*/reach.json"))
+    before, after = (
+        layout.read_json(results / "made-up" / "ipc1" / "M" / "set0" / name)["seconds"] for name in FILES_OF_A_RUN
+    )
+    found = overview.made_with(results).set_index("folder").loc["made-up/ipc1"]
+    descended = sum(layout.read_json(path)["seconds"] for path in results.glob("made-up/*/*/*/reach.json"))
     assert found["seconds"] == pytest.approx(before + after + descended) and found["sets"] == 1, "noise is no set"
     assert found["command"].endswith("""CAMPAIGN='--tables "Table 3" "Section 5" --methods M noise'""")
-    t = shipped.descents(results)
+    t = readback.descents(results)
     assert t.groupby(["budget", "method", "set"], sort=False).size().to_dict() == {
         ("paper", "M", 0): 4, ("paper", "noise", 0): 4, ("lite", "DC", 0): 4
     }  # fmt: skip
@@ -214,7 +243,7 @@ def test_the_descents_that_come_with_the_repository(results, data):
     assert set(t["dataset"]) == {"made-up"} and set(t["ipc"]) == {1} and t["eps"].tolist() == [0.5, 0.1] * 6
     DC = gm.load_condensed("made-up", 1, "DC", results_dir=results)
     assert set(t.loc[t["method"] == "DC", "accuracy"]) == {DC.evaluations["convnet"].mean}
-    assert shipped.descents(results / "nowhere").empty
+    assert readback.descents(results / "nowhere").empty
 
 
 def test_where_results_of_a_budget_go(tmp_path):
@@ -225,12 +254,15 @@ def test_where_results_of_a_budget_go(tmp_path):
 
 
 def test_what_the_results_were_made_with(results, data):
-    store.whole(data, budget="lite", networks=2, device="cpu", results_dir=results / "lite", progress=False)
-    for path, seconds in {"made-up/ipc1/M/set0/run.json": 3600.0, "made-up/ipc1/M/set0/accuracy-convnet.json": 120.0}.items():
+    store.whole_data(data, budget="lite", networks=2, device="cpu", results_dir=results / "lite", progress=False)
+    for path, seconds in {
+        "made-up/ipc1/M/set0/run.json": 3600.0,
+        "made-up/ipc1/M/set0/accuracy-convnet.json": 120.0,
+    }.items():
         content = json.loads((results / path).read_text())
         machine = {"device": "cuda", "device_name": "a GPU", "commit": "0123456789ab"}
         (results / path).write_text(json.dumps({**content, "seconds": seconds, **machine}))
-    t = shipped.made_with(results).set_index("folder")
+    t = overview.made_with(results).set_index("folder")
     assert list(t.index) == ["made-up/ipc1", "lite/made-up/ipc1", "lite/made-up/ipc10", "lite/made-up/whole"]
     assert t[["sets", "networks"]].values.tolist() == [[1, 3], [3, 12], [1, 3], [0, 2]]
     assert t.loc["made-up/ipc1"].tolist() == [
@@ -240,17 +272,22 @@ def test_what_the_results_were_made_with(results, data):
     whole = """make results BUDGET=lite DATASETS="made-up" CAMPAIGN='--tables "Whole data"'"""
     assert t.loc["lite/made-up/whole", "command"] == whole
     assert t.loc["lite/made-up/ipc1", "device"].endswith(", 1 thread")
-    text = shipped.readme(f"before\n{shipped.BEGIN}\nstale{shipped.END}\nafter\n", results)
-    assert text.startswith(f"before\n{shipped.BEGIN}\n\n| folder |") and text.endswith(f"\n\n{shipped.END}\nafter\n")
-    assert f"| `made-up/ipc1` | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | `{t.loc['made-up/ipc1', 'command']}` |" in text
-    assert "stale" not in text and shipped.readme(text, results) == text
+    text = overview.readme(f"before\n{overview.BEGIN}\nstale{overview.END}\nafter\n", results)
+    assert text.startswith(f"before\n{overview.BEGIN}\n\n| folder |") and text.endswith(
+        f"\n\n{overview.END}\nafter\n"
+    )
+    assert (
+        f"| `made-up/ipc1` | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | `{t.loc['made-up/ipc1', 'command']}` |"
+        in text
+    )
+    assert "stale" not in text and overview.readme(text, results) == text
 
 
 def test_a_readme_without_the_place_for_it(tmp_path):
     tmp_path.joinpath("results").mkdir()
-    assert "No run is here yet." in shipped.readme(f"{shipped.BEGIN}{shipped.END}", tmp_path / "results")
+    assert "No run is here yet." in overview.readme(f"{overview.BEGIN}{overview.END}", tmp_path / "results")
     with pytest.raises(ValueError, match="the README needs the two lines"):
-        shipped.readme(f"{shipped.BEGIN} and no end", tmp_path / "results")
+        overview.readme(f"{overview.BEGIN} and no end", tmp_path / "results")
 
 
 # ---- the page --------------------------------------------------------------------------------------------
@@ -264,11 +301,13 @@ def page(monkeypatch, folder):
 
     def display(*objects, raw=False):
         for thing in objects:
-            shown.append(thing["text/html"] if raw else getattr(thing, "_repr_html_", lambda thing=thing: thing.data)())
+            shown.append(
+                thing["text/html"] if raw else getattr(thing, "_repr_html_", lambda thing=thing: thing.data)()
+            )
 
     monkeypatch.setattr(shipped, "FOLDER", folder)
     monkeypatch.setattr(IPython.display, "display", display)
-    monkeypatch.setattr("gmlib.report.style.display", display)
+    monkeypatch.setattr("gmreport.style.display", display)
     text, names = (ROOT / "book" / "sets.md").read_text(), {}
     for cell in re.findall(r"```\{code-cell\}[^\n]*\n:tags:[^\n]*\n(.*?)\n```\n", text, flags=re.DOTALL):
         exec(cell, names)
@@ -282,7 +321,7 @@ def test_the_page_shows_every_set(results, monkeypatch):
     assert 'gm.load_condensed("made-up", ipc=1, method="M", seed=0)' in shown[1]
     exec(shown[1].removeprefix("```python\n").removesuffix("```"), names := {})
     assert len(names["dataset"]) == 3
-    for row in shipped.table().itertuples():
+    for row in readback.sets_table().itertuples():
         assert f"<td>{row.bytes:,}</td>" in text
         S = shipped.load((results / row.path).parent)
         low, high = S.accuracy.ci95
@@ -302,7 +341,7 @@ def test_the_page_shows_every_set(results, monkeypatch):
 def test_whose_images_they_are(results, monkeypatch):
     monkeypatch.setitem(shipped.SOURCES, "made-up", "They are nobody's")
     assert "Made from data of unnoted origin. They are nobody's. Columns: " in "\n".join(page(monkeypatch, results))
-    committed = set(shipped.table(ROOT / "results")["dataset"])
+    committed = set(readback.sets_table(ROOT / "results")["dataset"])
     assert committed <= set(shipped.SOURCES), "a set is shipped without a word on whose images it was made from"
 
 

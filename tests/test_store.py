@@ -15,9 +15,12 @@ from conftest import make_data
 from safetensors.torch import load_file
 
 import gmlib as gm
-from gmlib import networks, store
+from gmlib import evaluation, networks
 from gmlib import recipe as recipes
-from gmlib.recipe import OutOfTime
+from gmlib.checks import as_list
+from gmlib.runs import layout, provenance, readback, store
+from gmlib.runtime import OutOfTime, deadline_in
+from gmlib.speed import training
 
 TINY = recipes.Budget(
     recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 4},
@@ -77,7 +80,7 @@ def test_what_is_finished_is_read_back_and_never_redone(data, tmp_path, monkeypa
     first = run(data, tmp_path, snapshots=(0, 2, 4))
     before = contents(tmp_path)
     monkeypatch.setattr(store, "condense", None)
-    monkeypatch.setattr(networks, "fit", None)
+    monkeypatch.setattr(evaluation, "fit", None)
     monkeypatch.setattr(store, "evaluate", None)
     again = run(data, tmp_path, snapshots=(0, 2, 4))
     assert again.evaluation == first.evaluation and torch.equal(again.S.images, first.S.images)
@@ -111,7 +114,7 @@ def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole").evaluation
     trained = []
 
-    def stop_after_one(group, *args, real=networks.fit, **options):
+    def stop_after_one(group, *args, real=training.fit, **options):
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(group)
@@ -121,9 +124,9 @@ def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
         patch.setattr(networks, "fit", stop_after_one)
         with pytest.raises(KeyboardInterrupt):
             run(data, tmp_path)
-    assert store.load_results(tmp_path)["accuracy"].tolist() == list(whole.accuracies[:1])
+    assert readback.load_results(tmp_path)["accuracy"].tolist() == list(whole.accuracies[:1])
     count = []
-    monkeypatch.setattr(networks, "fit", lambda *a, real=networks.fit, **o: count.append(1) or real(*a, **o))
+    monkeypatch.setattr(evaluation, "fit", lambda *a, real=training.fit, **o: count.append(1) or real(*a, **o))
     assert run(data, tmp_path).evaluation.accuracies == whole.accuracies
     assert len(count) == 1
 
@@ -131,7 +134,7 @@ def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
 def test_a_recipe_that_was_changed_after_the_run_is_refused(data, tmp_path):
     path = run(data, tmp_path).folder / "run.json"
     record = json.loads(path.read_text())
-    assert record["recipe_hash"] == store.recipe_hash(record["recipe"]) and len(record["recipe_hash"]) == 64
+    assert record["recipe_hash"] == layout.recipe_hash(record["recipe"]) and len(record["recipe_hash"]) == 64
     path.write_text(json.dumps({**record, "recipe": {**record["recipe"], "outer_loops": 7}}))
     with pytest.raises(ValueError, match=r"the recipe in .*run\.json was changed after the run"):
         run(data, tmp_path)
@@ -174,20 +177,20 @@ def test_what_is_evaluated_is_what_was_stored(data, tmp_path):
 
 def test_shipped_results_of_several_budgets(data, tmp_path, monkeypatch):
     monkeypatch.setitem(recipes.BUDGETS, "other", TINY)
-    monkeypatch.setattr(store, "HOME", tmp_path)
-    assert store.shipped().empty and store.shipped_whole() == {}
+    monkeypatch.setattr(readback, "HOME", tmp_path)
+    assert readback.accuracies().empty and readback.whole_data() == {}
     for budget, folder, n in (("tiny", "results", 1), ("other", "results/other", 2)):
         run(data, tmp_path / folder, budget=budget)
-        store.whole(data, budget=budget, networks=n, device="cpu", results_dir=tmp_path / folder, progress=False)
-    assert store.shipped().groupby("budget").size().to_dict() == {"tiny": 2, "other": 2}
-    assert store.shipped_whole()["made-up"].n == 1, "not the one in the folder of another budget"
+        store.whole_data(data, budget=budget, networks=n, device="cpu", results_dir=tmp_path / folder, progress=False)
+    assert readback.accuracies().groupby("budget").size().to_dict() == {"tiny": 2, "other": 2}
+    assert readback.whole_data()["made-up"].n == 1, "not the one in the folder of another budget"
 
 
 def test_a_run_that_went_on_at_another_commit_names_both(data, tmp_path, monkeypatch):
     """Of both phases, each those it was worked on at; and what a kill left beside a finished run goes at the next."""
 
     def at(commit):
-        monkeypatch.setattr(store, "_commit", lambda home: commit)
+        monkeypatch.setattr(provenance, "_commit", lambda home: commit)
 
     folder = tmp_path / "made-up" / "ipc1" / "DC" / "set0"
     at("a")
@@ -197,7 +200,7 @@ def test_a_run_that_went_on_at_another_commit_names_both(data, tmp_path, monkeyp
     run(data, tmp_path, networks=1)
     at("c")
     run(data, tmp_path, networks=2)
-    commits = {path.name: store.read_json(path)["commit"] for path in folder.glob("*.json")}
+    commits = {path.name: layout.read_json(path)["commit"] for path in folder.glob("*.json")}
     assert commits == {"run.json": "a, b", "accuracy-convnet.json": "b, c"}
     before = contents(folder)
     for name in ("checkpoint.safetensors", "checkpoint-last-good.safetensors", "begun.json", ".0123456789abcdef.tmp"):
@@ -209,17 +212,19 @@ def test_a_run_that_went_on_at_another_commit_names_both(data, tmp_path, monkeyp
 
 def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     """Results that a run wrote do not make the code another; changed code does, staged or not, once it is loaded."""
-    monkeypatch.setattr(store, "HOME", tmp_path)
+    monkeypatch.setattr(readback, "HOME", tmp_path)
 
     def made_with():
-        store._commit.cache_clear()
-        return store.environment(torch.device("cpu"))
+        provenance._commit.cache_clear()
+        return provenance.environment(torch.device("cpu"))
 
     assert made_with()["commit"] is None, "not a checkout"
 
     def git(*command):
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", "-C", tmp_path, *who, *command], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", tmp_path, *who, *command], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     (tmp_path / "results").mkdir()
     for name in ("code.py", "results/README.md"):
@@ -237,7 +242,9 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     git("add", "code.py")
     assert made_with()["commit"] == commit + "+"
     git("commit", "-qm", "second")
-    assert store.environment(torch.device("cpu"))["commit"] == commit + "+", "what runs is still the code that was loaded"
+    assert provenance.environment(torch.device("cpu"))["commit"] == commit + "+", (
+        "what runs is still the code that was loaded"
+    )
     assert made_with()["commit"] == git("rev-parse", "HEAD")[:12]
 
 
@@ -250,7 +257,9 @@ def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
 def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
     run(data, tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run with lr_images=0\.1 where lr_images=0\.2 is asked for: delete it"):
+    with pytest.raises(
+        ValueError, match=r"holds a run with lr_images=0\.1 where lr_images=0\.2 is asked for: delete it"
+    ):
         run(data, tmp_path, lr_images=0.2)
     with pytest.raises(ValueError, match="was made from another copy of made-up"):
         run(make_data((8, 8, 8), dtype=torch.float32, n_test=30, seed=9), tmp_path)
@@ -297,7 +306,7 @@ def test_damaged_files_are_named(data, tmp_path):
     with pytest.raises(ValueError, match=r"run\.json is damaged .*delete its folder and run again"):
         run(data, tmp_path)
     with pytest.raises(ValueError, match="is damaged"):
-        store.load_results(tmp_path)
+        readback.load_results(tmp_path)
 
 
 def test_json_of_another_shape_is_damaged_too(data, tmp_path):
@@ -320,16 +329,23 @@ def test_a_sweep_out_of_time_still_reads_what_is_there(data, tmp_path):
 
 def test_sweep_and_results(data, tmp_path):
     runs, why = store.sweep(
-        data, "random, DC", 1, budget="tiny", results_dir=tmp_path, device="cpu", progress=False, trace={("DC", 1): (0, 4)}
+        data,
+        "random, DC",
+        1,
+        budget="tiny",
+        results_dir=tmp_path,
+        device="cpu",
+        progress=False,
+        trace={("DC", 1): (0, 4)},
     )
     assert why == {}
     assert [(r.record["method"], r.record["recipe"]["seed"]) for r in runs] == [
         ("random", 0), ("DC", 0), ("random", 1), ("DC", 1)
     ]  # fmt: skip
     assert [list(r.trace) for r in runs] == [[], [0, 4], [], []]
-    table = store.as_table(runs)
+    table = readback.as_table(runs)
     assert len(table) == 2 * 2 * 2
-    stored = store.load_results(tmp_path)
+    stored = readback.load_results(tmp_path)
     order = ["method", "set", "net"]
     pd.testing.assert_frame_equal(
         table.sort_values(order, ignore_index=True), stored.sort_values(order, ignore_index=True)
@@ -339,11 +355,27 @@ def test_sweep_and_results(data, tmp_path):
 
 def test_a_sweep_out_of_time_says_what_it_left(data, tmp_path):
     runs, why = store.sweep(
-        data, ["random", "DC"], [1], budget="tiny", results_dir=tmp_path, device="cpu", progress=False, deadline=time.monotonic()
+        data,
+        ["random", "DC"],
+        [1],
+        budget="tiny",
+        results_dir=tmp_path,
+        device="cpu",
+        progress=False,
+        deadline=time.monotonic(),
     )
     assert runs == []
     assert why == {("made-up", 1, m): "the time budget was used up" for m in ("random", "DC")}
-    assert list(store.as_table(runs).columns) == ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
+    assert list(readback.as_table(runs).columns) == [
+        "dataset",
+        "ipc",
+        "method",
+        "budget",
+        "set",
+        "network",
+        "net",
+        "accuracy",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -364,19 +396,24 @@ def test_a_sweep_checks_everything_before_it_starts(call, sentence, data, tmp_pa
 
 
 def test_a_folder_name_keeps_to_what_file_systems_take(tmp_path):
-    folder = store.run_folder(tmp_path, "imagefolder:/home/me/my pictures", 1, "multi,d1+100*d4,fixed", 0)
-    assert folder.relative_to(tmp_path).parts == ("imagefolder_home_me_my_pictures", "ipc1", "multi,d1+100_d4,fixed", "set0")
+    folder = layout.run_folder(tmp_path, "imagefolder:/home/me/my pictures", 1, "multi,d1+100*d4,fixed", 0)
+    assert folder.relative_to(tmp_path).parts == (
+        "imagefolder_home_me_my_pictures",
+        "ipc1",
+        "multi,d1+100_d4,fixed",
+        "set0",
+    )
 
 
 def test_no_results_yet(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no results folder .*run something first"):
-        store.load_results(tmp_path / "nowhere")
+        readback.load_results(tmp_path / "nowhere")
 
 
 def test_lists_as_a_command_line_gives_them():
-    assert store.listed("DC, M") == ["DC", "M"]
-    assert store.listed(["DC"]) == ["DC"] and store.listed((1, 10)) == [1, 10]
-    assert store.listed(1) == [1] and store.listed("1,10") == [1, 10]
+    assert as_list("DC, M") == ["DC", "M"]
+    assert as_list(["DC"]) == ["DC"] and as_list((1, 10)) == [1, 10]
+    assert as_list(1) == [1] and as_list("1,10") == [1, 10]
 
 
 def test_a_results_folder_that_cannot_be_made(data, tmp_path):
@@ -387,7 +424,9 @@ def test_a_results_folder_that_cannot_be_made(data, tmp_path):
 
 
 def test_a_kept_table_comes_back_bit_for_bit_and_only_for_its_settings(tmp_path):
-    table = pd.DataFrame({"a": [1 / 3, float("nan"), 1e-17], "b": [1, 2, 3], "c": [True, False, True], "d": ["x", "y", "z"]})
+    table = pd.DataFrame(
+        {"a": [1 / 3, float("nan"), 1e-17], "b": [1, 2, 3], "c": [True, False, True], "d": ["x", "y", "z"]}
+    )
     calls = []
 
     def compute():
@@ -395,11 +434,13 @@ def test_a_kept_table_comes_back_bit_for_bit_and_only_for_its_settings(tmp_path)
         return table
 
     for _ in range(2):
-        found = store.kept(tmp_path / "folder" / "t.json", {"eps": (0.5, 0.1)}, compute)
+        found = store.cached_table(tmp_path / "folder" / "t.json", {"eps": (0.5, 0.1)}, compute)
         pd.testing.assert_frame_equal(found, table, check_exact=True)
     assert len(calls) == 1
-    with pytest.raises(ValueError, match=r"t\.json was made with other settings: delete it or choose another results_dir"):
-        store.kept(tmp_path / "folder" / "t.json", {"eps": (0.5,)}, compute)
+    with pytest.raises(
+        ValueError, match=r"t\.json was made with other settings: delete it or choose another results_dir"
+    ):
+        store.cached_table(tmp_path / "folder" / "t.json", {"eps": (0.5,)}, compute)
 
 
 def test_targets_are_stored_side_by_side_and_added_later(data, tmp_path):
@@ -409,9 +450,9 @@ def test_targets_are_stored_side_by_side_and_added_later(data, tmp_path):
     assert list(both.evaluations) == ["convnet", "mlp", "convnet:norm=batch"]
     assert both.evaluations["mlp"] == first.evaluation, "not trained again"
     assert both.evaluations["convnet"] == run(data, tmp_path).evaluation
-    table = store.as_table([both])
+    table = readback.as_table([both])
     assert table.groupby("network").size().to_dict() == {"convnet": 2, "convnet:norm=batch": 2, "mlp": 2}
-    assert set(store.load_results(tmp_path)["network"]) == set(both.evaluations)
+    assert set(readback.load_results(tmp_path)["network"]) == set(both.evaluations)
     with pytest.raises(ValueError, match="unknown network 'lenin'"):
         run(data, tmp_path, targets="lenin")
     with pytest.raises(ValueError, match="targets is empty: name a network"):
@@ -425,7 +466,7 @@ def test_another_source_network_is_another_method(data, tmp_path):
     assert r.record["method"] == "DC@mlp" and r.folder.parent.name == "DC@mlp"
     assert list(r.evaluations) == ["mlp"]
     assert r.record["recipe"]["lr_images"] == 0.01, "the released scripts' rate for this source"
-    assert set(store.load_results(tmp_path)["method"]) == {"DC@mlp"}
+    assert set(readback.load_results(tmp_path)["method"]) == {"DC@mlp"}
 
 
 def test_a_method_can_be_spelt_out(data, tmp_path):
@@ -441,41 +482,49 @@ def test_a_method_can_be_spelt_out(data, tmp_path):
 
 def test_networks_trained_on_all_images_are_kept(data, tmp_path):
     options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu", "progress": False}
-    whole = store.whole(data, **options)
+    whole = store.whole_data(data, **options)
     assert whole.n == 2 and whole.protocol["width"] == 4 and whole.protocol["epochs"] == 2
     path = tmp_path / "made-up" / "whole" / "accuracy-convnet.json"
     assert json.loads(path.read_text())["accuracies"] == list(whole.accuracies)
     by_hand = gm.evaluate(data, data, "convnet", 3, protocol=gm.Protocol(4, 2, 2), device="cpu", progress=False)
-    assert store.whole(data, networks=3, **options).accuracies == by_hand.accuracies
-    assert store.whole(data, networks=1, deadline=time.monotonic(), **options).accuracies == by_hand.accuracies[:1]
+    assert store.whole_data(data, networks=3, **options).accuracies == by_hand.accuracies
+    assert (
+        store.whole_data(data, networks=1, deadline=time.monotonic(), **options).accuracies == by_hand.accuracies[:1]
+    )
     with pytest.raises(OutOfTime):
-        store.whole(data, networks=4, deadline=time.monotonic(), **options)
+        store.whole_data(data, networks=4, deadline=time.monotonic(), **options)
     with pytest.raises(ValueError, match="trained with seed=0 where seed=1 is asked for"):
-        store.whole(data, seed=1, **options)
-    assert store.load_results(tmp_path).empty
+        store.whole_data(data, seed=1, **options)
+    assert readback.load_results(tmp_path).empty
 
 
 def test_a_kept_table_is_not_begun_after_the_deadline(tmp_path):
     table, path = pd.DataFrame({"a": [1.5]}), tmp_path / "new" / "table.json"
     with pytest.raises(OutOfTime, match=r"before .*table\.json was made"):
-        store.kept(path, {}, lambda: table, deadline=time.monotonic() - 1)
+        store.cached_table(path, {}, lambda: table, deadline=time.monotonic() - 1)
     assert not path.parent.exists()
-    pd.testing.assert_frame_equal(store.kept(path, {}, lambda: table, device="cpu"), table)
+    pd.testing.assert_frame_equal(store.cached_table(path, {}, lambda: table, device="cpu"), table)
     content = json.loads(path.read_text())
     assert content["device"] == "cpu" and content["seconds"] >= 0
     assert {"commit", "torch", "threads", "device_name"} <= set(content)
-    pd.testing.assert_frame_equal(store.kept(path, {}, lambda: 0, deadline=time.monotonic() - 1), table)
+    pd.testing.assert_frame_equal(store.cached_table(path, {}, lambda: 0, deadline=time.monotonic() - 1), table)
 
 
 def test_deadline():
-    assert store.deadline(None) is None
-    assert 4 < store.deadline(5) - time.monotonic() <= 5
-    with pytest.raises(ValueError, match=r"time_budget='5' does not fit: give a number of at least 0, or None for no limit"):
-        store.deadline("5")
+    assert deadline_in(None) is None
+    assert 4 < deadline_in(5) - time.monotonic() <= 5
+    with pytest.raises(
+        ValueError, match=r"time_budget='5' does not fit: give a number of at least 0, or None for no limit"
+    ):
+        deadline_in("5")
 
 
 def test_the_time_left_counts_each_method_by_its_own_sets(data, tmp_path, capsys):
-    jobs = [store.plan(data, m, 1, budget="tiny", seed=s, results_dir=tmp_path) for s in (0, 1) for m in ("random", "DC")]
+    jobs = [
+        store.plan_run(data, m, 1, budget="tiny", seed=s, results_dir=tmp_path)
+        for s in (0, 1)
+        for m in ("random", "DC")
+    ]
     bar = store._Bar("sets", jobs, True)
     for job, seconds in zip(jobs, (1, 100, 0, 100), strict=True):
         bar.done(job, seconds)
@@ -488,7 +537,7 @@ def test_the_time_left_counts_each_method_by_its_own_sets(data, tmp_path, capsys
 
 def test_two_processes_that_want_one_run_take_turns(data, tmp_path):
     """A lock held as another process would hold it: the run waits for it, at most until its deadline."""
-    folder = store.run_folder(tmp_path, data.name, 1, "DC", 0)
+    folder = layout.run_folder(tmp_path, data.name, 1, "DC", 0)
     folder.mkdir(parents=True)
     held = os.open(folder, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -508,19 +557,26 @@ def test_a_changed_recipe_does_not_carry_the_budgets_name(data, tmp_path):
     assert usual.record["budget"] == "tiny"
     assert run(data, tmp_path / "b", lr_images=0.2).record["budget"] == "tiny, changed"
     assert run(data, tmp_path / "c", method="random", ipc=3).record["budget"] == "tiny", "a coreset needs no schedule"
-    assert set(store.load_results(tmp_path / "b")["budget"]) == {"tiny, changed"}
+    assert set(readback.load_results(tmp_path / "b")["budget"]) == {"tiny, changed"}
 
 
 def test_a_kept_table_with_infinities_is_stored(tmp_path):
     table = pd.DataFrame({"a": [1.5, float("inf"), float("nan")]})
-    store.kept(tmp_path / "table.json", {}, lambda: table)
-    assert store.kept(tmp_path / "table.json", {}, lambda: 0)["a"].isna().tolist() == [False, True, True]
+    store.cached_table(tmp_path / "table.json", {}, lambda: table)
+    assert store.cached_table(tmp_path / "table.json", {}, lambda: 0)["a"].isna().tolist() == [False, True, True]
 
 
 def test_a_sweep_cut_short_keeps_the_networks_that_were_trained(tmp_path, monkeypatch):
     """The second target is not begun: the set is there with the first, and `run` for both still says that time is up."""
     data, real = make_data(dtype=torch.float32), store.evaluate
-    options = {"budget": "smoke", "sets": 1, "networks": 2, "results_dir": tmp_path, "device": "cpu", "progress": False}
+    options = {
+        "budget": "smoke",
+        "sets": 1,
+        "networks": 2,
+        "results_dir": tmp_path,
+        "device": "cpu",
+        "progress": False,
+    }
     options |= {"targets": ["mlp", "convnet"], "width": 4, "depth": 2}
 
     def until_the_mlp(S, data, network, *args, **kwargs):

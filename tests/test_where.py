@@ -14,9 +14,7 @@ def test_zeta_theta_at_every_t():
     assert [where.fixed(t, 7) for t in range(3)] == [7, 7, 7]
 
 
-@pytest.mark.parametrize(
-    ("ipc", "fixed", "adaptive"), [(1, 0, 0), (10, 450, 190), (50, 490, 395)]
-)
+@pytest.mark.parametrize(("ipc", "fixed", "adaptive"), [(1, 0, 0), (10, 450, 190), (50, 490, 395)])
 def test_steps_per_outer_iteration(ipc, fixed, adaptive):
     T, zeta = where.FIXED[ipc]
     assert where.steps_per_outer_iteration("fixed", T, zeta) == fixed
@@ -43,8 +41,10 @@ def test_a_schedule_of_ones_own():
     eq12 = "steps:50,40,30,20,10,10,10,10,10,10,5"
     assert where.steps_per_outer_iteration(eq12, 10, 1) == 190 and where.steps_per_outer_iteration(eq12, 50, 1) == 395
     for bad in ("steps:", "steps:5,,3", "steps:-1", "steps:2.5", "never", "fixed:3"):
-        with pytest.raises(ValueError, match=r"choose from fixed, adaptive, overfit, overfit-gap, or spell a schedule"):
-            where.spelt(bad)
+        with pytest.raises(
+            ValueError, match=r"choose from fixed, adaptive, overfit, overfit-gap, or spell a schedule"
+        ):
+            where.parse_schedule(bad)
 
 
 def test_a_schedule_is_learned_from_where_overfitting_was_seen():

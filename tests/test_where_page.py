@@ -3,12 +3,13 @@
 from importlib import import_module
 from types import SimpleNamespace
 
+import gmreport as report
 import pandas as pd
 import pytest
 from conftest import make_data, tiny_recipe
 
-from gmlib import Recipe, condense, report, where
-from gmlib.condense import losses_on_the_way
+from gmlib import Recipe, condense, where
+from gmlib.analysis.matching import losses_along
 from gmlib.where import Losses
 
 # One outer iteration of two inner ones: L(T) rises at the first and at the last of three steps.
@@ -47,7 +48,7 @@ def test_steps_until_overfitting_by_hand():
 def test_the_measured_path_overfits_where_the_run_saw_it():
     """Figure 3's black dots against the detections in the history of the same run."""
     data, recipe = make_data(), tiny_recipe(ipc=2, where="overfit", outer_loops=2, inner_loops=4, lr_network=0.5)
-    history, found = condense(data, recipe, progress=False).history, losses_on_the_way(data, recipe, progress=False)
+    history, found = condense(data, recipe, progress=False).history, losses_along(data, recipe, progress=False)
     seen = [(entry["k"], t, i) for entry in history for t, i, *_ in entry["detections"]]
     dots = []
     for (k, t), rows in found.groupby(["k", "t"]):
@@ -62,8 +63,16 @@ def test_overfitting_figure_by_hand():
     left, right = fig.axes
     assert [ax.get_title() for ax in fig.axes] == ["MD\nfixed steps", "MDA\nschedule, Eq. 12"]
     on_T, on_S, worse = left.lines
-    assert list(on_T.get_xdata()) == list(on_S.get_xdata()) == [0, 1, 2, 2, 3], "theta stands still while S is updated"
-    assert list(on_T.get_ydata()) == [2.0, 2.1, 1.9, 1.8, 1.85] and list(on_S.get_ydata()) == [2.0, 1.5, 1.2, 1.6, 1.1]
+    assert list(on_T.get_xdata()) == list(on_S.get_xdata()) == [0, 1, 2, 2, 3], (
+        "theta stands still while S is updated"
+    )
+    assert list(on_T.get_ydata()) == [2.0, 2.1, 1.9, 1.8, 1.85] and list(on_S.get_ydata()) == [
+        2.0,
+        1.5,
+        1.2,
+        1.6,
+        1.1,
+    ]
     assert (list(worse.get_xdata()), list(worse.get_ydata())) == ([1, 3], [2.1, 1.85])
     updates = [[segment[0, 0] for segment in ax.collections[0].get_segments()] for ax in (left, right)]
     assert updates == [[0, 2, 3], [0, 2]]
@@ -85,21 +94,30 @@ def test_overfitting_table_by_hand():
 
 
 def test_steps_table_by_hand():
-    runs = [run("MD", [450, 450], [4.0, 6.0], 8.0), run("MD", [450, 450], [5.0, 5.0], 6.0), run("MDO", [100, 120], [4.0, 4.0])]
+    runs = [
+        run("MD", [450, 450], [4.0, 6.0], 8.0),
+        run("MD", [450, 450], [5.0, 5.0], 6.0),
+        run("MDO", [100, 120], [4.0, 4.0]),
+    ]
     runs += [run("MDA", [190], [2.0]), SimpleNamespace(record={"method": "random", "history": []})]
-    shown = report.steps_table(runs, ["MD", "MDO", "MDA", "random", "M"], {("digits", 10, "M"): "the time budget was used up"})
+    shown = report.steps_table(
+        runs, ["MD", "MDO", "MDA", "random", "M"], {("digits", 10, "M"): "the time budget was used up"}
+    )
     cells = {method: [shown.cells[method, column] for column in shown.columns] for method in shown.rows}
     assert cells["MD"] == [["450"], ["450", "4 outer iterations, 2 sets"], ["0"], ["5", "100 %"], ["7"]]
     assert cells["MDO"] == [
         ["at most 450"], ["110", "100 to 120", "2 outer iterations, 1 set"], ["119"], ["4", "80 %"], ["1"],
     ]  # fmt: skip
     assert cells["MDA"] == [["190"], ["190", "1 outer iteration, 1 set"], ["0"], ["2", "40 %"], ["1"]]
-    assert cells["random"][0] == ["not run"] and cells["M"][:2] == [["not run", "the time budget was used up"], ["not run"]]
+    assert cells["random"][0] == ["not run"] and cells["M"][:2] == [
+        ["not run", "the time budget was used up"],
+        ["not run"],
+    ]
 
 
 def test_evaluations_of_the_loss_are_those_that_a_run_evaluates(monkeypatch):
     data, recipe = make_data(), tiny_recipe(ipc=2, where="overfit", outer_loops=2, inner_loops=3)
-    module, calls = import_module("gmlib.condense"), []
+    module, calls = import_module("gmlib.lines"), []
     measure = module.measure
     monkeypatch.setattr(module, "measure", lambda *given: calls.append(1) or measure(*given))
     history = condense(data, recipe, progress=False).history
@@ -123,7 +141,10 @@ def test_a_log_says_what_it_is_of():
     data = {"name": "a copy", "origin": "a copy of made-up data"}
     said = report.log_sentence({"recipe": recipe, "data": data, "outer_iterations": 1, "stopped": "by hand"}).data
     assert "The log **a copy** is of a copy of made-up data, made with a ConvNet of width 4 and 5 real images" in said
-    assert "where the paper has 128 and 256. Method MDO, 10 images per class, 1 outer iteration, stopped by hand." in said
+    assert (
+        "where the paper has 128 and 256. Method MDO, 10 images per class, 1 outer iteration, stopped by hand."
+        in said
+    )
 
 
 @pytest.mark.parametrize(

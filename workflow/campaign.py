@@ -32,13 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gmreport import paper
 
-from gmlib import BUDGETS, CORESETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, paper, reach, shipped, store
-from gmlib.condense import pulls
-from gmlib.data import write_atomically
-from gmlib.evaluate import settle
-from gmlib.reach import noise_set
-from gmlib.recipe import Budget, check_number, choose, device_of, late
+from gmlib import BUDGETS, CORESETS, Data, Diverged, OutOfTime, Recipe, SyntheticSet, load_data, reach
+from gmlib.analysis.matching import pulls
+from gmlib.checks import check_number, choose
+from gmlib.evaluation import settle
+from gmlib.files import write_atomically
+from gmlib.maxmin import noise_set
+from gmlib.recipe import Budget
+from gmlib.runs import layout, overview, readback, shipped, store
+from gmlib.runtime import deadline_in, deadline_passed, device_of
 
 # Section 5: where a descent ends, as in notebooks/hypothesis.md, and from how many starts for each set.
 DESCENT = {"eps": [0.5, 0.2, 0.1], "lr": 0.1, "max_steps": 500}
@@ -49,7 +53,9 @@ WHOLE, SHORT_WHOLE = {"networks": 5, "epochs": 30}, {"networks": 2, "epochs": 10
 DTYPE = torch.float16  # of the stored images: half the size, and networks are trained on what was stored
 
 log = logging.getLogger("campaign")
-Kind = tuple  # work that takes about as long wherever it is of one kind, so that what was measured tells of what is left
+Kind = (
+    tuple  # work that takes about as long wherever it is of one kind, so that what was measured tells of what is left
+)
 Spent = dict[Kind, tuple[float, int]]  # kind -> seconds, and for how much of it
 
 
@@ -103,9 +109,11 @@ def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Se
     preset, _, source = method.partition("@")
     options = {"budget": asked.budget, "seed": seed, "targets": targets, "results_dir": asked.folder, "dtype": DTYPE}
     options |= asked.changes | ({"network": source} if source else {})
-    job = store.plan(data, preset, ipc, **options)
+    job = store.plan_run(data, preset, ipc, **options)
     if asked.changes and not job.budget.endswith(store.CHANGED):
-        raise ValueError(f"{data.name}, {method}: {shipped.spell(asked.changes)} is what the budget {asked.budget} has anyway")
+        raise ValueError(
+            f"{data.name}, {method}: {shipped.spell_changes(asked.changes)} is what the budget {asked.budget} has anyway"
+        )
     K = job.recipe.outer_loops
     half = K // 2 or None if seed == 0 and Recipe.outer_loops > K and job.coreset is None else None
     if half is not None:
@@ -118,8 +126,10 @@ def made(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Se
         stored, there = shipped.evaluations(job.folder), (job.folder / "run.json").is_file()
         todo = Counter({kind: job.n_networks - (stored[n].n if n in stored else 0) for n, kind in train.items()})
         todo[make] = not there
-        if half is not None and (not there or (job.folder / "snapshots.safetensors").is_file()):  # made when none was kept: none
-            trace = store.read_trace(job.folder / "trace.json")
+        if half is not None and (
+            not there or (job.folder / "snapshots.safetensors").is_file()
+        ):  # made when none was kept: none
+            trace = layout.read_trace(job.folder / "trace.json")
             todo[own] += job.n_networks - (trace[half].n if half in trace else 0)
         return +todo  # what is above zero
 
@@ -152,21 +162,23 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
     recipe = Recipe.for_method("M", data.name, ipc, asked.budget)
     starts = STARTS if asked.budget == "paper" else FEW_STARTS
     settings = {**DESCENT, "n_starts": starts, "width": recipe.width, "depth": recipe.depth}
-    folder = store.run_folder(asked.folder, data.name, ipc, method, seed)
+    folder = layout.run_folder(asked.folder, data.name, ipc, method, seed)
     path, kind = folder / "reach.json", ("descents", data.name, ipc)
 
     def do(deadline: float | None) -> str:
         if method != "noise" and not (folder / "set.safetensors").is_file():
             made(asked, data, method, ipc, seed, targets).do(deadline)
         S = noise_set(data, ipc, seed) if method == "noise" else SyntheticSet.load(folder / "set.safetensors")
-        table = store.kept(
+        table = store.cached_table(
             path, {**settings, "data": data.fingerprint},
             lambda: reach(S, data=data, device=asked.device, progress=asked.progress, **settings),  # whole, also if that is late
             deadline=deadline, device=asked.device,
         )  # fmt: skip
         least = table[table["eps"] == min(DESCENT["eps"])]
         met = least["reached"].sum()
-        return f"{met} of {len(least)} starts are trapped" + (f", the nearest at {least['distance'].min():.2f}" if met else "")
+        return f"{met} of {len(least)} starts are trapped" + (
+            f", the nearest at {least['distance'].min():.2f}" if met else ""
+        )
 
     return in_one_file(path, (*kind, method, seed), kind, f"{data.name}, {method}, set {seed}", do)
 
@@ -174,11 +186,11 @@ def descended(asked: Asked, data: Data, method: str, ipc: int, seed: int, target
 def pulled(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None) -> Piece:
     """Section 3.3: how hard each part of the matching loss pulls at S along one outer iteration, as in notebooks/what.md."""
     recipe = Recipe.for_method(method, data.name, ipc, asked.budget, seed)
-    path = store.run_folder(asked.folder, data.name, ipc, method, seed) / "pulls.json"
+    path = layout.run_folder(asked.folder, data.name, ipc, method, seed) / "pulls.json"
     kind = ("pulls", data.name, ipc, method)
 
     def do(deadline: float | None) -> str:
-        table = store.kept(
+        table = store.cached_table(
             path, {"recipe": recipe.as_dict(), "data": data.fingerprint},
             lambda: pulls(data, recipe, device=asked.device), deadline=deadline, device=asked.device,
         )  # fmt: skip
@@ -191,7 +203,7 @@ def pulled(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: 
 def whole(asked: Asked, data: Data, *_: object) -> Piece:
     """ConvNets trained on all training images: no method, and one piece for all sets."""
     protocol = WHOLE if asked.budget == "paper" else SHORT_WHOLE
-    folder = store.whole_folder(asked.folder, data.name)
+    folder = layout.whole_data_folder(asked.folder, data.name)
     kind = ("networks", data.name)
 
     def left() -> Counter[Kind]:
@@ -199,7 +211,7 @@ def whole(asked: Asked, data: Data, *_: object) -> Piece:
         return +Counter({kind: protocol["networks"] - (stored["convnet"].n if "convnet" in stored else 0)})
 
     def do(deadline: float | None) -> tuple[str, Spent]:
-        e = store.whole(
+        e = store.whole_data(
             data, budget=asked.budget, results_dir=asked.folder, device=asked.device, progress=asked.progress,
             deadline=deadline, **protocol,
         )  # fmt: skip
@@ -309,7 +321,7 @@ def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list
             continue
         begun = set()
         if stage.only and asked.folder.is_dir():
-            begun = {name for name, _ in paper.stand_ins(stage.name, store.load_results(asked.folder))}
+            begun = {name for name, _ in paper.stand_ins(stage.name, readback.load_results(asked.folder))}
         cells = list(stage.cells(found, budget.sets, begun))
         if begun and found and not cells:
             refused[f"{stage.title}: {', '.join(begun)} stands in for {stage.only} already: name it to go on"] = None
@@ -370,7 +382,7 @@ def work(
             attempt(stage, piece)
     log.info("%d of %d are there; %s", len(there), len(pieces), clock.left([piece for _, piece in todo]))
     for j, (stage, piece) in enumerate(todo):
-        if late(deadline):
+        if deadline_passed(deadline):
             return todo[j:], failed
         begun = time.monotonic()
         try:
@@ -379,7 +391,10 @@ def work(
             log.info("%s: %s: %s", stage, piece.name, stopped)
             return todo[j:], failed
         if told is not None:
-            took, rest = timedelta(seconds=round(time.monotonic() - begun)), clock.left([later for _, later in todo[j + 1 :]])
+            took, rest = (
+                timedelta(seconds=round(time.monotonic() - begun)),
+                clock.left([later for _, later in todo[j + 1 :]]),
+            )
             log.info("%s: %s: %s, in %s; %s", stage, piece.name, told, took, rest)
         after()
     return [], failed
@@ -400,7 +415,9 @@ def side_by_side(arguments: Sequence[str], workers: int, threads: int) -> int:
         for process in started:
             process.wait()
         raise
-    return max(128 - status if status < 0 else status for status in ended)  # below 0: killed by a signal of that number
+    return max(
+        128 - status if status < 0 else status for status in ended
+    )  # below 0: killed by a signal of that number
 
 
 def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
@@ -454,7 +471,12 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
     log.info("the results are in %s", asked.folder)
     if undone:
         stages = "; ".join(f"{stage}: {n}" for stage, n in Counter(stage for stage, _ in undone).items())
-        log.info("the time budget is used up and %d of %d are left (%s): run again to go on", len(undone), len(pieces), stages)
+        log.info(
+            "the time budget is used up and %d of %d are left (%s): run again to go on",
+            len(undone),
+            len(pieces),
+            stages,
+        )
     return 1 if left_out or failed else 0
 
 
@@ -462,10 +484,10 @@ def update_readme(results_dir: Path) -> None:
     """Write into the README of the results, where it has the place for it, what each folder was made with."""
     path = results_dir / "README.md"
     text = path.read_text() if path.is_file() else ""
-    if shipped.BEGIN not in text:
+    if overview.BEGIN not in text:
         return
     try:
-        write_atomically(path, shipped.readme(text, results_dir).encode())
+        write_atomically(path, overview.readme(text, results_dir).encode())
     except (ValueError, OSError) as error:
         log.warning("%s is not brought up to date: %s", path, error)
 
@@ -490,7 +512,7 @@ def changes_of(spelt: Sequence[str]) -> dict[str, Any]:
         name, equals, value = one.partition("=")
         choose({f.name: None for f in fields(Recipe) if f.name not in own}, "recipe field to change", name)
         if not equals:
-            usual = shipped.spell({name: getattr(Recipe, name)})
+            usual = shipped.spell_changes({name: getattr(Recipe, name)})
             raise ValueError(f"--change {one} does not fit: give a value too, as in {usual}")
         if name in found:
             raise ValueError(f"--change has {name} twice: give it one value")
@@ -505,7 +527,9 @@ def share_of(spelt: str) -> tuple[int, int]:
     """(i, n) of "i/n"; ValueError unless 0 <= i < n."""
     i, slash, n = spelt.partition("/")
     if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
-        raise ValueError(f"--share {spelt} does not fit: give the number of this campaign, from 0, and of all, as in 0/2 and 1/2")
+        raise ValueError(
+            f"--share {spelt} does not fit: give the number of this campaign, from 0, and of all, as in 0/2 and 1/2"
+        )
     return int(i), int(n)
 
 
@@ -513,8 +537,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--datasets", nargs="+", default=["MNIST"], help="names, or imagefolder:PATH, of those at hand; default: MNIST")
-    add("--ipc", nargs="+", type=int, default=[1, 10, 50], help="only the tables of so many images per class; default: 1 10 50")
+    add(
+        "--datasets",
+        nargs="+",
+        default=["MNIST"],
+        help="names, or imagefolder:PATH, of those at hand; default: MNIST",
+    )
+    add(
+        "--ipc",
+        nargs="+",
+        type=int,
+        default=[1, 10, 50],
+        help="only the tables of so many images per class; default: 1 10 50",
+    )
     add("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
     add("--tables", nargs="+", default=[], help='only these, as in --tables "Table 3" "Whole data"; default: all')
     add("--methods", nargs="+", default=[], help="only these of the tables' methods; default: all")
@@ -524,14 +559,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
     add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")
     add("--device", help="default: a GPU where there is one")
-    add("--workers", type=int, default=1, help="processes that share the work, where one does not fill the device; default: 1")
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that share the work, where one does not fill the device; default: 1",
+    )
     add("--share", default="0/1", metavar="I/N", help="this is the I-th, from 0, of N campaigns that share the work")
-    add("--threads", type=int, help="CPU threads of each worker; default: as PyTorch chooses, shared among the workers")
+    add(
+        "--threads",
+        type=int,
+        help="CPU threads of each worker; default: as PyTorch chooses, shared among the workers",
+    )
     add("--log", type=Path, help="default: campaign-BUDGET.log, in the repository under runs/")
     add("--dry-run", action="store_true", help="list the work, and what of it is left; nothing is run or written")
     given = parser.parse_args(arguments)
     try:
-        deadline = store.deadline(given.time_budget)
+        deadline = deadline_in(given.time_budget)
         choose(BUDGETS, "budget", given.budget)
         check_number("workers", given.workers, least=1, whole=True)
         threads = max(1, torch.get_num_threads() // given.workers) if given.threads is None else given.threads
@@ -539,7 +583,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(threads)
         only = {"tables": tuple(given.tables), "methods": tuple(given.methods), "share": share_of(given.share)}
         only["changes"] = changes_of(given.changes)
-        asked = Asked(given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty(), **only)
+        asked = Asked(
+            given.budget, given.results_dir, given.data_dir, device_of(given.device), sys.stderr.isatty(), **only
+        )
         file = given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log")
         start_log(None if given.dry_run else file)
         if given.dry_run:

@@ -1,0 +1,72 @@
+"""The JSON files of a run: where they are, how they are written, read and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import Evaluation
+from ..files import slug, write_atomically
+from ..recipe import BUDGETS
+
+
+def run_folder(results_dir: str | os.PathLike, dataset: str, ipc: int, method: str, seed: int) -> Path:
+    """The folder of one run."""
+    return Path(results_dir, *map(slug, (dataset, f"ipc{ipc}", method, f"set{seed}")))
+
+
+def whole_data_folder(results_dir: str | os.PathLike, dataset: str) -> Path:
+    """The folder of the networks trained on all training images."""
+    return Path(results_dir, slug(dataset), "whole")
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """The sha256, in hexadecimal digits, of a recipe as JSON without spaces, its names in alphabetical order."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def evaluation_to_json(e: Evaluation) -> dict[str, Any]:
+    return {
+        "network": e.network, "seed": e.seed, "accuracies": list(e.accuracies), "protocol": e.protocol, "seconds": e.seconds
+    }  # fmt: skip
+
+
+def evaluation_from_json(stored: dict[str, Any]) -> Evaluation:
+    return Evaluation(
+        tuple(stored["accuracies"]), stored["network"], stored["seed"], stored["protocol"], stored["seconds"]
+    )
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """What an accuracy-<network>.json holds."""
+    return evaluation_from_json(read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
+
+
+def read_trace(path: Path) -> dict[int, Evaluation]:
+    """What a trace.json holds: number of outer iterations -> accuracies; nothing where there is none."""
+    return {int(k): evaluation_from_json(e) for k, e in read_json(path).items()} if path.is_file() else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a file, which must have these keys."""
+    try:
+        content = json.loads(path.read_text())
+        missing = [key for key in keys if key not in content]
+        if missing or not isinstance(content, dict):
+            raise ValueError(f"it lacks {', '.join(missing) or 'everything'}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from error
+    return content
+
+
+def is_complete(budget: str, n: int) -> bool:
+    """True if n is the number of networks the budget trains per set."""
+    return budget not in BUDGETS or n >= BUDGETS[budget].networks

@@ -1,0 +1,59 @@
+"""What a number may depend on beside the recipe: versions, commit, device, threads."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HOME = Path(__file__).resolve().parents[2]  # the repository, where gmlib is used from a checkout
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a number may depend on beside the recipe: versions, commit, device, threads."""
+    from .. import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "gmlib": __version__, "commit": _commit(HOME), "python": platform.python_version(), "torch": torch.__version__,
+        "device": str(device), "device_name": name, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def made_with_here(device: torch.device, before: Mapping[str, Any]) -> dict[str, Any]:
+    """`environment`, with the commits of what was done before, and is gone on from, ahead of this one."""
+    here = environment(device)
+    commits = [*(before.get("commit") or "").split(", "), here["commit"] or ""]
+    return here | {"commit": ", ".join(dict.fromkeys(filter(None, commits))) or None}
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@cache  # of the code as it was loaded, not as it is when a long run ends
+def _commit(home: Path) -> str | None:
+    """Commit of a checkout, with "+" where tracked files outside results/ were changed; None where it is none."""
+
+    def git(*command: str) -> str:
+        run = ["git", "-C", str(home), *command]
+        return subprocess.run(run, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    if not (home / ".git").exists():
+        return None
+    try:
+        changed = git("diff", "--name-only", "HEAD", "--", ".", ":!results")  # which runs change
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,110 @@
+"""The list of work: which sets each table of the paper needs, in the order of what tells most."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..data import Data
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of a table: each method on each data set, all methods with one seed before the next seed.
+
+    Attributes
+    ----------
+    name : str
+        The table, or the section.
+    ipc : int or None
+        Images per class; None for all training images.
+    methods : tuple of str
+        Names in METHODS or CORESETS, or spelled "what,how,where"; "MD@lenet" for another source network.
+    targets : tuple of str or None
+        Networks trained on each set; None for the one the set was made with.
+    only : str or None
+        The paper's one data set for the table. If it is not asked for, one that is stands in.
+    kind : str
+        "sets", "descents" (Section 5), "pulls" (Section 3.3) or "whole" (all training images).
+    """
+
+    name: str
+    ipc: int | None
+    methods: tuple[str, ...]
+    targets: tuple[str, ...] | None = None
+    only: str | None = None
+    kind: str = "sets"
+
+    @property
+    def title(self) -> str:
+        return self.name if self.ipc is None else f"{self.name}, IPC {self.ipc}"
+
+    def cells(self, found: Sequence[Data], sets: int, begun: Collection[str] = ()) -> Iterator[tuple]:
+        """(data, method, ipc, seed, targets) in order, for `found`, the data sets at hand.
+
+        begun: those that stand in for `only` already. No other is begun beside them.
+        """
+        if self.only:
+            instead = [data for data in found if data.name in begun] if begun else found[:1]
+            found = [data for data in found if data.name == self.only] or instead
+        for data in found:
+            for seed in range(sets):
+                for method in self.methods:
+                    yield data, method, self.ipc, seed, self.targets
+
+
+# An earlier stage's sets are not made again. Herding trains a network on all training images, so it comes last.
+STAGES = (
+    Stage("Table 3", 1, ("random", "DC", "M", "MD")),
+    Stage("Table 3", 1, ("herding",)),
+    Stage("Table 1", 1, ("DC", "Inter", "Interleaved", "M")),
+    Stage(
+        "Table 2",
+        1,
+        (
+            "M",
+            "multi,d2,fixed",
+            "multi,d3,fixed",
+            "multi,100*d4,fixed",
+            "MD",
+            "multi,d1+d3,fixed",
+            "multi,d1+100*d4,fixed",
+        ),
+        only="SVHN",
+    ),
+    Stage("Section 5", 1, ("noise", "random", "DC", "Inter", "M", "MD"), kind="descents"),
+    Stage(
+        "Table 4",
+        1,
+        ("random", "MD", "MD@mlp", "MD@lenet", "MD@alexnet", "MD@vgg11bn", "MD@resnet18bn"),
+        targets=("mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"),
+        only="MNIST",
+    ),
+    Stage("Table 3", 10, ("random", "DC", "M", "MD", "MDO", "MDA")),
+    Stage("Section 3.3", 10, ("MD", "MDA"), kind="pulls"),
+    Stage("Table 3", 10, ("herding",)),
+    Stage("Table 1", 10, ("DC", "Inter", "Interleaved", "M")),
+    Stage("Whole data", None, ("whole",), kind="whole"),
+    Stage("Table 3", 50, ("random", "DC", "M", "MD", "MDO", "MDA")),
+    Stage("Table 3", 50, ("herding",)),
+)
+
+
+def methods_of(table: str) -> set[str]:
+    """All methods of a table."""
+    return {method for stage in STAGES if stage.name == table and stage.kind == "sets" for method in stage.methods}
+
+
+def stand_ins(table: str, runs: Iterable[tuple[str, int, str]]) -> dict[tuple[str, int], str]:
+    """Where other data were taken than a table's only ones: (dataset, ipc) of a run -> the data set of the table.
+
+    runs: (dataset, ipc, method) of each. Data stand in if a method was run on them that no other table has, with as many
+    images per class. A table of several data sets has no stand-ins.
+    """
+    stage = next((stage for stage in STAGES if stage.name == table and stage.only), None)
+    if stage is None:
+        return {}
+    others = {method for other in STAGES if other.name != table for method in methods_of(other.name)}
+    own = set(stage.methods) - others
+    found = [d for d, ipc, method in runs if method in own and ipc == stage.ipc and d != stage.only]
+    return {(d, stage.ipc): stage.only for d in dict.fromkeys(found)}
