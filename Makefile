@@ -4,27 +4,28 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py gmlib/*.csv) requirements.lock
+SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*) requirements.lock
 REPORT := book/_build/html/index.html
 
-.PHONY: help setup book test lint unit notebooks strict bench results clean
+.PHONY: help setup book test lint unit wheel notebooks strict bench results clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
-	@echo "make setup   only create .venv and install what pyproject.toml lists"
-	@echo "make lint, unit, notebooks, strict   the parts of make test"
-	@echo "make bench   time gmlib beside plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
+	@echo "make setup   only create .venv and install gmlib, its extras and the report"
+	@echo "make lint, unit, wheel, notebooks, strict   the parts of make test"
+	@echo "make bench   time gmlib against plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
 
-# ---- set-up: once, and again only where the list of dependencies changed
+# ---- set-up: once, and again only if a list of dependencies changed
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml requirements.lock
+.venv/.installed: pyproject.toml book/pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "gmlib needs Python 3.11 to 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+	  --editable '.[data,analysis,dev]' --editable ./book
 	@touch $@
 
 # ---- the report
@@ -33,8 +34,8 @@ book: setup runs/.made-by runs/.read
 	$(BIN)/jupyter-book build book
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
-# jupyter-cache knows the text of a notebook's cells only: after a change in gmlib the cached pages and the smoke runs on
-# digits are no longer what the code would give. Runs on other data are left alone.
+# jupyter-cache sees only the text of a notebook's cells: after a change in gmlib the cached pages and the smoke runs on digits
+# are out of date. Runs on other data are left alone.
 runs/.made-by: $(SOURCES)
 	rm -rf runs/smoke/digits runs/smoke/*/digits book/_build
 	@mkdir -p runs && touch $@
@@ -46,15 +47,21 @@ runs/.read: $(shell find results -type f) runs/.made-by
 
 # ---- tests
 
-test: lint unit notebooks strict
+test: lint unit wheel notebooks strict
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 unit: setup
 	$(BIN)/python -m pytest --numprocesses 2
 
-# Every notebook as a batch job, twice; a failing cell, or work done again, ends with a non-zero exit.
+# The wheel, installed outside the checkout with its own dependencies and no others, condenses and loads sets.
+wheel: setup
+	$(BIN)/python tests/check_wheel.py build/wheel
+
+# Every notebook as a batch job, twice. A failing cell, or work done again, ends with a non-zero exit status.
 notebooks: setup runs/.made-by
 	$(BIN)/python tests/check_notebooks.py build/papermill
 
@@ -72,7 +79,7 @@ results: setup
 	$(BIN)/python workflow/campaign.py --budget $(BUDGET) --datasets $(DATASETS) --ipc $(IPC) \
 	  $(if $(TIME_BUDGET),--time-budget $(TIME_BUDGET)) $(if $(THREADS),--threads $(THREADS)) $(CAMPAIGN)
 
-# ---- benchmarks: ours beside plain loops and the machine's ceiling, see benchmarks/README.md
+# ---- benchmarks: gmlib against plain loops and the machine's ceiling, see benchmarks/README.md
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -1,28 +1,42 @@
-"""The project's own files agree with each other."""
+"""The project's own files agree with each other, and imports follow the order of the rooms."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
 
+import jupytext
+import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import gmlib
 
 ROOT = Path(__file__).parent.parent
-CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "python-build": "build"}
 
 
-def split(requirement):
-    name, bounds = re.fullmatch(r"([\w.-]+)(.*)", requirement.strip()).groups()
-    return re.sub(r"[-_.]+", "-", name).lower(), bounds.replace(" ", "")
+# ---- dependencies
 
 
-def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def project(folder=ROOT):
+    return tomllib.loads((folder / "pyproject.toml").read_text())["project"]
 
 
-def wanted():
-    return dict(map(split, project()["dependencies"] + project()["optional-dependencies"]["dev"]))
+def by_name(requirements):
+    """{name: bounds} of requirements, but for gmlib itself."""
+    found = {}
+    for text in requirements:
+        asked = Requirement(text)
+        found[re.sub(r"[-_.]+", "-", asked.name).lower()] = asked.specifier
+    return {name: bounds for name, bounds in found.items() if name != "gmlib"}
+
+
+def all_requirements():
+    library = project()
+    extras = [text for extra in library["optional-dependencies"].values() for text in extra]
+    return by_name(library["dependencies"] + extras + project(ROOT / "book")["dependencies"])
 
 
 def pins():
@@ -30,15 +44,18 @@ def pins():
     return dict(line.split("==") for line in lines)
 
 
+def test_the_library_needs_four_packages():
+    assert set(by_name(project()["dependencies"])) == {"torch", "numpy", "safetensors", "tqdm"}
+
+
 def test_environment_yml_is_the_same_list():
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    from_pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
-    conda = dict(split(entry) for entry in listed if isinstance(entry, str))
-    assert conda.pop("python") == project()["requires-python"]
-    assert conda.pop("pip") == ""
-    assert from_pip.pop() == "--editable ."
-    found = {CONDA_NAMES.get(name, name): bounds for name, bounds in conda.items()} | dict(map(split, from_pip))
-    assert found == wanted()
+    *from_pip, library, report = next(entry["pip"] for entry in listed if isinstance(entry, dict))
+    assert (library, report) == ("--editable .", "--editable ./book")
+    conda = by_name([entry for entry in listed if isinstance(entry, str)])
+    assert conda.pop("python") == SpecifierSet(project()["requires-python"])
+    assert str(conda.pop("pip")) == ""
+    assert {CONDA_NAMES.get(name, name): bounds for name, bounds in conda.items()} | by_name(from_pip) == all_requirements()
 
 
 def test_the_lock_pins_every_dependency_within_its_bounds_and_names_no_index():
@@ -46,18 +63,8 @@ def test_the_lock_pins_every_dependency_within_its_bounds_and_names_no_index():
     assert not re.search(r"://|^\s*-|@", text, flags=re.MULTILINE)
     locked = pins()
     assert not any("+" in version for version in locked.values()), "a local build is on no index"
-
-    def number(version):
-        return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-
-    for extra in (project()["dependencies"], *project()["optional-dependencies"].values()):
-        for name, bounds in map(split, extra):
-            assert name in locked, f"{name} is not locked"
-            for bound in filter(None, bounds.split(",")):
-                operator, version = re.fullmatch(r"(>=|<)(.*)", bound).groups()
-                assert (number(locked[name]) >= number(version)) == (operator == ">="), (
-                    f"{name}=={locked[name]} {bound}"
-                )
+    for name, bounds in all_requirements().items():
+        assert bounds.contains(locked[name]), f"{name}=={locked[name]} is outside {bounds}"
 
 
 def test_torch_and_torchvision_belong_together():
@@ -68,8 +75,17 @@ def test_torch_and_torchvision_belong_together():
 
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == gmlib.__version__
+    assert citation["version"] == gmlib.__version__ == project(ROOT / "book")["version"]
     assert f"## {gmlib.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_package_is_in_the_wheel():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "gmlib").rglob("__init__.py")}
+    assert set(listed) == packages
+
+
+# ---- the book and its notebooks
 
 
 def test_the_book_is_linked_to_the_root():
@@ -78,54 +94,77 @@ def test_the_book_is_linked_to_the_root():
         assert link.is_symlink() and link.resolve() == ROOT / name
 
 
-def test_notebooks_hold_no_algorithm_and_stay_short():
-    notebooks = sorted((ROOT / "notebooks").glob("*.md"))
-    assert notebooks
-    for notebook in notebooks:
-        text = notebook.read_text()
-        code = "".join(re.findall(r"```\{code-cell\}.*?\n(.*?)```", text, flags=re.DOTALL))
-        assert len(text.splitlines()) < 300, notebook.name
-        assert ":tags: [parameters]" in text, notebook.name
-        assert not re.search(r"\bimport torch|\.backward\(|\bdef \w|autograd|optim\.", code), notebook.name
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.md")), ids=lambda path: path.stem)
+def test_notebooks_hold_no_algorithm(notebook):
+    cells = [cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+    assert any("parameters" in cell.metadata.get("tags", []) for cell in cells)
+    for cell in cells:
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.FunctionDef | ast.ClassDef), cell.source
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("backward", "autograd", "optim")), cell.source
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            source = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "torch" for name in [*modules, *source]), cell.source
 
 
-def imported(text, dots):
-    """Names of the modules that a module imports from `dots` packages up."""
-    found = set(re.findall(rf"^ *from {re.escape(dots)}(\w+)[\w.]* import", text, flags=re.MULTILINE))
-    for names in re.findall(rf"^ *from {re.escape(dots)} import (.*)", text, flags=re.MULTILINE):
-        found |= {name.split(" as ")[0].strip() for name in names.split(",")}
+# ---- rooms: a module imports only from rooms to the left of its own, and from its own
+
+ROOMS = [
+    {"how", "where", "what"},
+    {"networks", "augment"},
+    {"speed"},
+    {"recipe", "runtime"},
+    {"data", "datasets", "sets"},
+    {"lines", "algorithm"},
+    {"checkpoint", "condensation", "coresets", "evaluation", "maxmin"},
+    {"runs"},
+    {"analysis"},
+    {"cli"},
+]
+LEAVES = {"checks", "files"}  # they import nothing from gmlib, so everything may import them
+
+
+def imports(path, package):
+    """The modules, with full names, that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *([node.module] if node.module else [])]
+            found |= {".".join([*module, alias.name]) for alias in node.names}
     return found
 
 
-def test_data_flows_one_way():
-    """A module imports only from those left of it."""
-    order = [
-        "checks",
-        "how",
-        "what",
-        "where",
-        "memory",
-        "networks",
-        "augment",
-        "recipe",
-        "data",
-        "gradients",
-        "coreset",
-    ]
-    order += ["condense", "evaluate", "reach", "store", "cost", "paper", "shipped", "report", "batch"]
-    gmlib_, report = (
-        ROOT / "gmlib",
-        ["style", "numbers", "figures", "tables", "benchmarks", "costs", "sliders", "deviations"],
-    )
-    report += ["claims", "playground"]
-    assert set(order) == {path.stem for path in gmlib_.glob("*.py")} - {"__init__"} | {"report"}
-    assert set(report) == {path.stem for path in (gmlib_ / "report").glob("*.py")} - {"__init__"}
-    for place, module in enumerate(order):
-        if module == "report":
-            continue
-        used = imported((gmlib_ / f"{module}.py").read_text(), ".") - {"__version__"}
-        assert used <= set(order[:place]), f"{module} imports {sorted(used - set(order[:place]))}"
-    for place, module in enumerate(report):
-        text = (gmlib_ / "report" / f"{module}.py").read_text()
-        assert imported(text, ".") <= set(report[:place]), module
-        assert imported(text, "..") <= set(order[: order.index("report")]), module
+def used_rooms(path):
+    """The names right below gmlib that a module imports."""
+    package = ["gmlib", *path.relative_to(ROOT / "gmlib").parent.parts]
+    used = {tuple(name.split(".")[1:]) for name in imports(path, package) if name.startswith("gmlib.")}
+    leaf = ("analysis", "statistics")  # it needs nothing but the leaves: the interval of an Evaluation comes from it
+    return {name[0] for name in used if name[:2] != leaf and name[0] != "__version__"}
+
+
+MODULES = sorted(path for path in (ROOT / "gmlib").rglob("*.py") if path != ROOT / "gmlib" / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_module_imports_only_from_rooms_to_its_left(path):
+    name = path.relative_to(ROOT / "gmlib").parts[0].removesuffix(".py")
+    used = used_rooms(path)
+    if name in LEAVES or path.name == "statistics.py":
+        assert used <= LEAVES | {"runtime"}
+        return
+    place = next(i for i, room in enumerate(ROOMS) if name in room)
+    allowed = LEAVES.union(*ROOMS[: place + 1])
+    assert used <= allowed, f"{name} imports {sorted(used - allowed)}"
+
+
+def test_gmlib_does_not_know_the_report():
+    for path in MODULES:
+        assert not any(name.split(".")[0] == "gmreport" for name in imports(path, ["gmlib"])), path
+
+
+def test_no_function_hides_its_module():
+    modules = {path.stem for path in MODULES if path.parent == ROOT / "gmlib"} | {"speed", "runs", "analysis"}
+    assert not modules & set(gmlib.__all__)
