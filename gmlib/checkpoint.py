@@ -1,8 +1,9 @@
-"""What a `State` looks like on disk: one safetensors file, replaced atomically.
+"""What a run looks like on disk: one safetensors file, replaced atomically.
 
-Tensors: "S" and "momentum" (of S), "snapshot-<k>", and inside an outer iteration "theta.<name>" and "momentum.<name>".
-Metadata: "format", "run" (the recipe, the data's fingerprint and dtype) and "state" (k, the history, and the outer iteration
-so far). There is no random state: every inner iteration has streams of its own (`lines.streams_of`).
+Its tensors are "S", "momentum" (of S) and "snapshot-<k>"; inside an outer iteration also "theta.<name>" and
+"momentum.<name>". Its metadata are "format", "run" (the recipe, the data's fingerprint and dtype) and "state" (k, the
+history and the unfinished outer iteration). No random state is stored, because every inner iteration has its own
+streams, see `gmlib.lines.streams_of`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,16 +31,27 @@ FORMAT = "gmlib-checkpoint-2"
 
 @dataclass
 class OuterIteration:
-    """What an outer iteration has come to after t inner ones. Seconds include drawing the network."""
+    """The history of an unfinished outer iteration.
 
-    t: int = 0
+    Attributes
+    ----------
+    losses : list of float
+        Matching losses of the updates of S.
+    theta_steps : int
+        Steps of theta.
+    detections : list of list
+        ``[t, i, L(S, theta), L(T, theta)]`` for each overfitting that was seen.
+    seconds : float
+        Time spent, including drawing the network.
+    """
+
     losses: list[float] = field(default_factory=list)
     theta_steps: int = 0
     detections: list[list] = field(default_factory=list)
     seconds: float = 0.0
 
     def entry(self, k: int) -> dict:
-        """Its entry in the history of a run."""
+        """The entry of outer iteration k in the history of a run."""
         return {
             "k": k,
             "loss": sum(self.losses) / len(self.losses),
@@ -50,21 +63,22 @@ class OuterIteration:
 
 @dataclass
 class Progress:
-    """A run so far: the state of the algorithm, and what `condense` keeps beside it.
+    """A run so far: the state of Algorithm 1, and what `gmlib.condensation.condense` keeps with it.
 
     Attributes
     ----------
     state : State
     history : list of dict
-        One entry per finished outer iteration.
+        One entry for each finished outer iteration.
     now : OuterIteration
         The unfinished one.
     snapshots : dict
-        {number of outer iterations: S after them}.
+        S after a number of outer iterations, by this number.
     unread : list of (int, Tensor)
-        t and matching loss of the updates whose loss still lies unread on the device. A checkpoint is written without any.
+        t and matching loss of each update whose loss was not read from the device yet. It is empty when a checkpoint
+        is written.
     last_good : Tensor
-        S at the last time that losses were read, and were finite.
+        S at the last time that losses were read and were finite.
     """
 
     state: State
@@ -79,13 +93,20 @@ class Progress:
 
 
 class Checkpoint:
-    """The checkpoint file of one run; with path None nothing is read or written.
+    """The checkpoint file of one run.
+
+    Parameters
+    ----------
+    path : path or None
+        None reads and writes nothing.
+    data : Data
+    recipe : Recipe
 
     Raises
     ------
     FileNotFoundError, PermissionError, ValueError
-        If the file cannot be used: its folder is missing or cannot be written to, it is damaged, or it is of another run.
-        All are raised on construction, before any work.
+        On construction, before any work, if the file cannot be used. Its folder is missing or not writable, or the
+        file is damaged or belongs to another run.
     """
 
     def __init__(self, path: str | os.PathLike | None, data: Data, recipe: Recipe):
@@ -93,15 +114,15 @@ class Checkpoint:
         self.written = time.monotonic()
         self.run = {"recipe": recipe.as_dict(), "data": data.fingerprint, "dtype": str(data.train_images.dtype)}
         self.tensors: dict[str, Tensor] = {}
-        self.stored = {"k": 0, "history": [], "inside": {}}
+        self.stored: dict[str, Any] = {}
         if self.path is None:
             return
         if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"the folder of the checkpoint {self.path} does not exist: make it first")
+            raise FileNotFoundError(f"the folder of the checkpoint {self.path} does not exist: create it first")
         if self.path.is_dir():
             raise ValueError(f"the checkpoint {self.path} is a folder: name a file in it")
         if not os.access(self.path.parent, os.W_OK | os.X_OK):
-            raise PermissionError(f"the folder of the checkpoint {self.path} cannot be written to: choose another")
+            raise PermissionError(f"the folder of the checkpoint {self.path} is not writable: choose another")
         if self.path.exists():
             self._read(self.path)
 
@@ -111,28 +132,38 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"the checkpoint {path} is damaged ({error}): delete it to start the run afresh"
-            ) from error
+            raise ValueError(f"the checkpoint {path} is damaged ({error}): delete it to restart the run") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a checkpoint of gmlib: choose another file")
-        run, self.stored = json.loads(metadata["run"]), json.loads(metadata["state"])
-        if run != self.run:
-            there, here = ({**r["recipe"], "data": r["data"], "dtype": r["dtype"]} for r in (run, self.run))
-            name = next(name for name in {**here, **there} if there.get(name) != here.get(name))
+        self.stored = json.loads(metadata["state"])
+        there, here = _flat(json.loads(metadata["run"])), _flat(self.run)
+        differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+        if differing:
+            name = differing[0]
             values = "other data" if name == "data" else f"{name}={there.get(name)!r} instead of {here.get(name)!r}"
             raise ValueError(
                 f"the checkpoint {path} is of another run, with {values}: delete it or choose another file"
             )
 
     def progress(self, data: Data, recipe: Recipe) -> Progress:
-        """The stored run, or the beginning of a new one, on the data's device."""
+        """The stored run, or a new one if none is stored.
+
+        Parameters
+        ----------
+        data : Data
+            On the device to compute on.
+        recipe : Recipe
+
+        Returns
+        -------
+        Progress
+        """
         state = State.initial(data, recipe)
-        tensors, self.tensors = self.tensors, {}
+        tensors, self.tensors = self.tensors, {}  # the file's tensors are not needed a second time
         if not tensors:
             return Progress(state)
-        now = OuterIteration(**self.stored["inside"])
-        state.k, state.t = self.stored["k"], now.t
+        inside = self.stored["inside"]
+        state.k, state.t = self.stored["k"], inside.pop("t", 0)
         with torch.no_grad():
             state.S.copy_(tensors["S"])
         if "momentum" in tensors:
@@ -144,7 +175,7 @@ class Checkpoint:
             for name, tensor in tensors.items()
             if name.startswith("snapshot-")
         }
-        return Progress(state, self.stored["history"], now, kept)
+        return Progress(state, self.stored["history"], OuterIteration(**inside), kept)
 
     def age(self) -> float:
         """Seconds since the last write."""
@@ -159,32 +190,38 @@ class Checkpoint:
         momentum = state.optimiser_S.state[state.S].get("momentum_buffer")
         if momentum is not None:
             tensors["momentum"] = momentum
-        stored = {"k": state.k, "history": run.history, "inside": {}}
-        if state.t and state.theta is not None and state.optimiser_theta is not None:
-            stored["inside"] = asdict(run.now)
+        inside = {}
+        if state.t:
+            inside = {"t": state.t, **asdict(run.now)}
             tensors |= {f"theta.{name}": value.detach() for name, value in _tensors(state.theta).items()}
             for name, parameter in state.theta.named_parameters():
                 momentum = state.optimiser_theta.state[parameter].get("momentum_buffer")
                 if momentum is not None:
                     tensors[f"momentum.{name}"] = momentum
+        stored = {"k": state.k, "history": run.history, "inside": inside}
         metadata = {"format": FORMAT, "run": json.dumps(self.run), "state": json.dumps(stored)}
         blob = to_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
         write_atomically(self.path, blob)
         self.written = time.monotonic()
 
 
+def _flat(run: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a run, as one dictionary."""
+    return {**run["recipe"], "data": run["data"], "dtype": run["dtype"]}
+
+
 def _restore_theta(state: State, tensors: dict[str, Tensor], data: Data, recipe: Recipe) -> None:
-    network = fresh_network(data, recipe, state.k)
-    state.start(network, recipe)
+    theta = fresh_network(data, recipe, state.k)
+    state.start(theta, recipe)
     with torch.no_grad():
-        for name, value in _tensors(network).items():
+        for name, value in _tensors(theta).items():
             value.copy_(tensors[f"theta.{name}"])
-    for name, parameter in network.named_parameters():
-        if f"momentum.{name}" in tensors and state.optimiser_theta is not None:
+    for name, parameter in theta.named_parameters():
+        if f"momentum.{name}" in tensors:
             momentum = tensors[f"momentum.{name}"].to(parameter)
             state.optimiser_theta.state[parameter]["momentum_buffer"] = momentum
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, shared ones once."""
-    return dict(network.named_parameters()) | dict(network.named_buffers())
+    """Parameters and buffers by name. Shared ones appear once."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -1,23 +1,63 @@
-"""What every module checks, and says, in the same way."""
+"""Checks of arguments that many modules share, and their error messages."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
+Value = TypeVar("Value")
 
-def choose(known: dict[str, Any], kind: str, name: str, otherwise: str = "") -> Any:
-    """known[name], or a ValueError that lists the known names."""
+
+def choose(known: Mapping[str, Value], kind: str, name: str, otherwise: str = "") -> Value:
+    """Look up a name that a caller gave.
+
+    Parameters
+    ----------
+    known : mapping
+        The known names and their values.
+    kind : str
+        What the name is a name of, for the message.
+    name : str
+    otherwise : str, optional
+        What else could be given, for the message.
+
+    Returns
+    -------
+    Value
+        ``known[name]``.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown. The message lists the known names and suggests the nearest one if it is close.
+    """
     if not isinstance(name, str) or name not in known:
-        shown = repr(name) if isinstance(name, (str, int, float, list, tuple)) else f"of type {type(name).__name__}"
-        raise ValueError(
-            f"unknown {kind} {shown}: choose from {', '.join(known)}" + (f", or {otherwise}" if otherwise else "")
-        )
+        raise unknown(known, kind, name, otherwise)
     return known[name]
+
+
+def unknown(known: Iterable[str], kind: str, name: Any, otherwise: str = "") -> ValueError:
+    """The error that `choose` raises, with the same parameters."""
+    shown = repr(name) if isinstance(name, (str, int, float, list, tuple)) else f"of type {type(name).__name__}"
+    message = f"unknown {kind} {shown}: choose from {', '.join(known)}"
+    if otherwise:
+        message += f", or {otherwise}"
+    nearest = _nearest(known, name) if isinstance(name, str) else None
+    if nearest:
+        message += f"; did you mean {nearest!r}?"
+    return ValueError(message)
+
+
+def _nearest(known: Iterable[str], name: str) -> str | None:
+    """The known name that is spelt most like `name`, upper and lower case being equal, if one is close."""
+    folded = {each.casefold(): each for each in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return folded[close[0]] if close else None
 
 
 def check_number(
@@ -30,24 +70,66 @@ def check_number(
     below: float = math.inf,
     otherwise: str = "",
 ) -> None:
-    """ValueError, which says what to give, unless `value` is a finite (whole) number, >= least, > above and < below."""
+    """Check that an argument is a finite number within bounds.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : Any
+    whole : bool
+        True allows only ``int``. A ``bool`` is never a number here.
+    least : float
+        The smallest value allowed.
+    above, below : float
+        The value must lie strictly between them.
+    otherwise : str, optional
+        What else could be given, for the message.
+
+    Raises
+    ------
+    ValueError
+        If the value does not fit. The message says what to give.
+    """
     kind = int if whole else (int, float)
     fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     if fits and value >= least and above < value < below:
         return
-    wanted = "a whole number" if whole else "a positive number" if above == 0 else "a number"
-    wanted += f" of at least {least:g}" if least > -math.inf else ""
-    wanted += f" and less than {below:g}" if below < math.inf else ""
-    raise ValueError(f"{name}={value!r} does not fit: give {wanted}" + (f", or {otherwise}" if otherwise else ""))
+    expected = "a whole number" if whole else "a positive number" if above == 0 else "a number"
+    if least > -math.inf:
+        expected += f" of at least {least:g}"
+    if below < math.inf:
+        expected += f" and less than {below:g}"
+    if otherwise:
+        expected += f", or {otherwise}"
+    raise ValueError(f"{name}={value!r} does not fit: give {expected}")
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy's as Python's own, which JSON can hold; anything else as it is."""
+    """Turn a numpy number into a Python number, which JSON can store. Other values are returned unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def require(module: str, extra: str) -> Any:
-    """Import a module that comes with an extra of gmlib; ImportError, which names the extra, if it is not installed."""
+    """Import a module that comes with an extra of gmlib.
+
+    Parameters
+    ----------
+    module : str
+        For instance "scipy.stats".
+    extra : str
+        The extra of pyproject.toml that installs it.
+
+    Returns
+    -------
+    module
+        The imported module.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the package is not installed. The message names the extra.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -60,12 +142,15 @@ def require(module: str, extra: str) -> Any:
 
 
 def first_sentence(error: Exception) -> str:
-    """An error's first sentence, without its full stop."""
+    """Return the first sentence of an error message, without its full stop."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
 
 
 def as_list(values: Any) -> list:
-    """A list from a list, from one value, or from words with commas: "DC, M" as a command line gives it."""
+    """Make a list of a collection, of one value, or of words with commas.
+
+    A command line gives words with commas: ``"DC, M"`` becomes ``["DC", "M"]``, and ``"1,10"`` becomes ``[1, 10]``.
+    """
     if isinstance(values, str):
         words = [word.strip() for word in values.split(",")]
         return [int(word) if word.isdecimal() else word for word in words]

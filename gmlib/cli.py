@@ -19,7 +19,7 @@ from typing import Any
 from .checks import choose
 from .condensation import Diverged, condense
 from .datasets import load_data
-from .evaluation import evaluate, settle
+from .evaluation import evaluate, resolve_protocol
 from .recipe import BUDGETS, METHODS, Recipe
 from .sets import SyntheticSet
 
@@ -70,7 +70,7 @@ def _condense(asked: argparse.Namespace) -> None:
 def _evaluate(asked: argparse.Namespace) -> None:
     S = SyntheticSet.load(asked.set)
     data = _data(asked)
-    settle(S, data, asked.network, epochs=asked.epochs)  # bad input is reported before anything is trained
+    resolve_protocol(S, data, asked.network, epochs=asked.epochs)  # bad input is reported before anything is trained
     found = evaluate(
         S,
         data,
@@ -101,7 +101,9 @@ def _change(text: str) -> tuple[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("gmlib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "gmlib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -126,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     condensing.set_defaults(run=_condense)
 
-    testing = commands.add_parser("evaluate", parents=[common], help="train networks on a set, test them on real images")
+    testing = commands.add_parser(
+        "evaluate", parents=[common], help="train networks on a set, test them on real images"
+    )
     testing.add_argument("set", type=Path, metavar="SET", help="a set that gmlib saved")
     testing.add_argument("--data", required=True, help="the data set it was made from")
     testing.add_argument("--network", default="convnet", help="default: convnet, of the size the set was made with")

@@ -1,8 +1,8 @@
-"""Coresets: real images chosen to stand for their class, the baselines a condensed set has to beat (Section 4.5).
+"""Coresets: real images chosen to represent their class. They are baselines for condensed sets (Section 4.5).
 
-"random" draws them. "herding" [6, 2] keeps their mean close to the class mean, "kcenter" spreads them over the class; both go by
-Euclidean distances, in pixel space or, by default, in the feature space of a network trained on the whole training set.
-
+"random" draws images. "herding" [6, 2] keeps their mean close to the class mean. "kcenter" spreads them over the
+class. The last two use Euclidean distances between pixels, or between the features of a network trained on the
+whole training set, which is the default.
 """
 
 from __future__ import annotations
@@ -23,54 +23,74 @@ from .speed.precision import matmul_precision
 from .speed.recording import step_recorder
 from .speed.training import fit
 
-FIT_BATCH = (
-    64  # images per step of the feature network: small data sets need the many steps to be learnt in few epochs
-)
+FIT_BATCH = 64  # images per training step of the feature network: small data sets need many steps per epoch
 FEATURE_BATCH = 512  # images in one forward pass for features
-KEPT = 8  # feature networks of this process that are kept for the next coreset
+KEPT = 8  # trained feature networks kept in memory
 
 
 _trained: dict[tuple, nn.Module] = {}
 
 
 def random_choice(x: Tensor, ipc: int, rng: torch.Generator) -> Tensor:
-    """`ipc` indices without replacement, all equally likely."""
+    """Draw ``ipc`` indices without replacement, all equally likely."""
     return torch.randperm(len(x), generator=rng)[:ipc]
 
 
 def herding(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
-    """Greedily, the row not yet chosen that brings the mean of the chosen closest to the mean of all; of equals, the first.
+    """Greedily choose the row that brings the mean of the chosen rows closest to the mean of all rows.
 
-    x: (n, ...), one image's features in each row; distances are Euclidean, in float64. Nothing is drawn from rng.
+    Parameters
+    ----------
+    x : Tensor
+        (n, ...), the features of one image in each row. Distances are Euclidean, in float64.
+    ipc : int
+    rng : torch.Generator, optional
+        Not used.
+
+    Returns
+    -------
+    Tensor
+        (ipc,) indices of different rows in the order of choice. Of equally good rows the first is taken.
     """
     x = x.flatten(1).double()
-    mean, total, free = x.mean(0), torch.zeros_like(x[0]), torch.ones(len(x), dtype=torch.bool, device=x.device)
+    mean = x.mean(0)
+    total = torch.zeros_like(mean)
+    free = torch.ones(len(x), dtype=torch.bool, device=x.device)
     chosen = []
     for k in range(1, ipc + 1):
         # || mean - (total + x_i) / k || is smallest where x_i is closest to k * mean - total
         i = _distances(x, k * mean - total).where(free, torch.inf).argmin()
-        total, free[i] = total + x[i], False
+        total = total + x[i]
+        free[i] = False
         chosen.append(i)
     return torch.stack(chosen)
 
 
 def kcenter(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
-    """Greedy k-centre: first the row closest to the mean of all, then always the one farthest from those chosen.
+    """Greedy k-centre: choose the row closest to the mean, then always the row farthest from those chosen.
 
-    x, distances, equals, rng: as in `herding`.
+    Parameters
+    ----------
+    x, ipc, rng
+        As in `herding`.
+
+    Returns
+    -------
+    Tensor
+        (ipc,) indices of different rows in the order of choice. Of equally good rows the first is taken.
     """
     x = x.flatten(1).double()
     chosen = [_distances(x, x.mean(0)).argmin()]
-    nearest = _distances(x, x[chosen[0]])  # to the nearest of those chosen
+    nearest = _distances(x, x[chosen[0]])  # distance to the nearest chosen row
     for _ in range(1, ipc):
-        nearest[chosen[-1]] = -1  # never again, where images are equal and all distances 0
+        nearest[chosen[-1]] = -1  # not again, even if all images are equal and all distances 0
         chosen.append(nearest.argmax())
         nearest = nearest.minimum(_distances(x, x[chosen[-1]]))
     return torch.stack(chosen)
 
 
 def _distances(x: Tensor, point: Tensor) -> Tensor:
-    """(n,) Euclidean distances of rows to a point, term by term: equal rows get equal bits, and there is no (n, d) copy."""
+    """(n,) Euclidean distances of rows to a point, without matrix products, so that equal rows have equal bits."""
     return torch.cdist(x, point[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
 
 
@@ -84,62 +104,90 @@ CORESETS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
 
 
 def features(network: nn.Module, images: Tensor) -> Tensor:
-    """What the last linear layer of `network` takes in for images (n, channels, height, width): (n, d), on its device."""
-    last, seen = _last_linear(network), []
-    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
+    """The inputs of the last linear layer of ``network``.
+
+    Parameters
+    ----------
+    network : nn.Module
+    images : Tensor
+        (n, channels, height, width).
+
+    Returns
+    -------
+    Tensor
+        (n, d), on the network's device.
+
+    Raises
+    ------
+    ValueError
+        If the network has no linear layer.
+    """
+    last = _last_linear(network)
+    inputs: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(1)))
     try:
         with torch.no_grad():
             for batch in images.split(FEATURE_BATCH):
                 network(batch.to(last.weight.device))
     finally:
         hook.remove()
-    return torch.cat(seen)
+    return torch.cat(inputs)
 
 
 def _last_linear(network: nn.Module, name: str = "given") -> nn.Linear:
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ValueError(
-            f"the network {name!r} has no linear layer to take features from: use another, or space='pixel'"
-        )
+        raise ValueError(f"the network {name!r} has no linear layer for features: use another, or space='pixel'")
     return layers[-1]
 
 
 def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, progress: bool = False) -> nn.Module:
-    """A network trained on all training images by `networks.fit`, in evaluation mode; the last few are kept in memory.
+    """Train a network on all training images. The last few networks are kept in memory.
 
-    recipe: see `recipe_of`; its seed decides about the first weights and the mini-batches.
+    Parameters
+    ----------
+    data : Data
+    recipe : dict
+        What `recipe_of` returns. Its seed decides the first weights and the mini-batches.
+    device : torch.device
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode.
     """
     seed, epochs, dtype = recipe["seed"], recipe["epochs"], data.train_images.dtype
-    factory = networks.NETWORKS[
-        networks.parse_name(recipe["network"])[0]
-    ]  # a user's name may come to stand for another one
+    factory = networks.NETWORKS[networks.parse_name(recipe["network"])[0]]  # a name can be registered again
     choices = [recipe[name] for name in ("seed", "network", "width", "depth", "epochs")]
     key = (data.fingerprint, dtype, device, factory, *choices)
     if key not in _trained:
-        network = _fresh(data, recipe, device, dtype)
+        network = _build(data, recipe, device, dtype)
         x, y = data.train_images.to(device), data.train_labels.to(device)
         with progress_bar("feature network", epochs, "epoch", progress) as bar:
 
-            def count(x: Tensor) -> Tensor:
+            def count_epoch(x: Tensor) -> Tensor:
                 bar.update()
                 return x
 
-            rng, as_recorded = generator(seed, "coreset batches"), step_recorder(device)
-            fit(network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count, as_recorded=as_recorded)
+            rng = generator(seed, "coreset batches")
+            as_recorded = step_recorder(device)
+            fit(network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count_epoch, as_recorded=as_recorded)
         while len(_trained) >= KEPT:
             del _trained[next(iter(_trained))]  # the oldest
         _trained[key] = network.eval()
     return _trained[key]
 
 
-def _fresh(
+def _build(
     data: Data, recipe: dict[str, Any], device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Module:
+    rng = generator(recipe["seed"], "coreset network")
+    size = {"width": recipe["width"], "depth": recipe["depth"]}
     return networks.build(
-        recipe["network"], data.shape, data.n_classes, width=recipe["width"], depth=recipe["depth"],
-        generator=generator(recipe["seed"], "coreset network"), device=device, dtype=dtype,
-    )  # fmt: skip
+        recipe["network"], data.shape, data.n_classes, generator=rng, device=device, dtype=dtype, **size
+    )
 
 
 def _network_space(
@@ -154,12 +202,11 @@ def _pixel_space(
     return lambda images: images.to(device)
 
 
-# name -> the function that, made once for a data set, maps images (n, channels, height, width) to features (n, ...).
+# Each function makes the map from images (n, channels, height, width) to features (n, ...) for one data set.
 SPACES = {"network": _network_space, "pixel": _pixel_space}
 
-
-# The spaces that each coreset can be chosen in, its default first.
-SPACES_OF = {
+# The spaces in which each coreset can be chosen, its default first.
+SPACES_OF: dict[str, tuple[str, ...]] = {
     "random": (),
     "herding": ("network", "pixel"),
     "herding-pixel": ("pixel",),
@@ -180,26 +227,37 @@ def recipe_of(
     depth: int = 3,
     epochs: int = 20,
 ) -> dict[str, Any]:
-    """The recipe of the set that `coreset` makes of these: every choice that it depends on, and no other. Nothing is computed.
+    """Check the arguments of `coreset` and return the recipe of its set, without any computation.
 
-    Keys: method, dataset, ipc, seed; "space" where distances are measured; network, width, depth, epochs where that is
-    between a network's features. Raises ValueError as `coreset` does.
+    Parameters
+    ----------
+    method, data, ipc, seed, space, network, width, depth, epochs
+        As in `coreset`.
+
+    Returns
+    -------
+    dict
+        Only the choices that the set depends on: method, dataset, ipc and seed; space, if distances are measured;
+        network, width, depth and epochs, if they are between features of a network.
+
+    Raises
+    ------
+    ValueError
+        As `coreset`.
     """
     if not isinstance(data, Data):
         raise ValueError(
-            f"give the coreset's name and then data, not {type(method).__name__} and {type(data).__name__}"
+            f"give the name of a coreset, then a Data, not {type(method).__name__}, {type(data).__name__}"
         )
     choose(CORESETS, "coreset", method)
     ipc, seed, width, depth, epochs = map(plain, (ipc, seed, width, depth, epochs))
     check_ipc(data, ipc)
     check_number("seed", seed, least=0, whole=True)
-    recipe = {"method": method, "dataset": data.name, "ipc": ipc, "seed": seed}
+    recipe: dict[str, Any] = {"method": method, "dataset": data.name, "ipc": ipc, "seed": seed}
     if space is not None:
         choose(SPACES, "space", space)
         if space not in SPACES_OF[method]:
-            raise ValueError(
-                f"coreset {method!r} is not chosen in space={space!r}: leave space= out or take another coreset"
-            )
+            raise ValueError(f"coreset {method!r} has no space={space!r}: leave space= out or take another coreset")
     space = space or next(iter(SPACES_OF[method]), None)
     if space is None:
         return recipe
@@ -209,9 +267,7 @@ def recipe_of(
         for name, value in size.items():
             check_number(name, value, least=1, whole=True)
         recipe |= {"network": network, **size}
-        _last_linear(
-            _fresh(data, recipe), network
-        )  # the architecture must be known, fit the images, and have features
+        _last_linear(_build(data, recipe), network)  # raises if the network does not fit or has no features
     return recipe
 
 
@@ -230,34 +286,62 @@ def coreset(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> SyntheticSet:
-    """`ipc` real training images per class, as a SyntheticSet on the data's device, sorted by class, in the order of choice.
+    """Choose ``ipc`` real training images per class.
 
-    method: a name in CORESETS. The same seed gives the same images on one machine.
-    space: "network" or "pixel", where "herding" and "kcenter" measure distances; None: "network", the paper's use.
-    "herding-pixel" and "kcenter-pixel" are the same with "pixel", and like it do not depend on the seed.
-    network, width, depth, epochs: of the network (see `networks.build`) that is trained on all training images; what its last
-    linear layer takes in are the features. SGD, lr 0.01 and a tenth of it after half the epochs, momentum 0.9, mini-batches of
-    64, first weights by `seed`. One process trains it once for all ipc and methods.
-    device: for training and distances; None takes CUDA where there is one, else the CPU. progress: show bars.
+    Parameters
+    ----------
+    method : str
+        A name in ``CORESETS``. ``"herding-pixel"`` and ``"kcenter-pixel"`` are the same as ``"herding"`` and
+        ``"kcenter"`` with ``space="pixel"``.
+    data : Data
+    ipc : int
+        Images per class.
+    seed : int
+        The same seed gives the same images on one machine. With ``space="pixel"`` nothing depends on it.
+    space : str, optional
+        ``"network"`` or ``"pixel"``, where distances are measured. None takes ``"network"`` if possible.
+    network : str
+        Trained on all training images with SGD (learning rate 0.01, a tenth of it after half the epochs, momentum
+        0.9, mini-batches of 64). The features are the inputs of its last linear layer.
+    width, depth : int
+        Of the network, see `networks.build`.
+    epochs : int
+        Of the network's training.
+    device : torch.device or str, optional
+        For training and distances. None takes CUDA if there is a GPU, else the CPU.
+    progress : bool
+        Show progress bars.
 
-    Raises ValueError for an unknown method, space or network, a space that the method does not take, a network that does not
-    fit the images, or an ipc outside 1..smallest class, before any work.
+    Returns
+    -------
+    SyntheticSet
+        On the data's device, sorted by class, the images of a class in the order of choice.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, the method has no such space, the network does not fit the images, or ``ipc`` is not
+        from 1 to the size of the smallest class. This is checked before any work.
+
+    Source
+    ------
+    Section 4.5.
     """
     recipe = recipe_of(method, data, ipc, seed, space=space, network=network, width=width, depth=depth, epochs=epochs)
-    space, select = recipe.get("space"), CORESETS[method]
     device = device_of(device)
-    as_features = SPACES[space](data, recipe, device, progress) if space else lambda images: images
+    used_space = recipe.get("space")
+    as_features = SPACES[used_space](data, recipe, device, progress) if used_space else lambda images: images
     chosen = []
     bar = progress_bar(method, data.n_classes, "class", progress)
     for c in range(data.n_classes):
         images = data.of_class(c)
-        picked = select(as_features(images), ipc, generator(seed, "coreset", method, c))
-        chosen.append(images[picked.to(images.device)])
+        indices = CORESETS[method](as_features(images), ipc, generator(seed, "coreset", method, c))
+        chosen.append(images[indices.to(images.device)])
         bar.update()
     bar.close()
     return SyntheticSet(
         images=torch.cat(chosen),
-        labels=torch.arange(data.n_classes, device=chosen[0].device).repeat_interleave(ipc),
+        labels=data.labels_of(ipc),
         classes=data.classes,
         mean=data.mean,
         std=data.std,

@@ -1,7 +1,8 @@
 """Phase 2: train networks from scratch on a synthetic set S, and test them on real images (Section 4.1).
 
-A step on ten images keeps a GPU busy for less time than it takes to launch. So on CUDA many networks take their steps together,
-as one recorded graph that spreads over several streams; each by the same operations, and with the same numbers drawn, as alone.
+A training step on a small set takes a GPU less time than its launch. So on CUDA many networks train side by side. One
+recorded graph contains a step of each network, spread over several streams. Each network gets the same operations and
+random numbers as alone.
 """
 
 from __future__ import annotations
@@ -10,54 +11,70 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import networks
-from .augment import (
-    canonical_name,
-    independent_for_each,
-    one_of_for_each,
-    operations_for,
-    strategy_of,
-)
+from .augment import apply_operations, apply_transforms, canonical_name, operations_for, strategy_of
 from .checks import check_number, choose
 from .data import Data
 from .runtime import OutOfTime, deadline_passed, device_of, generator, progress_bar
-from .sets import SyntheticSet, check_pair
+from .sets import SyntheticSet, check_pair, images_of
 from .speed.memory import Memory
-from .speed.passes import on_cores, pass_size
+from .speed.passes import map_in_threads, pass_size
 from .speed.precision import matmul_precision
 from .speed.recording import step_recorder
 from .speed.training import OPTIMISERS, fit
 
 TEST_BATCH = 2048  # images in one forward pass of the test
-LARGE = 2**20  # bytes of the widest activation in a step that is worth a thread of its own
-TOGETHER = 1024  # on CUDA as many networks are trained side by side as have sets of so many images between them
+LARGE = 2**20  # bytes of the widest activation from which a CPU trains one network per thread
+TOGETHER = 1024  # on CUDA, the largest product of images in S and networks that train side by side
 PRECISIONS = ("float32", "tf32")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How networks are trained on S; the defaults are the paper's. The accuracy after the last epoch counts, never the best.
+    """How networks are trained on S, by default as in the paper. The accuracy after the last epoch counts.
 
-    Checked when made: a ValueError says in a sentence what to change.
+    Attributes
+    ----------
+    width, depth : int
+        Of a ConvNet.
+    epochs : int or None
+        None stands for 1000 if images are augmented, else 300.
+    optimiser : str
+        ``"sgd"`` or ``"adam"``.
+    lr : float
+        Learning rate, divided by 10 after half the epochs.
+    momentum : float
+        The first beta of Adam.
+    weight_decay : float
+    batch : int
+        Images per training step.
+    augment : str
+        ``"paper"`` augments like the paper's scripts: MNIST always, other data for networks with BatchNorm.
+        ``"none"``, ``"dsa"`` and ``"dsa:crop+scale"`` are as in `Recipe`.
+    precision : str
+        ``"float32"``, or ``"tf32"`` to train and test with TF32 products on CUDA.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range or unknown.
     """
 
-    width: int = 128  # of a ConvNet
+    width: int = 128
     depth: int = 3
-    epochs: int | None = None  # None: 300, or 1000 where images are varied
-    optimiser: str = "sgd"  # or adam; the learning rate is divided by 10 after half the epochs
+    epochs: int | None = None
+    optimiser: str = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 256
-    # paper: as its scripts do, for MNIST and for networks with BatchNorm; none; or dsa, or dsa:crop+scale, as `Recipe.augment`
     augment: str = "paper"
-    precision: str = "float32"  # tf32: products on CUDA in TF32, training and testing
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "batch"):
@@ -71,11 +88,18 @@ class Protocol:
         object.__setattr__(self, "augment", canonical_name(self.augment, ("paper", "none")))
         choose(dict.fromkeys(PRECISIONS), "precision", self.precision)
 
-    def settled(self, data: Data, network: nn.Module) -> dict[str, Any]:
-        """What this comes to for these data and this network: plain JSON types, epochs a number, augment canonical_name out."""
-        if self.augment in ("paper", "none"):
-            operations = operations_for(data.name, networks.has_batchnorm(network)) if self.augment == "paper" else ()
-        else:
+    def resolve(self, data: Data, network: nn.Module) -> dict[str, Any]:
+        """The protocol for these data and this network.
+
+        Returns
+        -------
+        dict
+            The fields in plain JSON types. ``epochs`` is a number and ``augment`` lists the operations.
+        """
+        operations: tuple[str, ...] = ()
+        if self.augment == "paper":
+            operations = operations_for(data.name, networks.has_batchnorm(network))
+        elif self.augment != "none":
             operations = ("dsa", *strategy_of(self.augment, data.name))
         epochs = self.epochs or (1000 if operations else 300)
         return asdict(self) | {"epochs": epochs, "augment": "+".join(operations) or "none"}
@@ -83,39 +107,53 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test accuracies, in percent, of networks trained on one synthetic set."""
+    """Test accuracies of networks trained on one synthetic set.
+
+    Attributes
+    ----------
+    accuracies : tuple of float
+        In percent, one for each network.
+    network : str
+    seed : int
+    protocol : dict
+        What `Protocol.resolve` returned.
+    seconds : float
+        Time spent on training and testing.
+    """
 
     accuracies: tuple[float, ...]
     network: str
     seed: int
-    protocol: dict[str, Any] = field(default_factory=dict)  # `Protocol.settled`
+    protocol: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def n(self) -> int:
+        """Number of networks."""
         return len(self.accuracies)
 
     @property
     def mean(self) -> float:
+        """Mean accuracy, in percent."""
         return math.fsum(self.accuracies) / self.n
 
     @property
     def std(self) -> float:
-        """Standard deviation between networks (n - 1 in the denominator); NaN for a single network."""
+        """Standard deviation between networks (n - 1 in the denominator). NaN for a single network."""
         if self.n < 2:
             return math.nan
         return math.sqrt(math.fsum((a - self.mean) ** 2 for a in self.accuracies) / (self.n - 1))
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95% t interval of the mean over networks, for this one set: it says nothing about other sets."""
+        """95% t interval of the mean, in percent. It covers networks trained on this set, not other sets."""
         from .analysis.statistics import t_half_width  # needs the extra "analysis"
 
         half = t_half_width(self.std, self.n)
         return self.mean - half, self.mean + half
 
     def first(self, n: int) -> Evaluation:
-        """The first n networks of these."""
+        """The evaluation of only the first n networks."""
         return replace(self, accuracies=self.accuracies[:n])
 
     def __str__(self) -> str:
@@ -139,50 +177,81 @@ def evaluate(
     side_by_side: int | None = None,
     **changes: Any,
 ) -> Evaluation:
-    """Train `n_networks` fresh networks on S and test each, after its last epoch, on `data`'s test images.
+    """Train ``n_networks`` new networks on S and test each of them on the test images of ``data``.
 
-    S: a synthetic set, or data whose training images are all taken (Table 3's last column).
-    protocol, changes: a Protocol, and fields of it to change. Without either the paper's is followed, but with the width
-    and depth of ConvNet that S was condensed with: name them to compare sets of different origin.
-    known: accuracies of the first networks, if they were trained before; they are not trained again.
-    side_by_side: networks trained at once in one step, halved where memory runs out. None: on CUDA many, the smaller the set the
-    more; on a CPU one to a thread, where a step is large enough. It changes a network's training by rounding at most.
-    each: called after every network, or every group of them, with what there is so far.
-    deadline: time.monotonic() after which no network or group is begun; what has begun is finished.
+    Parameters
+    ----------
+    S : SyntheticSet or Data
+        A Data stands for all its training images (last column of Table 3).
+    data : Data
+    network : str
+        A name that `networks.build` knows.
+    n_networks : int
+    seed : int
+        The same seed gives the same bits on one machine's CPU.
+    protocol : Protocol, optional
+        None takes the paper's protocol, with the width and depth that S was condensed with. Give a protocol to
+        compare sets of different origin.
+    device : torch.device or str, optional
+        None takes CUDA if there is a GPU, else the CPU.
+    progress : bool
+        Show a progress bar.
+    known : sequence of float
+        Accuracies of the first networks, from an earlier call. These networks are not trained again.
+    each : callable, optional
+        Called with the evaluation so far after each network, or each group of networks.
+    deadline : float, optional
+        In the unit of ``time.monotonic()``. No network or group starts later, but one that has started is finished.
+    side_by_side : int, optional
+        How many networks train in one step. The number is halved if memory runs out. None chooses: on CUDA, more for
+        smaller sets; on a CPU, one per thread if steps are large, else one. It changes results by rounding at most.
+    **changes
+        Fields of the protocol to change, as in ``epochs=100``.
 
-    Returns an Evaluation with n_networks accuracies in percent. The same seed gives the same bits on one machine's CPU.
-    Raises ValueError where S does not fit the data, for unknown names and for numbers out of range; OutOfTime at the deadline.
+    Returns
+    -------
+    Evaluation
+        With ``n_networks`` accuracies.
+
+    Raises
+    ------
+    ValueError
+        If S does not fit the data, a name is unknown, or a number is out of range.
+    OutOfTime
+        At the deadline.
     """
     check_number("n_networks", n_networks, least=1, whole=True)
     check_number("seed", seed, least=0, whole=True)
     if side_by_side is not None:
         check_number("side_by_side", side_by_side, least=1, whole=True)
-    settled = settle(S, data, network, protocol, **changes)
+    resolved = resolve_protocol(S, data, network, protocol, **changes)
     device = device_of(device)
-    x, y = (S.train_images, S.train_labels) if isinstance(S, Data) else (S.images, S.labels)
-    x, y = x.to(device), y.to(device)
-    x_test, y_test = data.test_images.to(device, x.dtype), data.test_labels.to(device)
-    begun = time.monotonic()
-    found = Evaluation(tuple(known)[:n_networks], network, seed, settled)
-    bar = progress_bar(f"{network} on {_named(S)}", n_networks, "network", progress, initial=found.n)
-    cores = 1 if side_by_side else _cores(n_networks, x, settled)
-    at_once = side_by_side or (cores if device.type == "cpu" else _fitting(n_networks - found.n, len(y)))
-    memory = Memory(largest=at_once * len(y))
+    x, y = (part.to(device) for part in images_of(S))
+    x_test = data.test_images.to(device, x.dtype)
+    y_test = data.test_labels.to(device)
+    start = time.monotonic()
+    found = Evaluation(tuple(known)[:n_networks], network, seed, resolved)
+    threads = 1 if side_by_side else _threads(n_networks, x, resolved)
+    if side_by_side is None:
+        side_by_side = threads if device.type == "cpu" else _group_size(n_networks - found.n, len(y))
+    memory = Memory(largest=side_by_side * len(y))
+
+    def train_and_test(numbers: Sequence[int]) -> list[float]:
+        group = _train(numbers, network, data, resolved, seed, x, y, memory)
+        return [accuracy(trained, x_test, y_test) for trained in group]
+
+    trained_on = f"all of {S.name}" if isinstance(S, Data) else f"{len(y)} images"
+    bar = progress_bar(f"{network} on {trained_on}", n_networks, "network", progress, initial=found.n)
     while found.n < n_networks:
         if deadline_passed(deadline):
             bar.close()
-            kept = "run again to go on" if each else "give it more time, or each= to keep what there is"
-            raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: {kept}")
-        group = range(found.n, min(found.n + at_once, n_networks))
-        train = partial(_trained, network=network, data=data, settled=settled, seed=seed, x=x, y=y, memory=memory)
-
-        def scores(group: Sequence[int], train: Callable[..., list[nn.Module]] = train) -> list[float]:
-            return [accuracy(f, x_test, y_test) for f in train(group)]
-
-        with matmul_precision(settled["precision"]):
-            parts = [[j] for j in group] if cores > 1 else [group]
-            accuracies = [score for part in on_cores(scores, parts, cores) for score in part]
-        found = replace(found, accuracies=(*found.accuracies, *accuracies), seconds=time.monotonic() - begun)
+            what_to_do = "run again to go on" if each else "give it more time, or each= to keep partial results"
+            raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: {what_to_do}")
+        numbers = range(found.n, min(found.n + side_by_side, n_networks))
+        groups: list[Sequence[int]] = [[j] for j in numbers] if threads > 1 else [numbers]
+        with matmul_precision(resolved["precision"]):
+            accuracies = [a for group in map_in_threads(train_and_test, groups, threads) for a in group]
+        found = replace(found, accuracies=(*found.accuracies, *accuracies), seconds=time.monotonic() - start)
         bar.update(len(accuracies))
         if each:
             each(found)
@@ -190,96 +259,117 @@ def evaluate(
     return found
 
 
-def _fitting(n_networks: int, n_images: int) -> int:
-    """How many networks to train side by side on a GPU: those left are shared out evenly over groups that fill it."""
+def resolve_protocol(
+    S: SyntheticSet | Data, data: Data, network: str, protocol: Protocol | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Check the arguments of `evaluate` and resolve its protocol, without any training.
+
+    Parameters
+    ----------
+    S, data, network, protocol, **changes
+        As in `evaluate`.
+
+    Returns
+    -------
+    dict
+        What `Protocol.resolve` returns.
+
+    Raises
+    ------
+    ValueError
+        If S does not fit the data, a name is unknown, or a number is out of range.
+    """
+    check_pair(S, data)
+    for name in changes:
+        choose(Protocol.__dataclass_fields__, "protocol field", name)
+    if not isinstance(protocol, Protocol | None):
+        raise ValueError(f"protocol is a {type(protocol).__name__}: give a Protocol, or its fields as in epochs=100")
+    if protocol is None:
+        recipe = {} if isinstance(S, Data) else S.recipe
+        protocol = Protocol(**{name: recipe[name] for name in ("width", "depth") if name in recipe})
+    protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
+    return protocol.resolve(data, _build(network, data, asdict(protocol), generator(0, "settle")))
+
+
+def _group_size(n_networks: int, n_images: int) -> int:
+    """How many networks train side by side on CUDA: as few groups as possible, all of about the same size."""
     groups = math.ceil(n_networks / max(1, TOGETHER // n_images))
     return math.ceil(n_networks / max(1, groups))
 
 
-def _cores(n_networks: int, x: Tensor, settled: dict[str, Any]) -> int:
-    """How many networks a CPU trains at once, each by its share of the threads: two threads that meet at the end of every layer
-    are slower than two that train a network each. One where a step is so small that it is mostly Python."""
-    step = (
-        min(len(x), settled["batch"]) * settled["width"] * x[0, 0].numel() * x.element_size()
-    )  # bytes of the widest activation
-    return min(torch.get_num_threads(), n_networks) if x.device.type == "cpu" and step >= LARGE else 1
+def _threads(n_networks: int, x: Tensor, resolved: dict[str, Any]) -> int:
+    """How many networks a CPU trains at once, one per thread.
+
+    Threads that share one network wait for each other after every layer. But a small step is mostly Python, which
+    only one thread runs at a time.
+    """
+    widest = min(len(x), resolved["batch"]) * resolved["width"] * x[0, 0].numel() * x.element_size()
+    return min(torch.get_num_threads(), n_networks) if x.device.type == "cpu" and widest >= LARGE else 1
 
 
-def _trained(
+def _train(
     numbers: Sequence[int],
     network: str,
     data: Data,
-    settled: dict[str, Any],
+    resolved: dict[str, Any],
     seed: int,
     x: Tensor,
     y: Tensor,
     memory: Memory,
 ) -> list[nn.Module]:
-    """The networks of these numbers, or the first of them as memory allows, trained side by side on x and y.
+    """Train the networks of these numbers on x and y side by side, or as many of the first ones as fit into memory.
 
-    Network j draws its weights, mini-batches and varied images from generators of its own, whoever stands beside it.
+    Network j has its own generators for weights, mini-batches and augmentation, so the group does not matter.
     """
-    training = {name: settled[name] for name in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "batch")}
+    options = {name: resolved[name] for name in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "batch")}
     as_recorded = step_recorder(x.device)
 
     def train(numbers: Sequence[int]) -> list[nn.Module]:
         group = [
-            _build(network, data, settled, generator(seed, "evaluate", j)).to(x.device, x.dtype) for j in numbers
+            _build(network, data, resolved, generator(seed, "evaluate", j)).to(x.device, x.dtype) for j in numbers
         ]
         rngs = [generator(seed, "evaluate batches", j) for j in numbers]
-        return fit(
-            group, x, y, rng=rngs, vary=_varying(settled["augment"], rngs), as_recorded=as_recorded, **training
-        )
+        vary = _augmentation(resolved["augment"], rngs)
+        fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, **options)
+        return group
 
-    for attempt in memory:  # again, from the start with fewer, where memory runs out: it does so in the first steps
+    for attempt in memory:  # memory runs out in the first steps, so a new start loses little
         numbers = numbers[: max(1, (memory.chunk or memory.largest) // len(y))]
         if len(numbers) == 1:
-            break  # whose passes are split
+            break  # `fit` splits the passes of a single network itself
         with attempt:
             return train(numbers)
     return train(numbers)
 
 
-def _named(S: SyntheticSet | Data) -> str:
-    return f"all of {S.name}" if isinstance(S, Data) else f"{len(S.labels)} images"
-
-
-def settle(
-    S: SyntheticSet | Data, data: Data, network: str, protocol: Protocol | None = None, **changes: Any
-) -> dict[str, Any]:
-    """The protocol by which `evaluate` would train these networks on this set (`Protocol.settled`), all inputs checked."""
-    check_pair(S, data)
-    for name in changes:
-        choose(Protocol.__dataclass_fields__, "protocol field", name)
-    if not isinstance(protocol, Protocol | None):
-        raise ValueError(
-            f"protocol is a {type(protocol).__name__}: give a Protocol, or its fields by name, as in epochs=100"
-        )
-    if protocol is None:
-        recipe = {} if isinstance(S, Data) else S.recipe
-        protocol = Protocol(**{name: recipe[name] for name in ("width", "depth") if name in recipe})
-    protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
-    return protocol.settled(data, _build(network, data, asdict(protocol), generator(0, "settle")))
-
-
-def _build(network: str, data: Data, settled: dict[str, Any], rng: torch.Generator) -> nn.Module:
-    size = {"width": settled["width"], "depth": settled["depth"]}
+def _build(network: str, data: Data, resolved: dict[str, Any], rng: torch.Generator) -> nn.Module:
+    size = {"width": resolved["width"], "depth": resolved["depth"]}
     return networks.build(network, data.shape, data.n_classes, generator=rng, **size)
 
 
-def _varying(augment: str, rngs: Sequence[torch.Generator]) -> Callable[[Tensor], Tensor] | None:
-    """The function that varies S anew for each epoch and network, from the spelling in `Protocol.settled`."""
+def _augmentation(augment: str, rngs: Sequence[torch.Generator]) -> Callable[[Tensor], Tensor] | None:
+    """The function that augments S for each epoch and network. ``augment`` is spelled as in `Protocol.resolve`."""
     if augment == "none":
         return None
     first, *rest = operations = augment.split("+")
     if first == "dsa":
-        return lambda x: independent_for_each(x, rest, rngs)
-    return lambda x: one_of_for_each(x, operations, rngs)
+        return lambda x: apply_transforms(x, rest, rngs)
+    return lambda x: apply_operations(x, operations, rngs)
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Percent of images (N, channels, height, width) that `network` puts into their class y (N,)."""
+    """Percent of images that ``network`` classifies correctly.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left in training mode.
+    x : Tensor
+        (N, channels, height, width) images.
+    y : Tensor
+        (N,) labels.
+    """
     network.eval()
     memory = Memory(largest=TEST_BATCH)
     fits = pass_size(network, x) or TEST_BATCH

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files atomically, and names that are safe in paths."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all; missing folders are made.
+    """Write a file completely or not at all. Missing folders are created.
 
-    Raises OSError, of the cause's own kind, in one sentence that names the file; then no temporary file is left behind, and an
-    older file of that name stays as it was.
+    Parameters
+    ----------
+    path : path
+        An existing file of this name is replaced.
+    data : bytes
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The message names it. An existing file stays unchanged, and no temporary file
+        is left.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the same folder, so surely the same disk
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # os.replace needs the same disk, so the same folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
@@ -28,15 +37,13 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):
-            way_out = (
-                "free some space or choose another folder" if error.errno == errno.ENOSPC else "choose another place"
-            )
-            reason = f"cannot write {path} ({error.strerror}): {way_out}"
-            raise OSError(error.errno, reason) from error
-        raise
+        if not isinstance(error, OSError):
+            raise
+        full = error.errno == errno.ENOSPC
+        advice = "free some space or choose another folder" if full else "choose another place"
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror}): {advice}") from error
 
 
 def slug(name: str) -> str:
-    """A name as part of a path: characters that file systems refuse become "_"."""
+    """Replace the characters of a name that file systems refuse by "_"."""
     return re.sub(r"[^\w.,+=@-]+", "_", name)

@@ -1,7 +1,7 @@
-"""How gradients are compared: angle and magnitude (Section 3.2, Eq. 7-9; Table 2).
+"""How gradients are compared: by angle and magnitude (Section 3.2, Eq. 7 to Eq. 9; Table 2).
 
-A gradient is a list with one tensor per weight, each already cut into its rows: shape (..., rows, n), see `as_rows`.
-Leading dimensions (the classes, usually) are kept, so one call compares all classes at once.
+A gradient is a list with one tensor per matched layer. Each tensor is cut into rows: (..., rows, n), see `as_rows`.
+The leading dimensions are kept. They are usually the classes, so one call compares all classes at once.
 """
 
 from __future__ import annotations
@@ -12,15 +12,37 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .checks import choose
+
 Gradient = Sequence[Tensor]  # one (..., rows, n) tensor per matched layer
 
 
 def as_rows(g: Tensor, ndim: int) -> Tensor:
-    """Cut the gradient of one parameter into the rows that are compared, below Eq. 8.
+    """Cut the gradient of one parameter into the rows that are compared.
 
-    g: (..., *shape) of a parameter with `ndim` dimensions: convolution weights (out, in, h, w) give `out` rows of in*h*w,
-    three dimensions (C, h, w) give C rows of h*w, matrices (out, in) stay. Returns (..., rows, n), a view where possible.
-    One-dimensional parameters (biases, norm scale and shift) are not matched and raise ValueError.
+    A row holds the weights of one output channel. Convolution weights (out, in, h, w) become ``out`` rows of in*h*w
+    numbers. Parameters (C, h, w) become C rows of h*w. Matrices (out, in) are unchanged.
+
+    Parameters
+    ----------
+    g : Tensor
+        The shape of the parameter, after any leading dimensions.
+    ndim : int
+        Number of dimensions of the parameter.
+
+    Returns
+    -------
+    Tensor
+        (..., rows, n), a view if possible.
+
+    Raises
+    ------
+    ValueError
+        If the parameter has one dimension. Biases and the parameters of norm layers are not matched.
+
+    Source
+    ------
+    Section 3.2, below Eq. 8.
     """
     if ndim < 2:
         raise ValueError(
@@ -30,10 +52,24 @@ def as_rows(g: Tensor, ndim: int) -> Tensor:
 
 
 def d1(A: Tensor, B: Tensor, *, eps: float = 1e-8) -> Tensor:
-    """Negative cosine similarity, summed over rows (Eq. 8). A, B: (..., rows, n) -> (...).
+    """Negative cosine similarity of each row, summed over rows.
 
-    Each norm is kept at or above `eps`, as in torch.nn.functional.cosine_similarity: a row that is zero on either
-    side counts 1, no angle being known there.
+    Parameters
+    ----------
+    A, B : Tensor
+        (..., rows, n).
+    eps : float
+        The least norm of a row, as in ``torch.nn.functional.cosine_similarity``. A row that is zero in A or B counts
+        1.
+
+    Returns
+    -------
+    Tensor
+        (...).
+
+    Source
+    ------
+    Eq. 8, Section 3.2.
     """
     norms = A.norm(dim=-1).clamp_min(eps) * B.norm(dim=-1).clamp_min(eps)
     # sum_i (1 - A_i . B_i / (|A_i| |B_i|))
@@ -41,20 +77,88 @@ def d1(A: Tensor, B: Tensor, *, eps: float = 1e-8) -> Tensor:
 
 
 def d2(A: Tensor, B: Tensor) -> Tensor:
-    """Euclidean distance of each row, summed over rows (Eq. 9, second term). A, B: (..., rows, n) -> (...).
+    """Euclidean distance of each row, summed over rows. The gradient at A = B is 0.
 
-    Differentiable everywhere in torch's sense: the gradient at A = B is 0.
+    Parameters
+    ----------
+    A, B : Tensor
+        (..., rows, n).
+
+    Returns
+    -------
+    Tensor
+        (...).
+
+    Source
+    ------
+    Eq. 9, second term, Section 3.2; Table 2.
     """
+    # sum_i |A_i - B_i|
     return (A - B).norm(dim=-1).sum(-1)
 
 
+def improved(A: Tensor, B: Tensor) -> Tensor:
+    """The paper's distance of angle and magnitude: d1 + d2.
+
+    A recipe uses it under the name "d1 + d2".
+
+    Parameters
+    ----------
+    A, B : Tensor
+        (..., rows, n).
+
+    Returns
+    -------
+    Tensor
+        (...).
+
+    Source
+    ------
+    Eq. 9, Section 3.2.
+    """
+    # sum_i (1 - A_i . B_i / (|A_i| |B_i|) + |A_i - B_i|)
+    return d1(A, B) + d2(A, B)
+
+
 def d3(A: Tensor, B: Tensor) -> Tensor:
-    """Sum of squared differences (Table 2). A, B: (..., rows, n) -> (...)."""
+    """Sum of squared differences.
+
+    Parameters
+    ----------
+    A, B : Tensor
+        (..., rows, n).
+
+    Returns
+    -------
+    Tensor
+        (...).
+
+    Source
+    ------
+    Table 2, Section 4.3.
+    """
+    # sum_i |A_i - B_i|^2
     return (A - B).square().sum((-1, -2))
 
 
 def d4(A: Tensor, B: Tensor) -> Tensor:
-    """Mean of squared differences over a row, summed over rows: d3 / n (Table 2). A, B: (..., rows, n) -> (...)."""
+    """Mean of the squared differences of each row, summed over rows: d3 / n.
+
+    Parameters
+    ----------
+    A, B : Tensor
+        (..., rows, n).
+
+    Returns
+    -------
+    Tensor
+        (...).
+
+    Source
+    ------
+    Table 2, Section 4.3.
+    """
+    # sum_i |A_i - B_i|^2 / n
     return (A - B).square().mean(-1).sum(-1)
 
 
@@ -64,10 +168,22 @@ _TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*?\s*)?(?P<na
 
 
 def parse_distance(expression: str) -> list[tuple[float, str]]:
-    """Read a weighted sum of distances: "d1 + 0.1*d2" -> [(1.0, "d1"), (0.1, "d2")].
+    """Read a weighted sum of distances.
 
-    Raises ValueError for an unknown distance (the known ones are listed), a weight that is not a positive number, or
-    anything else that is not such a sum.
+    Parameters
+    ----------
+    expression : str
+        For instance "d1 + 0.1*d2".
+
+    Returns
+    -------
+    list of (float, str)
+        Weight and name of each term, for instance ``[(1.0, "d1"), (0.1, "d2")]``.
+
+    Raises
+    ------
+    ValueError
+        If a distance is unknown, a weight is not positive, or the expression is no such sum.
     """
     terms = []
     # Split at "+", but not inside an exponent such as 1e+2.
@@ -75,12 +191,11 @@ def parse_distance(expression: str) -> list[tuple[float, str]]:
         match = _TERM.fullmatch(part.strip())
         if match is None:
             raise ValueError(
-                f"cannot read {expression!r} as a distance: write a sum of {', '.join(DISTANCES)} with positive weights, "
-                'for instance "d1 + 0.1*d2"'
+                f"cannot read {expression!r} as a distance: write a sum of {', '.join(DISTANCES)} "
+                'with positive weights, for instance "d1 + 0.1*d2"'
             )
         name = match["name"]
-        if name not in DISTANCES:
-            raise ValueError(f"unknown distance {name!r} in {expression!r}: choose from {', '.join(DISTANCES)}")
+        choose(DISTANCES, "distance", name)
         try:
             weight = float(match["weight"] or 1)
         except ValueError:
@@ -94,22 +209,57 @@ def parse_distance(expression: str) -> list[tuple[float, str]]:
 
 
 def spell_distance(terms: Sequence[tuple[float, str]]) -> str:
-    """The one spelling of a sum: [(1.0, "d1"), (0.1, "d2")] -> "d1 + 0.1*d2"."""
+    """Write a weighted sum of distances. This is the inverse of `parse_distance`, with one spelling for each sum."""
     return " + ".join(name if weight == 1 else f"{str(weight).removesuffix('.0')}*{name}" for weight, name in terms)
 
 
 def layer_distances(expression: str, gS: Gradient, gT: Gradient) -> list[Tensor]:
-    """d(gS_l, gT_l) of each layer l. gS, gT: one (..., rows, n) tensor per layer -> one (...) tensor per layer."""
+    """The distance d(gS_l, gT_l) of each layer l.
+
+    Parameters
+    ----------
+    expression : str
+        See `parse_distance`.
+    gS, gT : list of Tensor
+        (..., rows, n) per layer.
+
+    Returns
+    -------
+    list of Tensor
+        (...) per layer.
+    """
     terms = parse_distance(expression)
-    return [sum(weight * DISTANCES[name](A, B) for weight, name in terms) for A, B in zip(gS, gT, strict=True)]
+
+    def d(A: Tensor, B: Tensor) -> Tensor:
+        first, *others = (weight * DISTANCES[name](A, B) for weight, name in terms)
+        return sum(others, first)
+
+    return [d(A, B) for A, B in zip(gS, gT, strict=True)]
 
 
 def distance(expression: str) -> Callable[[Gradient, Gradient], Tensor]:
-    """D of Eq. 7: the function (gS, gT) -> sum over layers of d(gS_l, gT_l), for a `parse_distance`-able expression.
+    """Make the distance D between two gradients.
 
-    The function takes one (..., rows, n) tensor per layer on each side and returns (...).
+    Parameters
+    ----------
+    expression : str
+        The distance d of one layer, see `parse_distance`.
+
+    Returns
+    -------
+    callable
+        D(gS, gT). It takes one (..., rows, n) tensor per layer on each side and returns (...).
+
+    Raises
+    ------
+    ValueError
+        If the expression cannot be read.
+
+    Source
+    ------
+    Eq. 7, Section 3.2.
     """
-    parse_distance(expression)  # a bad expression is told here, before any work
+    parse_distance(expression)  # a bad expression raises here, before any work
 
     def D(gS: Gradient, gT: Gradient) -> Tensor:
         # D = sum_l d(gS_l, gT_l)

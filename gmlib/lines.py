@@ -1,7 +1,7 @@
-"""The lines of Algorithm 1 as functions. `algorithm.algorithm_1` puts them in the order of the print.
+"""The lines of Algorithm 1 as functions. `gmlib.algorithm.algorithm_1` calls them in the order of the print.
 
-S is (C*ipc, channels, height, width), normalised and sorted by class. A gradient has one tensor per matched layer, of shape
-(C, rows, n) for class gradients (see `how.as_rows`).
+S is (C*ipc, channels, height, width), normalised and sorted by class. Class gradients are one (C, rows, n) tensor per
+matched layer, see `gmlib.how.as_rows`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ from .speed import batch_gradient, class_gradients
 from .speed.recording import Runner
 from .what import WHAT
 
-# The released scripts' mixed mini-batches for the inter-class gradient, and the real images of each class from which
-# BatchNorm's running statistics are taken before each update.
-MIXED_REAL, MIXED_IMAGES, BATCHNORM_IMAGES = 1024, 256, 16
+MIXED_REAL = 1024  # real images in a batch of mixed classes, as in the released scripts
+MIXED_IMAGES = 256  # condensed images in such a batch, at most
+BATCHNORM_IMAGES = 16  # real images per class that BatchNorm's statistics are taken from before each update of S
 STREAMS = ("batches", "mixed", "augment", "validation", "shuffle")
 
 
 def streams_of(recipe: Recipe, k: int, t: int) -> dict[str, torch.Generator]:
-    """One random stream per purpose for inner iteration (k, t).
+    """One random stream for each purpose in inner iteration (k, t).
 
-    Runs that differ only in `where` therefore meet the same networks and the same real batches.
+    The streams depend on the seed, k and t alone. So runs that differ only in ``where`` use the same real batches.
+
+    Returns
+    -------
+    dict
+        A generator for each name in ``STREAMS``.
     """
     return {purpose: generator(recipe.seed, purpose, k, t) for purpose in STREAMS}
 
@@ -41,19 +46,23 @@ def streams_of(recipe: Recipe, k: int, t: int) -> dict[str, torch.Generator]:
 
 
 def initial(data: Data, recipe: Recipe) -> Tensor:
-    """Line 1: S_0, from N(0, 1) in normalised pixels or random real images.
+    """Draw S_0: noise from N(0, 1) in normalised pixels, or random real images.
 
     Parameters
     ----------
     data : Data
-        Its device and dtype are those of S_0.
+        S_0 gets its device and dtype.
     recipe : Recipe
-        `init` says which of the two.
+        Its ``init`` chooses.
 
     Returns
     -------
     Tensor
         (C*ipc, channels, height, width), sorted by class.
+
+    Source
+    ------
+    Line 1 of Algorithm 1.
     """
     C, ipc, seed = data.n_classes, recipe.ipc, recipe.seed
     if recipe.init == "real":
@@ -66,7 +75,12 @@ def initial(data: Data, recipe: Recipe) -> Tensor:
 
 
 def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:
-    """Line 3: theta_0 ~ P_theta0, the network of outer iteration k, on the data's device and in its dtype."""
+    """Draw theta_0 ~ P_theta0, the network of outer iteration k, on the data's device and in its dtype.
+
+    Source
+    ------
+    Line 3 of Algorithm 1.
+    """
     return networks.build(
         recipe.network,
         data.shape,
@@ -83,15 +97,15 @@ def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:
 
 
 class Batches(NamedTuple):
-    """What one update of S sees besides S itself.
+    """The mini-batches of one update of S.
 
     Attributes
     ----------
     images : tuple of Tensor
-        The real images of all classes, (sum of sizes, channels, height, width). For `inter_batches="sampled"` also
-        the places in S of the mixed synthetic batch, and the mixed real batch with its labels.
+        The real images of all classes, (sum of sizes, channels, height, width). With inter_batches="sampled" three
+        more tensors follow: the indices in S of the mixed synthetic batch, and the mixed real batch with its labels.
     sizes : list of int
-        Real images of each class.
+        Number of real images of each class.
     transforms : list of callables
         One augmentation per class, applied to both sides.
     """
@@ -102,12 +116,29 @@ class Batches(NamedTuple):
 
     @property
     def for_batchnorm(self) -> Tensor:
-        """The first images of each class, from which BatchNorm's statistics are taken."""
+        """The first real images of each class, for BatchNorm's statistics."""
         return torch.cat([real[:BATCHNORM_IMAGES] for real in self.images[0].split(self.sizes)])
 
 
 def sample(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> Batches:
-    """Lines 5-6: a mini-batch of each class of T. S is small, so its batches are all images of a class."""
+    """Draw a mini-batch of each class of T. S is small, so its mini-batches are all its images of a class.
+
+    Parameters
+    ----------
+    data : Data
+    recipe : Recipe
+        Uses ``batch_real``, ``augment`` and ``inter_batches``.
+    streams : dict
+        From `streams_of`. Drawing advances them.
+
+    Returns
+    -------
+    Batches
+
+    Source
+    ------
+    Lines 5 and 6 of Algorithm 1.
+    """
     real = data.sample_classes(recipe.batch_real, streams["batches"])
     transforms = [siamese_for(recipe.augment, data.name, streams["augment"]) for _ in real]
     images: tuple[Tensor, ...] = (torch.cat(real),)
@@ -119,7 +150,7 @@ def sample(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> B
 
 
 def runner_for(data: Data, recipe: Recipe) -> Runner:
-    """What runs the steps of a run on the data's device."""
+    """Make the `gmlib.speed.recording.Runner` that a run on the data's device passes to its steps."""
     largest = max(recipe.batch_real, recipe.ipc, MIXED_REAL if recipe.inter_batches == "sampled" else 0)
     return Runner(data.train_images.device, largest, data.n_classes)
 
@@ -128,14 +159,15 @@ def runner_for(data: Data, recipe: Recipe) -> Runner:
 
 
 class Gradients(NamedTuple):
-    """Gradients of S and of T, one tensor per matched layer on each side.
+    """Gradients of S and of T.
 
     Attributes
     ----------
     S, T : list of Tensor
-        Class gradients gS_c and gT_c, (C, rows, n). S can be differentiated with respect to the images.
+        Class gradients gS and gT, (C, rows, n) per matched layer. gS can be differentiated with respect to the
+        images.
     mixed : tuple or None
-        Gradients of the mixed batches of S and T, (rows, n), for `inter_batches="sampled"`.
+        Gradients of the mixed batches of S and of T, (rows, n) per matched layer each, with inter_batches="sampled".
     """
 
     S: how.Gradient
@@ -144,7 +176,7 @@ class Gradients(NamedTuple):
 
     @property
     def detached(self) -> Gradients:
-        """The class gradients without what could be differentiated."""
+        """The class gradients without a graph."""
         return Gradients([layer.detach() for layer in self.S], self.T)
 
 
@@ -157,7 +189,7 @@ def gradients(
     chunk: int | None = None,
     images: tuple[Tensor, ...] | None = None,
 ) -> Gradients:
-    """Line 7: gS_c = grad L(B_c^S, theta) and gT_c = grad L(B_c^T, theta), for every class c.
+    """Compute the class gradients of S and of T.
 
     Parameters
     ----------
@@ -168,19 +200,24 @@ def gradients(
     B : Batches
         From `sample`.
     recipe : Recipe
-        Its `ipc` and `precision` count.
+        Uses ``ipc`` and ``precision``.
     chunk : int, optional
-        Images in one pass at most; None for no limit. The result is the same to rounding.
+        Largest number of images in one pass; None for no limit. The result is the same up to rounding.
     images : tuple of Tensor, optional
-        Taken in place of `B.images`: the buffers of a recorded step.
+        Replaces ``B.images``. A recorded step passes its own buffers.
 
     Returns
     -------
     Gradients
+
+    Source
+    ------
+    Line 7 of Algorithm 1.
     """
     real, *mixed = B.images if images is None else images
     B_S = [transform(x) for transform, x in zip(B.transforms, S.split(recipe.ipc), strict=True)]
     B_T = [transform(x) for transform, x in zip(B.transforms, real.split(B.sizes), strict=True)]
+    # gS_c = grad L(B_c^S, theta), gT_c = grad L(B_c^T, theta)
     gS = class_gradients(theta, B_S, create_graph=True, chunk=chunk)
     gT = class_gradients(theta, B_T, chunk=chunk, precision=recipe.precision)
     if not mixed:
@@ -195,7 +232,7 @@ def gradients(
 
 
 def class_weights(data: Data, recipe: Recipe) -> Tensor:
-    """Eq. 5's weight of each class, (C,) float64 with sum 1."""
+    """The weight of each class in Eq. 5, (C,) float64 with sum 1."""
     if recipe.class_weights == "share":
         return data.class_weights
     return torch.full_like(data.class_weights, 1 / data.n_classes)
@@ -204,22 +241,22 @@ def class_weights(data: Data, recipe: Recipe) -> Tensor:
 def matching_loss(
     g: Gradients, S: Tensor, weights: Tensor, recipe: Recipe, k: int, retain_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Line 8: loss = sum_c D(gS_c, gT_c) + lam * D(mean_c gS_c, mean_c gT_c), and its gradient with respect to S.
+    """Compute the matching loss and its gradient with respect to S.
 
     Parameters
     ----------
     g : Gradients
         From `gradients`.
     S : Tensor
-        The images that `g` was computed from.
+        The images that ``g`` was computed from.
     weights : Tensor
         (C,), from `class_weights`.
     recipe : Recipe
-        `what` chooses the terms, `how` is D, `lam` their weight.
+        ``what`` chooses the terms, ``how`` is D, and ``lam`` is the weight of the inter-class term.
     k : int
-        Outer iteration; only `what="interleaved"` depends on it.
+        Outer iteration. Only what="interleaved" depends on it.
     retain_graph : bool
-        Keep what a further loss of the same gradients needs.
+        True allows a further loss of the same gradients.
 
     Returns
     -------
@@ -228,10 +265,13 @@ def matching_loss(
     dS : Tensor
         Shape of S.
 
-    Source: Eq. 6, Section 3.1.
+    Source
+    ------
+    Eq. 6, Section 3.1; line 8 of Algorithm 1.
     """
     lam = len(weights) if recipe.lam is None else recipe.lam
     D = how.distance(recipe.how)
+    # loss = sum_c D(gS_c, gT_c) + lam * D(mean_c gS_c, mean_c gT_c)
     loss = WHAT[recipe.what](D, g.S, g.T, lam=lam, weights=weights, k=k, mixed=g.mixed)
     (dS,) = torch.autograd.grad(loss, S, retain_graph=retain_graph)
     return loss.detach(), dS
@@ -240,16 +280,25 @@ def matching_loss(
 def match(
     theta: nn.Module, S: Tensor, labels: Tensor, B: Batches, weights: Tensor, recipe: Recipe, k: int, run: Runner
 ) -> tuple[Tensor, Tensor, Gradients]:
-    """Lines 7 and 8 as one step, which `run` repeats in smaller passes if memory runs out and records on CUDA.
+    """Run lines 7 and 8 as one step, after freezing BatchNorm at the statistics of real images.
 
-    Parameters are those of `gradients` and `matching_loss`. Freezes BatchNorm at the statistics of the real images first.
+    Parameters
+    ----------
+    theta, S, labels, B, weights, recipe, k
+        See `gradients` and `matching_loss`.
+    run : Runner
+        Repeats the step in smaller passes if memory runs out. On CUDA it records the step once and replays it.
 
     Returns
     -------
     loss, dS : Tensor
-        As `matching_loss`.
+        See `matching_loss`.
     g : Gradients
         Detached. On CUDA the next call overwrites all three.
+
+    Source
+    ------
+    Lines 7 and 8 of Algorithm 1.
     """
     networks.freeze_batchnorm(theta, B.for_batchnorm)
 
@@ -258,7 +307,7 @@ def match(
         loss, dS = matching_loss(g, S, weights, recipe, k)  # line 8
         return loss, dS, g.detached
 
-    # Augmentation makes every call different, and only interleaved matching depends on k.
+    # Only interleaved matching depends on k. Augmentation makes every call different, so nothing can be recorded.
     name = None if recipe.augment != "none" else ("match", recipe.what == "interleaved" and k % 2)
     return run(name, lines_7_and_8, *B.images)
 
@@ -266,65 +315,104 @@ def match(
 # ---- lines 10-13: how far theta goes ---------------------------------------------------------------------
 
 
-class Path:
-    """theta_t^0, theta_t^1, ... of lines 10-13: the losses along them, and the test for overfitting (Section 3.3).
+class ThetaPath:
+    """theta_t^0, theta_t^1, ... of lines 10 to 13, with the losses along them and the test for overfitting.
 
-    Nothing is measured unless the recipe updates until overfitting, or `always` is set.
+    The losses are measured only if the recipe updates theta until overfitting, or if ``watch`` is set.
+
+    Parameters
+    ----------
+    theta : nn.Module
+        The network. The caller moves it.
+    S, labels : Tensor
+        The synthetic images and their classes.
+    data : Data
+    recipe : Recipe
+        Uses ``where`` and ``gap``.
+    rng : torch.Generator
+        Draws the real images that stand for T.
+    watch : bool
+        Measure in any case.
 
     Attributes
     ----------
     steps : int
         Steps of theta so far.
     losses : list of Losses
-        L(S, theta) and L(T, theta) at each theta so far, if measured. L(S, theta) is NaN where the test does not need it.
+        L(S, theta) and L(T, theta) at each theta so far, if measured. L(S, theta) is NaN if the test does not need
+        it.
     detection : tuple or None
         (i, L(S, theta), L(T, theta)) if step i, counted from 0, overfitted S.
+
+    Source
+    ------
+    Section 3.3; lines 10 to 13 of Algorithm 1.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        theta: nn.Module,
         S: Tensor,
         labels: Tensor,
         data: Data,
         recipe: Recipe,
         rng: torch.Generator,
-        always: bool = False,
+        watch: bool = False,
     ):
-        self.network, self.S, self.labels = network, S, labels
-        self.overfits, self.gap = where.STOP.get(recipe.where), recipe.gap
-        self.measured = always or self.overfits is not None
-        self.on_S = always or recipe.where in where.NEED_S
+        self.theta, self.S, self.labels = theta, S, labels
+        self.criterion, self.gap = where.STOP.get(recipe.where), recipe.gap
+        self.measured = watch or self.criterion is not None
+        self.on_S = watch or recipe.where in where.NEED_S
         self.steps = 0
         self.losses: list[where.Losses] = []
         self.detection: tuple[int, float, float] | None = None
         if self.measured:
             self.validation = data.sample_any(where.VALIDATION_BATCH, rng)
-            self.losses.append(measure(network, S, labels, self.validation, self.on_S))
+            self._measure()
 
-    def ends(self) -> bool:
-        """Count the step just taken, and say if it overfitted S."""
+    def step_overfits(self) -> bool:
+        """Count a step of theta that was just taken. Returns True if it overfitted S."""
         self.steps += 1
         if not self.measured:
             return False
-        self.losses.append(measure(self.network, self.S, self.labels, self.validation, self.on_S))
+        self._measure()
         before, after = self.losses[-2:]
-        if self.overfits is None or not self.overfits(before, after, self.gap):
+        if self.criterion is None or not self.criterion(before, after, self.gap):
             return False
-        loss_S = after.S if self.on_S else loss_on(self.network, self.S, self.labels)
+        loss_S = after.S if self.on_S else loss_on(self.theta, self.S, self.labels)
         self.detection = (self.steps - 1, loss_S, after.T)
         return True
 
+    def _measure(self) -> None:
+        self.losses.append(measure_losses(self.theta, self.S, self.labels, self.validation, self.on_S))
 
-def measure(
-    network: nn.Module, S: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor], on_S: bool = True
+
+def measure_losses(
+    theta: nn.Module, S: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor], on_S: bool = True
 ) -> where.Losses:
-    """L(S, theta), NaN unless `on_S`, and L(T, theta) on one batch of real images, in nats."""
-    return where.Losses(loss_on(network, S, labels) if on_S else math.nan, loss_on(network, *validation))
+    """Measure L(S, theta) and L(T, theta).
+
+    Parameters
+    ----------
+    theta : nn.Module
+        The network.
+    S, labels : Tensor
+        The synthetic images and their classes.
+    validation : tuple of Tensor
+        One batch of real images and their classes, in place of T.
+    on_S : bool
+        False gives NaN for L(S, theta), which saves time.
+
+    Returns
+    -------
+    Losses
+        In nats.
+    """
+    return where.Losses(loss_on(theta, S, labels) if on_S else math.nan, loss_on(theta, *validation))
 
 
 @torch.no_grad()
-def loss_on(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The mean cross-entropy in nats, in training mode: BatchNorm normalises by the batch."""
-    network.train()
-    return F.cross_entropy(network(x), y).item()
+def loss_on(theta: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The mean cross-entropy in nats, with the network in training mode: BatchNorm normalises by this batch."""
+    theta.train()
+    return F.cross_entropy(theta(x), y).item()

@@ -1,21 +1,22 @@
-"""Section 5's max-min hypothesis: how far from its start does training on S come to rest? (Eq. 13-15; Section 3.2)
+"""Section 5's max-min hypothesis: how far from its start does training on S come to rest? ::
 
-    max_S min_{theta, theta0} ||theta - theta0||    s.t.    ||grad_theta L(S, theta)|| < eps,    theta0 ~ P_theta0
+    Eq. 13:  max_S min_{theta, theta0} ||theta - theta0||
+    Eq. 14:  s.t. ||grad_theta L(S, theta)|| < eps
+    Eq. 15:  theta0 ~ P_theta0
 
-A point below eps is a trap: gradient descent cannot leave it. `reach` measures the inner minimum for a given S over random
-starts, `by_eps` sums the starts up, and `rank_correlation` asks what the distance predicts over many sets. For Section 3.2,
-`paths` measures Figure 2, training on S and on T from one theta0, and `alignment` follows the gradients of S and of T, layer by
-layer, while training on S ("why magnitude matters").
+A point where Eq. 14 holds is a trap: gradient descent hardly moves there. `reach` measures the inner minimum for a
+given S over random starts. ``gmlib.analysis`` summarises what `reach` returns and measures whole paths (Figure 2).
 
-Starts run one after another. Batching eight of them with torch.func.vmap was measured on 8x8 digits (ConvNet-2 of width 32,
-one CPU core): 2.9 ms per step and start against 3.0 at 1 image per class, 18 against 10 at 10. It does not pay.
-
+Starts run one after another. Eight starts in one batch, by ``torch.func.vmap``, were not faster on 8x8 digits
+(ConvNet-2 of width 32, one CPU core): 2.9 instead of 3.0 ms per step and start at 1 image per class, 18 instead of
+10 ms at 10.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,10 +35,11 @@ from .evaluation import accuracy
 from .lines import initial
 from .recipe import Recipe
 from .runtime import OutOfTime, deadline_passed, device_of, generator, progress_bar
-from .sets import SyntheticSet, check_pair
+from .sets import SyntheticSet, check_pair, images_of
 from .speed.precision import matmul_precision
 
-BATCH = 1024  # images in one backward pass: bounds memory, changes results by rounding only
+BATCH = 1024  # images in one backward pass: limits memory, changes results by rounding only
+ON_REAL = ("test_accuracy", "real_loss", "real_gradient_norm")  # columns of `reach` that are measured on real images
 Gradient = Sequence[Tensor]  # one tensor per parameter
 LossAndGradient = Callable[[Sequence[Tensor]], tuple[Tensor, Gradient]]
 
@@ -45,11 +47,22 @@ LossAndGradient = Callable[[Sequence[Tensor]], tuple[Tensor, Gradient]]
 def walk(
     loss_and_gradient: LossAndGradient, theta: Sequence[Tensor], lr: float, steps: int
 ) -> Iterator[tuple[int, Tensor, Gradient]]:
-    """Move theta in place by theta -= lr * grad L(theta), and yield (step, L, grad L) at each theta, step = 0 .. steps.
+    """Gradient descent: theta -= lr * grad L(theta), in place.
 
-    loss_and_gradient: theta -> (L, grad L), a scalar and one tensor per tensor of theta.
+    Parameters
+    ----------
+    loss_and_gradient : callable
+        theta -> (L, grad L), a scalar and one tensor per tensor of theta.
+    theta : sequence of Tensor
+    lr : float
+    steps : int
+
+    Yields
+    ------
+    step, L, grad L
+        At each theta, for step = 0, 1, ..., steps. theta has moved ``step`` times when it is yielded.
     """
-    values = [p.detach() for p in theta]  # the same memory, out of autograd's sight
+    values = [p.detach() for p in theta]  # the same memory, which autograd does not watch
     for step in range(steps + 1):
         loss, gradient = loss_and_gradient(theta)
         yield step, loss, gradient
@@ -58,12 +71,26 @@ def walk(
 
 
 class Stop(NamedTuple):
-    """Where a descent first met ||grad L|| < eps; where it never did, its last loss and gradient, and NaN otherwise."""
+    """Where a descent first met ``||grad L|| < eps``.
+
+    Attributes
+    ----------
+    eps : float
+        The threshold.
+    reached : bool
+        False if the descent never met it.
+    steps : float
+        Number of steps; NaN if not reached.
+    distance : float
+        ``||theta - theta0||_2`` over all parameters; NaN if not reached.
+    loss, gradient_norm : float
+        At this point; at the last point if not reached.
+    """
 
     eps: float
     reached: bool
     steps: float
-    distance: float  # ||theta - theta0||_2 over all parameters
+    distance: float
     loss: float
     gradient_norm: float
 
@@ -71,34 +98,70 @@ class Stop(NamedTuple):
 def descend(
     loss_and_gradient: LossAndGradient, theta: Sequence[Tensor], eps: Sequence[float], lr: float, max_steps: int
 ) -> Iterator[Stop]:
-    """`walk` until the gradient is small: yield one `Stop` for each threshold, the largest first.
+    """Follow `walk` until the gradient is small.
 
-    One trajectory serves all thresholds: each `Stop` is yielded while theta lies at its point, so that the caller can measure
-    more there. Without momentum, since Eq. 14's point is one that plain gradient descent cannot leave. Ends early once the last
-    threshold is met or the gradient is no longer finite; thresholds not met by then come last, with reached=False.
+    One trajectory serves all thresholds. There is no momentum, since the trap of Eq. 14 is one of plain gradient
+    descent. The descent ends after the last threshold, after ``max_steps``, or when the gradient is no longer
+    finite.
+
+    Parameters
+    ----------
+    loss_and_gradient, theta, lr
+        As in `walk`.
+    eps : sequence of float
+        Thresholds of the gradient's norm.
+    max_steps : int
+
+    Yields
+    ------
+    Stop
+        One for each threshold, the largest first. theta is at this point when it is yielded, so that the caller can
+        measure more there. Thresholds that were not reached come last.
+
+    Source
+    ------
+    Eq. 13 and Eq. 14, Section 5.
     """
     theta0 = [p.detach().clone() for p in theta]
-    waiting = sorted({float(e) for e in eps}, reverse=True)
+    remaining = sorted({float(e) for e in eps}, reverse=True)
     for steps, loss, gradient in walk(loss_and_gradient, theta, lr, max_steps):
         norm = get_total_norm(gradient).item()
-        while waiting and norm < waiting[0]:  # ||grad_theta L(S, theta)|| < eps, Eq. 14
+        # Eq. 14: ||grad_theta L(S, theta)|| < eps
+        while remaining and norm < remaining[0]:
+            # Eq. 13: ||theta - theta0||
             distance = get_total_norm(displacement(theta, theta0)).item()
-            yield Stop(waiting.pop(0), True, steps, distance, float(loss), norm)
-        if not waiting or not math.isfinite(norm):
+            yield Stop(remaining.pop(0), True, steps, distance, float(loss), norm)
+        if not remaining or not math.isfinite(norm):
             break
-    for e in waiting:
+    for e in remaining:
         yield Stop(e, False, math.nan, math.nan, float(loss), norm)
 
 
 def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Gradient]:
-    """Mean cross-entropy over all of x (n, channels, height, width) with labels y (n,), in nats, and its gradient.
+    """Mean cross-entropy over all images and its gradient, summed over batches of ``BATCH`` images to limit memory.
 
-    Gathered over batches of `BATCH` images, so memory does not grow with n.
+    Parameters
+    ----------
+    network : nn.Module
+    theta : sequence of Tensor
+        Its parameters.
+    x : Tensor
+        (n, channels, height, width) images.
+    y : Tensor
+        (n,) labels.
+
+    Returns
+    -------
+    loss : Tensor
+        Scalar, in nats, detached.
+    gradient : sequence of Tensor
+        One tensor per parameter.
     """
     if len(y) <= BATCH:
         loss = F.cross_entropy(network(x), y)
         return loss.detach(), torch.autograd.grad(loss, theta)
-    total, gradient = x.new_zeros(()), [torch.zeros_like(p) for p in theta]
+    total = x.new_zeros(())
+    gradient = [torch.zeros_like(p) for p in theta]
     for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
         loss = F.cross_entropy(network(part), labels, reduction="sum") / len(y)
         total += loss.detach()
@@ -124,21 +187,57 @@ def reach(
     progress: bool = True,
     deadline: float | None = None,
 ) -> pd.DataFrame:
-    """Train on S from `n_starts` random theta0 by full-batch gradient descent; say where ||grad L(S, theta)|| < eps first.
+    """Train on S from random theta0 by gradient descent, and measure where ``||grad L(S, theta)|| < eps`` first.
 
-    S: a synthetic set, or a Data for its own training images (every step then passes over all of them).
-    eps: thresholds of the gradient's norm over all parameters, in any order; one trajectory serves all.
-    data: the real data T, to measure test accuracy and T's own loss and gradient at each point.
-    width, depth: None takes those S was condensed with, else 128 and 3. Coresets and noise carry none: give both to compare.
-    max_steps: the default at lr 0.01 goes about as far (lr x steps, momentum counted) as the 300 epochs of phase 2.
-    max_real: at most so many training images, drawn by `seed`, stand for T in real_loss and real_gradient_norm.
+    Parameters
+    ----------
+    S : SyntheticSet or Data
+        A Data stands for all its training images. Every step then passes over all of them.
+    eps : sequence of float
+        Thresholds of the gradient's norm over all parameters, in any order.
+    n_starts : int
+        Number of random theta0. Each descends by full-batch gradient descent.
+    seed : int
+        The same seed gives the same starts for every S, and the same bits on one machine.
+    data : Data, optional
+        The real data T, to measure the test accuracy, and the loss and gradient on T, at each point.
+    network : str
+        A name that `networks.build` knows.
+    width, depth : int, optional
+        None takes the width and depth that S was condensed with, or 128 and 3. Coresets and noise have none: give
+        both to compare them with condensed sets.
+    lr : float
+        Learning rate.
+    max_steps : int
+        With the default learning rate, the default goes about as far as the 300 epochs of phase 2 with their
+        momentum.
+    max_real : int
+        T is at most this many training images, drawn by ``seed``.
+    device : torch.device or str, optional
+        None takes CUDA if there is a GPU, else the CPU.
+    progress : bool
+        Show a progress bar.
+    deadline : float, optional
+        In the unit of ``time.monotonic()``.
 
-    Returns one row per start and threshold, the largest first: start, eps, reached, steps, distance (||theta - theta0||_2 over
-    all parameters), train_loss (nats), gradient_norm, test_accuracy (percent), real_loss, real_gradient_norm. Without data
-    the last three are NaN. Where eps was not reached: reached False, train_loss and gradient_norm as they were last, the
-    others NaN. The same seed gives the same starts for every S, and the same bits on one machine.
-    Raises ValueError, before any work, for an S that is not of `data`, no thresholds, or numbers out of range.
-    Source: Eq. 13-15, Section 5, for a given S.
+    Returns
+    -------
+    DataFrame
+        One row per start and threshold, the largest threshold first. Columns: start, eps, reached, steps, distance
+        (``||theta - theta0||_2`` over all parameters), train_loss (nats), gradient_norm, test_accuracy (percent),
+        real_loss (nats), real_gradient_norm. The last three are NaN without ``data``. If eps was not reached,
+        train_loss and gradient_norm are the last ones, and other measurements are NaN.
+
+    Raises
+    ------
+    ValueError
+        If S is not of ``data``, there is no threshold, or a number is out of range. This is checked before any work.
+    OutOfTime
+        At the deadline. Nothing is kept.
+
+    Source
+    ------
+    Eq. 13 for a given S, with Eq. 14 and Eq. 15, Section 5.
     """
     if not isinstance(eps, (int, float, Sequence, np.ndarray)) or isinstance(eps, str):
         raise ValueError(
@@ -149,44 +248,46 @@ def reach(
         raise ValueError(f"eps={eps!r} does not fit: give one or more positive thresholds of the gradient's norm")
     check_numbers(lr, n_starts=n_starts, max_steps=max_steps, max_real=max_real)
     check_pair(S, data)
-    device, x, y, start = setting(S, network, width, depth, seed, device)
-    if data is not None:
-        x_T, y_T = (v.to(device) for v in data.sample_any(max_real, generator(seed, "reach real")))
-        x_T, x_test, y_test = x_T.to(x.dtype), data.test_images.to(device, x.dtype), data.test_labels.to(device)
-
     pd = require("pandas", "analysis")
+    device, x, y, network_at = prepare(S, network, width, depth, seed, device)
+    if data is not None:
+        x_T, y_T = data.sample_any(max_real, generator(seed, "reach real"))
+        x_T, y_T = x_T.to(device, x.dtype), y_T.to(device)
+        x_test, y_test = data.test_images.to(device, x.dtype), data.test_labels.to(device)
+
     rows = []
     bar = progress_bar("reach", n_starts, "start", progress)
-    for j in range(n_starts):
+    for start in range(n_starts):
         if deadline_passed(deadline):
             bar.close()
-            raise OutOfTime(
-                f"out of time after {j} of {n_starts} starts, of which none is kept: run again with more time"
-            )
-        f = start(j)
-        theta, there, measured_at = list(f.parameters()), {}, None
-        for stop in descend(lambda theta, f=f: loss_and_gradient(f, theta, x, y), theta, eps, lr, max_steps):
+            raise OutOfTime(f"out of time after {start} of {n_starts} starts, none is kept: run again with more time")
+        f = network_at(start)
+        theta = list(f.parameters())
+        measured_at = None
+        for stop in descend(partial(loss_and_gradient, f, x=x, y=y), theta, eps, lr, max_steps):
             if not stop.reached or data is None:
-                there = dict.fromkeys(("test_accuracy", "real_loss", "real_gradient_norm"), math.nan)
-            elif stop.steps != measured_at:  # thresholds met at the same step share its measurements
-                loss_T, gT = on_real(f, theta, x_T, y_T)
-                there = {
-                    "test_accuracy": accuracy(f, x_test, y_test),
-                    "real_loss": loss_T.item(),
-                    "real_gradient_norm": get_total_norm(gT).item(),
-                }
+                on_real = dict.fromkeys(ON_REAL, math.nan)
+            elif stop.steps != measured_at:  # thresholds reached at the same step share the measurements
+                loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)
+                norm_T = get_total_norm(gT).item()
+                on_real = dict(zip(ON_REAL, (accuracy(f, x_test, y_test), loss_T.item(), norm_T), strict=True))
                 measured_at = stop.steps
-            rows.append({
-                "start": j, "eps": stop.eps, "reached": stop.reached, "steps": stop.steps, "distance": stop.distance,
-                "train_loss": stop.loss, "gradient_norm": stop.gradient_norm, **there,
-            })  # fmt: skip
+            rows.append({"start": start, **stop._asdict(), **on_real})
         bar.update()
     bar.close()
-    return pd.DataFrame(rows).astype({"steps": float})
+    return pd.DataFrame(rows).rename(columns={"loss": "train_loss"}).astype({"steps": float})
 
 
 def noise_set(data: Data, ipc: int, seed: int = 0) -> SyntheticSet:
-    """A control: S as it is at k = 0, N(0, 1) in normalised pixels. The images a run of this `seed` starts from (line 1)."""
+    """A control: the random images, N(0, 1) in normalised pixels, from which a run of this seed starts (line 1).
+
+    Parameters
+    ----------
+    data : Data
+    ipc : int
+        Images per class.
+    seed : int
+    """
     images = initial(data, Recipe(dataset=data.name, ipc=ipc, inner_loops=1, zeta_theta=1, init="noise", seed=seed))
     return SyntheticSet(
         images=images,
@@ -198,7 +299,7 @@ def noise_set(data: Data, ipc: int, seed: int = 0) -> SyntheticSet:
     )
 
 
-def setting(
+def prepare(
     S: SyntheticSet | Data,
     network: str,
     width: int | None,
@@ -206,34 +307,34 @@ def setting(
     seed: int,
     device: torch.device | str | None,
 ) -> tuple[torch.device, Tensor, Tensor, Callable[[int], nn.Module]]:
-    """The device, S's images and labels there, and the function j -> the network of start j (theta0 ~ P_theta0, Eq. 15)."""
-    device, (images, labels) = device_of(device), images_of(S)
+    """The device, S's images and labels on it, and the function j -> the network of start j."""
+    device = device_of(device)
+    images, labels = images_of(S)
     recipe = {} if isinstance(S, Data) else S.recipe
     width = recipe.get("width", 128) if width is None else width
     depth = recipe.get("depth", 3) if depth is None else depth
     for name, value, least in (("width", width, 1), ("depth", depth, 1), ("seed", seed, 0)):
         check_number(name, value, least=least, whole=True)
+    size = {"width": width, "depth": depth}
 
-    def start(j: int) -> nn.Module:
-        return networks.build(
-            network, S.shape, S.n_classes, width=width, depth=depth,
-            generator=generator(seed, "reach", j), device=device, dtype=images.dtype,
-        )  # fmt: skip
+    def network_at(j: int) -> nn.Module:
+        # Eq. 15: theta0 ~ P_theta0
+        rng = generator(seed, "reach", j)
+        return networks.build(network, S.shape, S.n_classes, generator=rng, device=device, dtype=images.dtype, **size)
 
-    start(0)  # a network that does not fit is told here, before any work
-    return device, images.to(device), labels.to(device), start
-
-
-def images_of(S: SyntheticSet | Data) -> tuple[Tensor, Tensor]:
-    return (S.train_images, S.train_labels) if isinstance(S, Data) else (S.images.detach(), S.labels)
+    network_at(0)  # a network that does not fit raises here, before any work
+    return device, images.to(device), labels.to(device), network_at
 
 
-def displacement(theta: Sequence[Tensor], theta0: Sequence[Tensor]) -> Sequence[Tensor]:
-    return torch._foreach_sub([p.detach() for p in theta], theta0)
+def displacement(theta: Sequence[Tensor], theta0: Sequence[Tensor]) -> list[Tensor]:
+    """theta - theta0, one tensor per parameter."""
+    return [p.detach() - p0 for p, p0 in zip(theta, theta0, strict=True)]
 
 
-def on_real(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Gradient]:
-    """L(T, theta) and its gradient, leaving running statistics, where a network has them, as training on S left them."""
+def loss_and_gradient_on_real(
+    network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor
+) -> tuple[Tensor, Gradient]:
+    """L(T, theta) and its gradient, with BatchNorm's running statistics from training on S. They are not changed."""
     network.eval()
     found = loss_and_gradient(network, theta, x, y)
     network.train()
@@ -241,6 +342,7 @@ def on_real(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -
 
 
 def check_numbers(lr: float, **whole: int) -> None:
+    """ValueError unless ``lr`` is positive and all others are whole numbers of at least 1."""
     for name, value in whole.items():
         check_number(name, value, least=1, whole=True)
     check_number("lr", lr, above=0)

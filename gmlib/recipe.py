@@ -1,7 +1,7 @@
-"""The recipe of a run: every choice of Algorithm 1 in one frozen dataclass, and named presets as small diffs on it.
+"""The recipe of a run: one frozen dataclass with every choice, and presets as small changes of its defaults.
 
-The defaults are the paper's, METHODS are the columns of its tables, BUDGETS say how much of the protocol is run.
-
+The defaults are the paper's. ``METHODS`` holds the columns of the paper's tables, ``BUDGETS`` how much of its
+protocol is run.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from . import augment as augment_
-from . import how as how_
 from . import networks
-from . import where as where_
+from .augment import canonical_name
 from .checks import check_number, choose, plain
+from .how import parse_distance, spell_distance
 from .what import WHAT
+from .where import FIXED, WHERE, parse_schedule
 
 INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
 CLASS_WEIGHTS = ("equal", "share")
 PRECISIONS = ("float32", "tf32", "bf16", "tf32+bf16")
 
-
-# name -> (what, how, where): the columns of Table 3, then the two further columns of Table 1.
+# The columns of Table 3, then the two further columns of Table 1.
 METHODS: dict[str, dict[str, str]] = {
     "DC": {"what": "intra", "how": "d1", "where": "fixed"},
     "M": {"what": "multi", "how": "d1", "where": "fixed"},
@@ -35,12 +34,33 @@ METHODS: dict[str, dict[str, str]] = {
 
 
 def preset(method: str, dataset: str, ipc: int) -> dict[str, str]:
-    """What, how and where of a method in METHODS, or of one spelt "what,how,where" as in "multi,d1+100*d4,fixed".
+    """The choices of what, how and where that make up a method.
 
-    Footnote 5: on CIFAR-10 with 50 images per class D is d1 + 0.1 d2 for the methods in METHODS that take d1 + d2.
+    Parameters
+    ----------
+    method : str
+        A name in ``METHODS``, or the three choices with commas, such as "multi,d1+100*d4,fixed".
+    dataset : str
+    ipc : int
+        Images per class. For CIFAR10 with 50, a named method takes d1 + 0.1*d2 in place of d1 + d2.
+
+    Returns
+    -------
+    dict
+        With the keys what, how and where.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown.
+
+    Source
+    ------
+    Tables 1 and 3; footnote 5.
     """
     if isinstance(method, str) and method.count(",") >= 2 and method not in METHODS:
-        return dict(zip(("what", "how", "where"), (part.strip() for part in method.split(",", 2)), strict=True))
+        choices = (part.strip() for part in method.split(",", 2))
+        return dict(zip(("what", "how", "where"), choices, strict=True))
     chosen = choose(METHODS, "method", method, 'a spelling "what,how,where" such as multi,d1+100*d4,fixed')
     if (dataset, ipc, chosen["how"]) == ("CIFAR10", 50, "d1 + d2"):
         return {**chosen, "how": "d1 + 0.1*d2"}
@@ -49,65 +69,137 @@ def preset(method: str, dataset: str, ipc: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All choices of one condensation run. Checked when made: a ValueError says in a sentence what to change."""
+    """All choices of one condensation run.
+
+    Every count is a whole number of at least 1.
+
+    Attributes
+    ----------
+    dataset : str
+        The data set's name, ``Data.name``.
+    ipc : int
+        Images per class in S.
+    what : str
+        The gradients to match: "intra", "inter", "interleaved" or "multi" (Section 3.1, Eq. 4 to 6).
+    how : str
+        The distance of gradients: a sum of d1, d2, d3 and d4 with positive weights, such as "d1 + 0.1*d2" (Section
+        3.2, Eq. 8 and 9; Table 2).
+    where : str
+        The steps of theta between updates of S: "fixed", "adaptive" (Eq. 12), "overfit", "overfit-gap", or a schedule
+        such as "steps:50,40,30" (Section 3.3).
+    lam : float or None
+        lambda, the weight of the inter-class term, at least 0 (Eq. 6). None takes the number of classes (Section
+        4.2).
+    inter_batches : str
+        The inter-class gradient. "classes" takes it from the class gradients (Eq. 5). "sampled" takes mixed
+        mini-batches, as the released scripts do.
+    class_weights : str
+        The weights of the classes in Eq. 5: "equal", 1/C as in Algorithm 1, or "share", each class's share of T.
+    gap : float
+        The threshold of "overfit-gap" in nats, at least 0 (Section 3.3). The paper gives none.
+    network : str
+        The source network: a name in ``NETWORKS`` (Table 4), such as "convnet" or "convnet:norm=batch".
+    width, depth : int
+        Channels and blocks of the ConvNet. Networks with a fixed architecture ignore them.
+    outer_loops : int
+        K, the number of networks drawn (line 2 of Algorithm 1).
+    inner_loops : int or None
+        T, the inner iterations for each network (line 4). None takes the baseline's value for this ipc (Section 4.4).
+    zeta_theta : int or None
+        zeta_theta, the steps of theta if ``where`` is "fixed" (Eq. 11). None takes the baseline's value for this ipc
+        (Section 4.4).
+    zeta_S : int
+        zeta_S, the updates of S at each theta (Eq. 10).
+    batch_real : int
+        Real images of each class for one update of S, drawn without replacement. A smaller class gives all its
+        images.
+    batch_theta : int
+        Condensed images in one gradient step of theta.
+    lr_images, lr_network : float
+        eta_S and eta_theta, the learning rates of S (Eq. 3) and of theta (line 12), both positive.
+    momentum_images, momentum_network : float
+        Momentum of S and of theta, at least 0 and less than 1. It is that of the released scripts. Algorithm 1 shows
+        none.
+    init : str
+        S_0: "noise" from N(0, 1) in normalised pixels (line 1), or "real" for random real images.
+    augment : str
+        Augmentation of both sides while matching: "none", "dsa" for differentiable Siamese augmentation with the
+        strategy published for the data set, or a strategy such as "dsa:crop+scale" (reference [29] of the paper). It
+        has no effect on `gmlib.evaluation.evaluate`.
+    precision : str
+        "float32"; "tf32" for products in TF32 on CUDA; "bf16" for the pass over real images in bfloat16; or
+        "tf32+bf16".
+    seed : int
+        Seed of all random numbers of the run, at least 0.
+
+    Raises
+    ------
+    ValueError
+        On construction, if a value does not fit. The message says what to change.
+    """
 
     dataset: str = "digits"
-    ipc: int = 1  # images per class in S
+    ipc: int = 1
 
-    what: str = "multi"  # gradients to match: intra, inter, interleaved, multi (Section 3.1)
-    how: str = "d1 + d2"  # distance: a positive sum over d1..d4 (Section 3.2)
-    where: str = (
-        "adaptive"  # steps of theta: fixed, adaptive, overfit, overfit-gap (Section 3.3), or "steps:50,40,30"
-    )
-    lam: float | None = None  # weight of the inter-class term; None: the number of classes
-    inter_batches: str = "classes"  # the inter-class gradient: Eq. 5's from the "classes", or "sampled" mixed batches
-    class_weights: str = "equal"  # in Eq. 5: "equal", 1/C as in Algorithm 1, or each class's "share" of T
-    gap: float = 0.5  # nats, threshold of "overfit-gap"; the paper names none
+    what: str = "multi"
+    how: str = "d1 + d2"
+    where: str = "adaptive"
+    lam: float | None = None
+    inter_batches: str = "classes"
+    class_weights: str = "equal"
+    gap: float = 0.5
 
     network: str = "convnet"
     width: int = 128
     depth: int = 3
 
-    outer_loops: int = 1000  # K, freshly drawn networks
-    inner_loops: int | None = None  # T, updates of S per network; None: the paper's, by ipc
-    zeta_theta: int | None = None  # steps of theta between updates where "fixed"; None: the paper's, by ipc
-    zeta_S: int = 1  # updates of S at each theta (Eq. 10)
-    batch_real: int = 256  # real images per class and update, without replacement; at most the class
-    batch_theta: int = 256  # condensed images per gradient step of theta
+    outer_loops: int = 1000
+    inner_loops: int | None = None
+    zeta_theta: int | None = None
+    zeta_S: int = 1
+    batch_real: int = 256
+    batch_theta: int = 256
 
     lr_images: float = 0.1
     momentum_images: float = 0.5
     lr_network: float = 0.01
     momentum_network: float = 0.5
 
-    init: str = "noise"  # S at k = 0: N(0, 1) in normalised pixels ("noise") or random real images ("real")
-    # Of both sides while matching: "dsa", differentiable Siamese augmentation (the paper's [29]) by its strategy for the data
-    # set, or one of your own, "dsa:crop+scale". Networks are trained on S as `Protocol.augment` says, whatever this is.
+    init: str = "noise"
     augment: str = "none"
-    precision: str = (
-        "float32"  # "tf32": products on CUDA in TF32; "bf16": the pass over real images in bfloat16; or both, +
-    )
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_names()
+        self._check_numbers()
+        self.schedule()  # T and zeta_theta must follow from the fields
+
+    def _check_names(self) -> None:
+        """Check the fields that are words, and give each its canonical spelling."""
+        choose(WHAT, "what", self.what)
         for name, known in {
-            "what": WHAT, "inter_batches": INTER_BATCHES, "class_weights": CLASS_WEIGHTS, "init": INIT, "precision": PRECISIONS,
-        }.items():  # fmt: skip
+            "inter_batches": INTER_BATCHES,
+            "class_weights": CLASS_WEIGHTS,
+            "init": INIT,
+            "precision": PRECISIONS,
+        }.items():
             choose(dict.fromkeys(known), name, getattr(self, name))
-        object.__setattr__(self, "augment", augment_.canonical_name(self.augment, ("none",)))
+        networks.parse_name(self.network)
+        self._set("augment", canonical_name(self.augment, ("none",)))
         if self.augment != "none" and self.inter_batches == "sampled":
             raise ValueError(
                 'augment varies batches of one class, not mixed ones: take inter_batches="classes", or no augment'
             )
-        object.__setattr__(
-            self, "how", how_.spell_distance(how_.parse_distance(self.how))
-        )  # one spelling for one distance
-        if self.where not in where_.WHERE:
-            object.__setattr__(self, "where", "steps:" + ",".join(map(str, where_.parse_schedule(self.where))))
-        networks.parse_name(self.network)
+        self._set("how", spell_distance(parse_distance(self.how)))
+        if self.where not in WHERE:
+            self._set("where", "steps:" + ",".join(map(str, parse_schedule(self.where))))
+
+    def _check_numbers(self) -> None:
+        """Check the fields that are numbers, and make them Python's own."""
 
         def number(name: str, **bounds: Any) -> None:
-            object.__setattr__(self, name, plain(getattr(self, name)))
+            self._set(name, plain(getattr(self, name)))
             check_number(name, getattr(self, name), **bounds)
 
         for name in ("ipc", "width", "depth", "outer_loops", "zeta_S", "batch_real", "batch_theta"):
@@ -123,20 +215,34 @@ class Recipe:
         number("gap", least=0)
         if self.lam is not None:
             number("lam", least=0, otherwise="None for the number of classes")
-        self.schedule()  # T and zeta must follow from what is given
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass on construction
 
     def schedule(self) -> tuple[int, int]:
-        """(T, zeta_theta) of this run: what is given, else the baseline's by images per class (Section 4.4).
+        """T and zeta_theta of this run: the fields, or the baseline's values for this ipc if they are None.
 
-        Only where="fixed" needs zeta_theta; elsewhere it is 1 when unknown and not used. Raises ValueError where the paper
-        has no value for this ipc and none is given.
+        Only where="fixed" uses zeta_theta. Otherwise it is 1 if the baseline has none.
+
+        Returns
+        -------
+        T, zeta_theta : int
+
+        Raises
+        ------
+        ValueError
+            If a field is None and the paper has no value for this ipc.
+
+        Source
+        ------
+        Section 4.4.
         """
-        T, zeta = where_.FIXED.get(self.ipc, (None, None))
+        T, zeta = FIXED.get(self.ipc, (None, None))
         T = self.inner_loops or T
         zeta = self.zeta_theta or zeta or (1 if self.where != "fixed" else None)
-        missing = [name for name, value in (("inner_loops", T), ("zeta_theta", zeta)) if value is None]
-        if missing:
-            known = ", ".join(map(str, where_.FIXED))
+        if T is None or zeta is None:
+            missing = [name for name, value in (("inner_loops", T), ("zeta_theta", zeta)) if value is None]
+            known = ", ".join(map(str, FIXED))
             raise ValueError(
                 f"the paper has no schedule for ipc={self.ipc} (only for {known}): "
                 f"take one of these, or give {' and '.join(missing)}"
@@ -145,9 +251,9 @@ class Recipe:
 
     @property
     def method(self) -> str:
-        """The name in METHODS of this (what, how, where), else one spelt from them: "multi,d1+100*d4,fixed".
+        """The name in ``METHODS`` of these choices, or else their spelling such as "multi,d1+100*d4,fixed".
 
-        A source network other than the ConvNet stands behind it: "MD@lenet" (Table 4).
+        A source network other than the ConvNet is added: "MD@lenet" (Table 4).
         """
         choice = {"what": self.what, "how": self.how, "where": self.where}
         named = [name for name in METHODS if preset(name, self.dataset, self.ipc) == choice]
@@ -164,49 +270,87 @@ class Recipe:
         seed: int = 0,
         **overrides: Any,
     ) -> Recipe:
-        """The recipe of a method (see `preset`) under a budget in BUDGETS; any field can be overridden by keyword."""
-        preset(method, dataset, ipc)  # an unknown method is said before anything else
+        """The recipe of a method.
+
+        Parameters
+        ----------
+        method : str
+            See `preset`.
+        dataset : str
+        ipc : int
+            Images per class.
+        budget : str
+            A name in ``BUDGETS``.
+        seed : int
+        **overrides
+            Any field of the recipe.
+
+        Returns
+        -------
+        Recipe
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown or a value does not fit.
+        """
+        named = {"dataset": dataset, "ipc": ipc, "seed": seed, **preset(method, dataset, ipc)}
         for name in overrides:
             choose({f.name: None for f in fields(cls)}, "recipe field", name)
         diff = choose(BUDGETS, "budget", budget).diff(ipc)
-        named = {"dataset": dataset, "ipc": ipc, "seed": seed, **preset(method, dataset, ipc)}
         if overrides.get("network") == "mlp":
             named["lr_images"] = 0.01  # the released scripts' rate for this source network
         return cls(**{**diff, **named, **overrides})
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field in plain JSON types; `Recipe(**recipe.as_dict()) == recipe`."""
+        """All fields as plain JSON types, such that ``Recipe(**recipe.as_dict()) == recipe``."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of the paper's protocol is run: a diff on Recipe's defaults, and the size of phase 2."""
+    """How much of the paper's protocol is run: changes of the recipe's defaults, and the size of phase 2.
+
+    Attributes
+    ----------
+    recipe : dict
+        The recipe fields that change.
+    many : dict
+        Further fields that change if there is more than one image per class.
+    sets : int
+        Condensed sets for each number of a table, with seeds 0, 1, ... (2 in the paper, Section 4.1).
+    networks : int
+        Networks trained on each set (50 in the paper, Section 4.1).
+    epochs : int or None
+        Epochs of phase 2. None takes the protocol's.
+    coreset_epochs : int
+        Epochs of the network whose features a coreset is chosen by.
+    """
 
     recipe: dict[str, Any] = field(default_factory=dict)
-    many: dict[str, Any] = field(default_factory=dict)  # further diff above one image per class
-    sets: int = 2  # condensed sets per cell, with seeds 0, 1, ...
-    networks: int = 50  # networks trained on each set
-    epochs: int | None = None  # of phase 2; None: the protocol's
-    coreset_epochs: int = 20  # of the network between whose features a coreset is chosen
+    many: dict[str, Any] = field(default_factory=dict)
+    sets: int = 2
+    networks: int = 50
+    epochs: int | None = None
+    coreset_epochs: int = 20
 
     def diff(self, ipc: int) -> dict[str, Any]:
-        """The Recipe fields this budget changes at `ipc` images per class."""
+        """The recipe fields that this budget changes at ``ipc`` images per class."""
         return {**self.recipe, **(self.many if isinstance(plain(ipc), int) and ipc > 1 else {})}
 
 
 BUDGETS: dict[str, Budget] = {
-    # Seconds per set on two CPU cores, for 8x8 digits: the live report and the tests.
+    # For the live report and the tests: 8x8 digits, seconds per set on two CPU cores.
     "smoke": Budget(
         recipe={"width": 32, "depth": 2, "batch_real": 32, "outer_loops": 50},
-        # Many images begin as real ones: from noise they would take hundreds of updates to get as good.
+        # Many images start from real ones. From noise they need hundreds of updates to become as good.
         many={"outer_loops": 6, "inner_loops": 4, "zeta_theta": 5, "init": "real"},
         sets=3,
         networks=3,
         epochs=100,
     ),
-    # For a machine without a GPU: fewer and smaller real batches than the paper's, fewer networks. About ten minutes for a set
-    # of MNIST with one image per class on two CPU cores.
+    # For a machine without a GPU: smaller real batches and fewer networks than the paper's. A set of MNIST with one
+    # image per class takes about ten minutes on two CPU cores.
     "lite": Budget(
         recipe={"batch_real": 32, "outer_loops": 400},
         many={"outer_loops": 10, "init": "real"},
@@ -219,5 +363,5 @@ BUDGETS: dict[str, Budget] = {
 
 
 def milestones(K: int) -> list[int]:
-    """The numbers of outer iterations, 0 to K, after which the pages look at S: closer at first, when it changes most."""
+    """Numbers of outer iterations, 0 to K, after which the pages show S: more at first, when S changes most."""
     return sorted({0, K} | {round(K / n) for n in (60, 30, 12, 6, 3, 1.5)})

@@ -11,37 +11,88 @@ import torch
 from tqdm import tqdm
 
 from .checks import check_number
-from .speed.memory import keep_heap
+from .speed.memory import keep_freed_memory
+
+
+class OutOfTime(Exception):
+    """The time given to a run is used up. The message says if the work so far is kept for the next call."""
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
-    """A CPU generator for one purpose of one run: the same (seed, path) gives the same numbers, another one others.
+    """Make the random stream of one purpose of one run.
 
-    Giving each purpose its own stream ("network", k) makes a run restartable at any outer iteration without storing random
-    states, and lets methods that share a seed meet the same networks and the same real batches.
+    The same seed and path always give the same numbers. Each purpose has a stream of its own, such as ``("network",
+    k)``. So a run can be restarted at any iteration without stored random states, and methods that share a seed use
+    the same networks and the same real batches.
+
+    Parameters
+    ----------
+    seed : int
+        The seed of the run.
+    *path : str or int
+        The purpose.
+
+    Returns
+    -------
+    torch.Generator
+        On the CPU.
     """
     digest = hashlib.sha256(repr((int(seed), *path)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 def device_of(device: torch.device | str | None) -> torch.device:
-    """The device to compute on; None takes CUDA where there is one, else the CPU. ValueError for one that is not there."""
+    """Find the device to compute on.
+
+    Parameters
+    ----------
+    device : torch.device, str or None
+        None takes CUDA if it is available, else the CPU.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If this machine has no such device.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"the device {device!r} cannot be used here ({str(error).splitlines()[0]}): try cpu"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {device!r} cannot be used here ({reason}): try cpu") from error
     if found.type == "cpu":
-        keep_heap()
+        keep_freed_memory()
     return found
 
 
 def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -> tqdm:
-    """A bar on stderr with the time left; a line every ten seconds where that is a file or a notebook and no terminal."""
+    """Make a progress bar on stderr that estimates the time left.
+
+    A terminal is updated twice a second. A file or a notebook gets a line every ten seconds.
+
+    Parameters
+    ----------
+    what : str
+        The text in front of the bar.
+    total : int
+        Number of units in the whole.
+    unit : str
+        Name of one unit.
+    show : bool
+        False shows nothing.
+    **options
+        Further options of ``tqdm``.
+
+    Returns
+    -------
+    tqdm
+    """
     mininterval = 0.5 if sys.stderr is not None and sys.stderr.isatty() else 10.0
     return tqdm(
         total=total, desc=what, unit=unit, disable=not show, mininterval=mininterval, dynamic_ncols=True, **options
@@ -49,17 +100,28 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
 
 
 def deadline_passed(deadline: float | None) -> bool:
-    """Whether a deadline, in time.monotonic(), is past; None never is."""
+    """True if this ``time.monotonic()`` is over. None is never over."""
     return deadline is not None and time.monotonic() > deadline
 
 
 def deadline_in(time_budget: float | None) -> float | None:
-    """The time.monotonic() at which so many seconds from now are used up; None for no limit."""
+    """The ``time.monotonic()`` at which a time budget is used up.
+
+    Parameters
+    ----------
+    time_budget : float or None
+        Seconds from now; None for no limit.
+
+    Returns
+    -------
+    float or None
+
+    Raises
+    ------
+    ValueError
+        If the time budget is negative or no number.
+    """
     if time_budget is None:
         return None
     check_number("time_budget", time_budget, least=0, otherwise="None for no limit")
     return time.monotonic() + time_budget
-
-
-class OutOfTime(Exception):
-    """The time given to a run is used up. The message says whether what was done is kept, so that the same call goes on."""

@@ -1,4 +1,4 @@
-"""A synthetic set: the small training set that condensation makes, stored as safetensors, never as pickle."""
+"""A synthetic set: the small training set that condensation makes. Stored as safetensors, never as pickle."""
 
 from __future__ import annotations
 
@@ -25,18 +25,29 @@ STORED_DTYPES = (torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
-    """A small training set, condensed or selected: `ipc` images for each of C classes.
+    """A small training set, condensed or selected: ``ipc`` images for each of C classes.
 
-    Attributes:
-        images: (C*ipc, channels, height, width) finite floats, normalised, sorted by class; never clipped.
-        labels: (C*ipc,) int64: ipc times 0, ipc times 1, ... up to C-1.
-        classes: the names of the C classes.
-        mean, std: per channel; images * std + mean are pixels in [0, 1] units.
-        recipe: how the set was made, in plain JSON types.
-        history: one dict for each outer iteration; not stored in the file.
-        snapshots: {number of outer iterations: images after them}; not stored in the file.
+    Attributes
+    ----------
+    images : Tensor
+        (C*ipc, channels, height, width) finite floats, normalised, sorted by class. Pixels may lie outside [0, 1].
+    labels : Tensor
+        (C*ipc,) int64: ipc times 0, ipc times 1, ... up to C-1.
+    classes : tuple of str
+        The names of the C classes.
+    mean, std : tuple of float
+        One number per channel. images * std + mean are pixels, with black at 0 and white at 1.
+    recipe : dict
+        How the set was made, in plain JSON types.
+    history : list of dict
+        One for each outer iteration. Not stored in the file.
+    snapshots : dict
+        {number of outer iterations: images after them}. Not stored in the file.
 
-    Raises ValueError where these do not fit together, or an image is not finite.
+    Raises
+    ------
+    ValueError
+        If these do not fit together, or an image contains NaN or infinity.
     """
 
     images: Tensor
@@ -49,13 +60,14 @@ class SyntheticSet:
     snapshots: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        x, y, C = self.images, self.labels, self.n_classes
+        x, y = self.images, self.labels
+        C = self.n_classes
         if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
             raise ValueError(f"images and labels must be tensors, not {type(x).__name__} and {type(y).__name__}")
         if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
             raise ValueError(
-                f"synthetic images must be floats of shape (C*ipc, channels, height, width), not {x.dtype} "
-                f"of shape {tuple(x.shape)}"
+                "synthetic images must be floats of shape (C*ipc, channels, height, width), "
+                f"not {x.dtype} of shape {tuple(x.shape)}"
             )
         if {len(self.mean), len(self.std)} != {x.shape[1]}:
             raise ValueError(
@@ -64,16 +76,19 @@ class SyntheticSet:
         wrong = y[(y < 0) | (y >= C)]
         if len(wrong):
             raise ValueError(f"label {int(wrong[0])} is outside 0..{C - 1}")
-        if y.dtype != torch.int64 or y.tolist() != [c for c in range(C) for _ in range(self.ipc)] or len(y) != len(x):
-            raise ValueError(f"labels must be int64, and sorted, and the same number for each of {C} classes")
+        expected = [c for c in range(C) for _ in range(self.ipc)]
+        if y.dtype != torch.int64 or y.tolist() != expected or len(y) != len(x):
+            raise ValueError(f"labels must be int64, sorted, and as many for each of the {C} classes")
         if not x.isfinite().all():
-            raise ValueError("synthetic images hold NaN or infinite values")
+            raise ValueError("synthetic images contain NaN or infinite values")
 
     def __repr__(self) -> str:
-        return f"SyntheticSet({len(self.images)} images of {self.shape}, {self.ipc} for each of {self.n_classes} classes)"
+        per_class = f"{self.ipc} for each of {self.n_classes} classes"
+        return f"SyntheticSet({len(self.images)} images of {self.shape}, {per_class})"
 
     @property
     def n_classes(self) -> int:
+        """Number of classes, C."""
         return len(self.classes)
 
     @property
@@ -82,49 +97,68 @@ class SyntheticSet:
         return len(self.images) // self.n_classes
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        return tuple(self.images.shape[1:])
+        _, channels, height, width = self.images.shape
+        return channels, height, width
 
     def pixels(self) -> Tensor:
-        """The images as pixels in [0, 1], clipped, for looking at: (C*ipc, channels, height, width)."""
+        """The images as pixels, clipped to [0, 1] for display: (C*ipc, channels, height, width)."""
         mean, std = (self.images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (self.images.detach() * std + mean).clamp(0, 1)
 
     def to_dataset(self) -> TensorDataset:
-        """(normalised image, label) pairs, as a torch DataLoader takes them."""
+        """A dataset of (normalised image, label) pairs for a torch DataLoader."""
         return TensorDataset(self.images.detach(), self.labels)
 
     def save(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """Write the set as safetensors, atomically; the same set always gives the same bytes.
+        """Write the set as a safetensors file, atomically. The same set always gives the same bytes.
 
-        Metadata, all strings: "format" is "gmlib-set-1"; "classes", "mean", "std" and "recipe" hold JSON.
-        dtype: of the stored images: float16, float32 or float64; None: float32, or float64 if they are.
+        The file's metadata: ``format`` is ``gmlib-set-1``; ``classes``, ``mean``, ``std`` and ``recipe`` are JSON.
 
-        Raises ValueError for another dtype, one too small for the images, or a recipe that JSON cannot hold, and OSError where
-        the file cannot be written; nothing is left behind.
+        Parameters
+        ----------
+        path : path
+        dtype : torch.dtype, optional
+            Of the stored images: float16, float32 or float64. None takes float64 for float64 images, else float32.
+
+        Raises
+        ------
+        ValueError
+            If the dtype is another one or too small for the images, or the recipe is not JSON.
+        OSError
+            If the file cannot be written. No partial file remains.
         """
         dtype = dtype or (torch.float64 if self.images.dtype == torch.float64 else torch.float32)
         if dtype not in STORED_DTYPES:
-            raise ValueError(
-                f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}"
-            )
+            raise ValueError(f"images cannot be stored as {dtype}: choose from {', '.join(map(str, STORED_DTYPES))}")
         images = self.images.detach().to("cpu", dtype).contiguous()
         if not images.isfinite().all():
-            raise ValueError(f"the images go beyond the range of {dtype}: store them as torch.float32")
+            raise ValueError(f"the images exceed the range of {dtype}: store them as torch.float32")
         try:
             metadata = {key: json.dumps(getattr(self, key)) for key in STORED_AS_JSON}
         except (TypeError, ValueError) as error:
-            raise ValueError(f"a set's recipe must hold plain JSON types only ({first_sentence(error)})") from error
+            raise ValueError(
+                f"a set's recipe must contain only plain JSON types ({first_sentence(error)})"
+            ) from error
         tensors = {"images": images, "labels": self.labels.cpu().contiguous()}
         write_atomically(path, _ordered(to_safetensors(tensors, {"format": SET_FORMAT, **metadata})))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "SyntheticSet":
-        """Read what `save` wrote, onto the CPU; float16 images come back as float32, float64 ones as such.
+    def load(cls, path: str | os.PathLike) -> SyntheticSet:
+        """Read a file that `save` wrote.
 
-        Raises FileNotFoundError where there is no such file, and ValueError for a truncated or damaged file, one that is not a
-        gmlib set, a label out of range, or NaN in an image.
+        Returns
+        -------
+        SyntheticSet
+            On the CPU. Images are float64 if the file has float64 images, else float32.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is damaged or is not a set of gmlib.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no synthetic set {path}: check the path, or make the set first")
@@ -133,44 +167,52 @@ class SyntheticSet:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != SET_FORMAT:
                     raise ValueError(f"its format is {metadata.get('format')!r} and not {SET_FORMAT!r}")
-                # cloned, since the library may hand out the file's own memory
-                images, labels = file.get_tensor("images").clone(), file.get_tensor("labels").clone()
-            classes, mean, std, recipe = map(json.loads, (metadata[key] for key in STORED_AS_JSON))
+                # clone, since safetensors may return memory that is mapped to the file
+                images = file.get_tensor("images").clone()
+                labels = file.get_tensor("labels").clone()
+            classes, mean, std, recipe = (json.loads(metadata[key]) for key in STORED_AS_JSON)
             images = images if images.dtype == torch.float64 else images.float()
             return cls(images, labels, tuple(classes), tuple(map(float, mean)), tuple(map(float, std)), dict(recipe))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is not a whole gmlib set ({first_sentence(error)}): make or fetch it again"
+                f"{path} is not a whole gmlib set ({first_sentence(error)}): make or download it again"
             ) from error
 
 
 def _ordered(blob: bytes) -> bytes:
-    """The same safetensors file with its JSON header sorted: the library leaves that order to chance."""
+    """The same safetensors file with a sorted JSON header, since safetensors writes it in random order."""
     end = 8 + int.from_bytes(blob[:8], "little")
     header = json.dumps(json.loads(blob[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # so that the tensors behind it stay aligned
+    header += b" " * (-len(header) % 8)  # keeps the tensors after it aligned
     return len(header).to_bytes(8, "little") + header + blob[end:]
 
 
+def images_of(S: SyntheticSet | Data) -> tuple[Tensor, Tensor]:
+    """The images and labels to train on: those of a set, or all training images of a Data."""
+    return (S.train_images, S.train_labels) if isinstance(S, Data) else (S.images.detach(), S.labels)
+
+
 def check_pair(S: SyntheticSet | Data, data: Data | None) -> None:
-    """ValueError unless S is a set, or data, that goes with `data`: the same classes, shape and normalisation. None does."""
+    """Check that S has the classes, the shape and the normalisation of ``data``. None fits every S.
+
+    Raises
+    ------
+    ValueError
+        If S and ``data`` differ, or are of other types.
+    """
     if not isinstance(S, SyntheticSet | Data) or not isinstance(data, Data | None):
         raise ValueError(
-            f"give a SyntheticSet, or a Data, and then the Data it goes with, not {_kind(S)} and {_kind(data)}"
+            f"give a SyntheticSet or a Data, then a Data, not a {type(S).__name__} and a {type(data).__name__}"
         )
     if data is None:
         return
     if S.shape != data.shape or tuple(S.classes) != tuple(data.classes):
         raise ValueError(
-            f"the set has {len(S.classes)} classes of {S.shape} images but {data.name} has {data.n_classes} of {data.shape}: "
-            "give the data it was made from"
+            f"the set has {len(S.classes)} classes of {S.shape} images but {data.name} has {data.n_classes} "
+            f"of {data.shape}: give the data it was made from"
         )
     if (tuple(S.mean), tuple(S.std)) != (data.mean, data.std):
         raise ValueError(
-            f"the set is normalised by mean {tuple(S.mean)} and std {tuple(S.std)} but {data.name} by {data.mean} and "
-            f"{data.std}: bring one to the other's"
+            f"the set is normalised by mean {tuple(S.mean)} and std {tuple(S.std)} but {data.name} by {data.mean} "
+            f"and {data.std}: use the same numbers for both"
         )
-
-
-def _kind(thing: Any) -> str:
-    return f"a {type(thing).__name__}"

@@ -1,7 +1,7 @@
-"""What gradients are matched: inside each class, across classes, or both (Section 3.1, Eq. 4-6; Table 1).
+"""What gradients are matched: intra-class, inter-class, or both (Section 3.1, Eq. 4 to Eq. 6; Table 1).
 
-gS and gT hold the class gradients of S and T: one (C, rows, n) tensor per layer (see `how.as_rows`). D is a distance from
-`how.distance`. Every function here returns a scalar.
+gS and gT are the class gradients of S and T: one (C, rows, n) tensor per matched layer, see `gmlib.how.as_rows`. D is
+a distance from `gmlib.how.distance`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,47 @@ Mixed = tuple[Gradient, Gradient]
 
 
 def union(g: Gradient, weights: Tensor) -> list[Tensor]:
-    """Gradient of the union of the class batches from the class gradients, with no further pass (Eq. 5).
+    """Gradient of the union of the class batches, computed from the class gradients without a further pass.
 
-    g: one (C, rows, n) tensor per layer. weights: (C,) with sum 1, the share |B_c| / sum |B_c|
-    of each class, or its share in T where T is not balanced. Returns one (rows, n) tensor per layer.
+    Parameters
+    ----------
+    g : list of Tensor
+        Class gradients, (C, rows, n) per layer.
+    weights : Tensor
+        (C,) with sum 1. The weight of class c is ``|B_c| / sum_c |B_c|``, or its share of T if T is not balanced.
+
+    Returns
+    -------
+    list of Tensor
+        (rows, n) per layer.
+
+    Source
+    ------
+    Eq. 5, Section 3.1.
     """
     # g_union = sum_c |B_c| g_c / sum_c |B_c|
     return [(weights.to(layer).view(-1, 1, 1) * layer).sum(0) for layer in g]
 
 
 def intra(D: Distance, gS: Gradient, gT: Gradient, **_) -> Tensor:
-    """Match class by class (Eq. 4)."""
+    """Match the gradients of each class.
+
+    Parameters
+    ----------
+    D : callable
+        From `gmlib.how.distance`.
+    gS, gT : list of Tensor
+        Class gradients, (C, rows, n) per layer.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+
+    Source
+    ------
+    Eq. 4, Section 3.1.
+    """
     # loss_intra = sum_c D(gS_c, gT_c)
     return D(gS, gT).sum()
 
@@ -36,10 +66,30 @@ def intra(D: Distance, gS: Gradient, gT: Gradient, **_) -> Tensor:
 def inter(
     D: Distance, gS: Gradient, gT: Gradient, *, lam: float, weights: Tensor, mixed: Mixed | None = None, **_
 ) -> Tensor:
-    """Match the gradients of the whole batch, lam times (Eq. 6, second term).
+    """Match the gradients of the union of all classes, with weight lam.
 
-    mixed: gradients of S and T on mixed mini-batches, one (rows, n) tensor per layer each, to take
-    instead of Eq. 5's union of the class gradients (the released scripts' inter-class batches).
+    Parameters
+    ----------
+    D : callable
+        From `gmlib.how.distance`.
+    gS, gT : list of Tensor
+        Class gradients, (C, rows, n) per layer.
+    lam : float
+        lambda, the weight of this term.
+    weights : Tensor
+        (C,), see `union`.
+    mixed : tuple, optional
+        Gradients of S and of T on batches of mixed classes, (rows, n) per layer each. They replace the unions of the
+        class gradients. The released scripts use such batches.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+
+    Source
+    ------
+    Eq. 6, second term, Section 3.1.
     """
     uS, uT = mixed or (union(gS, weights), union(gT, weights))
     # lam * loss_inter = lam * D(mean_c gS_c, mean_c gT_c)
@@ -47,12 +97,45 @@ def inter(
 
 
 def interleaved(D: Distance, gS: Gradient, gT: Gradient, *, k: int, **options) -> Tensor:
-    """Intra-class in even outer iterations k, inter-class in odd ones (footnote 3; Table 1)."""
-    return (intra if k % 2 == 0 else inter)(D, gS, gT, **options)
+    """Use `intra` in even outer iterations and `inter` in odd ones.
+
+    Parameters
+    ----------
+    D, gS, gT, **options
+        See `inter`.
+    k : int
+        The outer iteration.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+
+    Source
+    ------
+    Section 4.2, footnote 3; Table 1.
+    """
+    level = intra if k % 2 == 0 else inter
+    return level(D, gS, gT, **options)
 
 
 def multi(D: Distance, gS: Gradient, gT: Gradient, **options) -> Tensor:
-    """Match both levels at once (Eq. 6; line 8 of Algorithm 1). options: those of `inter`."""
+    """Match both levels at once: `intra` plus `inter`.
+
+    Parameters
+    ----------
+    D, gS, gT, **options
+        See `inter`.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+
+    Source
+    ------
+    Eq. 6, Section 3.1; line 8 of Algorithm 1.
+    """
     # loss = sum_c D(gS_c, gT_c) + lam * D(mean_c gS_c, mean_c gT_c)
     return intra(D, gS, gT) + inter(D, gS, gT, **options)
 

@@ -1,7 +1,8 @@
-"""Where on the training path S is updated: how many steps theta takes in between (Section 3.3, Eq. 11-12; Figure 3).
+"""Where on the training path S is updated: after how many steps of theta (Section 3.3, Eq. 11 and Eq. 12; Figure 3).
 
-Two kinds of answers: a number of steps known beforehand (`fixed`, `adaptive`), or steps until theta overfits S (`overfit`,
-`overfit-gap`), at most `MAX_STEPS`. One step of theta is one pass over S (line 12 of Algorithm 1).
+Either the number of steps is known in advance (``fixed``, ``adaptive``, a schedule), or theta moves until it overfits
+S (``overfit``, ``overfit-gap``), for at most ``MAX_STEPS`` steps. One step of theta is one pass over S (line 12 of
+Algorithm 1).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
+from .checks import require, unknown
+
 MAX_STEPS = 50  # the released scripts' bound on updating until overfitting
 VALIDATION_BATCH = 256  # real images, drawn once per t, that stand for T in the overfitting test
 
@@ -19,34 +22,74 @@ FIXED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 
 
 def fixed(t: int, zeta: int) -> int:
-    """The same number of steps at every t (the baseline)."""
+    """The same number of steps of theta at every t, zeta, as in the baseline (Eq. 11)."""
     return zeta
 
 
 def adaptive(t: int, zeta: int | None = None) -> int:
-    """zeta_theta(t) of Eq. 12, read off CIFAR-10 runs by the authors: long at first, short once theta overfits sooner."""
+    """Adaptive learning steps: the number of steps of theta at t.
+
+    The authors found the schedule from runs on CIFAR-10. It falls with t, because theta overfits sooner later on.
+
+    Parameters
+    ----------
+    t : int
+        Inner iteration.
+    zeta : int, optional
+        Ignored.
+
+    Returns
+    -------
+    int
+        zeta_theta(t).
+
+    Source
+    ------
+    Eq. 12, Section 4.4.
+    """
     if t < 4:
         return 50 - 10 * t
     return 10 if t < 10 else 5
 
 
-def until_stopped(t: int, zeta: int | None = None) -> int:
-    """The bound on the steps of the two overfitting criteria."""
+def max_steps(t: int, zeta: int | None = None) -> int:
+    """The largest number of steps of theta when overfitting ends them."""
     return MAX_STEPS
 
 
 WHERE: dict[str, Callable[[int, int], int]] = {
     "fixed": fixed,
     "adaptive": adaptive,
-    "overfit": until_stopped,
-    "overfit-gap": until_stopped,
+    "overfit": max_steps,
+    "overfit-gap": max_steps,
 }
 
 
 def steps(where: str, t: int, zeta: int) -> int:
-    """Steps of theta after the update of S at t, at most, for a name in WHERE or a schedule "steps:50,40,30,10,5".
+    """The number of steps of theta after the update of S at t. It is an upper bound if overfitting ends them.
 
-    Of such a schedule the last number holds for every later t.
+    Parameters
+    ----------
+    where : str
+        A name in ``WHERE``, or a schedule such as "steps:50,40,30". The last number of a schedule holds for every
+        later t.
+    t : int
+        Inner iteration.
+    zeta : int
+        The number for "fixed".
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If ``where`` is unknown.
+
+    Source
+    ------
+    Eq. 11, Section 3.3.
     """
     if where in WHERE:
         return WHERE[where](t, zeta)
@@ -55,13 +98,17 @@ def steps(where: str, t: int, zeta: int) -> int:
 
 
 def parse_schedule(where: str) -> list[int]:
-    """The numbers in "steps:50,40,30": a schedule of one's own. ValueError, listing what is known, for anything else."""
+    """Read the numbers of a schedule such as "steps:50,40,30".
+
+    Raises
+    ------
+    ValueError
+        If ``where`` is no schedule. The message lists what is known.
+    """
     word, _, numbers = str(where).partition(":")
     found = [int(n) if n.strip().isdecimal() else -1 for n in numbers.split(",")]
     if word != "steps" or min(found) < 0:
-        raise ValueError(
-            f"unknown where {where!r}: choose from {', '.join(WHERE)}, or spell a schedule as steps:50,40,30,10"
-        )
+        raise unknown(WHERE, "where", where, "a schedule such as steps:50,40,30,10")
     return found
 
 
@@ -73,39 +120,119 @@ class Losses(NamedTuple):
 
 
 def loss_rises(before: Losses, after: Losses, gap: float) -> bool:
-    """L(T, theta_i) < L(T, theta_i+1): the step made theta worse on T (Section 4.4)."""
+    """True if a step of theta raised the loss on T.
+
+    Parameters
+    ----------
+    before, after : Losses
+        At theta_i and theta_i+1.
+    gap : float
+        Ignored.
+
+    Returns
+    -------
+    bool
+
+    Source
+    ------
+    Section 4.4.
+    """
+    # L(T, theta_i) < L(T, theta_i+1)
     return before.T < after.T
 
 
 def gap_opens(before: Losses, after: Losses, gap: float) -> bool:
-    """L(T, theta_i+1) - L(S, theta_i+1) > gap (Section 3.3). The paper names no threshold: `gap`, in nats, is the recipe's."""
+    """True if the loss on T exceeds the loss on S by more than a threshold after a step of theta.
+
+    Parameters
+    ----------
+    before, after : Losses
+        At theta_i and theta_i+1.
+    gap : float
+        The threshold in nats. The paper gives none, so the recipe does.
+
+    Returns
+    -------
+    bool
+
+    Source
+    ------
+    Section 3.3.
+    """
+    # gap < L(T, theta_i+1) - L(S, theta_i+1)
     return gap < after.T - after.S
 
 
 STOP: dict[str, Callable[[Losses, Losses, float], bool]] = {"overfit": loss_rises, "overfit-gap": gap_opens}
-NEED_S = frozenset({"overfit-gap"})  # criteria that look at L(S, theta) too
+NEED_S = frozenset({"overfit-gap"})  # the criteria that also use L(S, theta)
 
 
 def overfits(path: Sequence[Losses], criterion: str, gap: float) -> list[bool]:
-    """Whether each step along a path of theta overfits, by a criterion in STOP. path: the losses before, between and after."""
+    """Whether each step along a path of theta overfits S.
+
+    Parameters
+    ----------
+    path : list of Losses
+        At every theta: before the first step, between the steps, and after the last.
+    criterion : str
+        A name in ``STOP``.
+    gap : float
+        See `gap_opens`.
+
+    Returns
+    -------
+    list of bool
+        One for each step.
+    """
     return [STOP[criterion](before, after, gap) for before, after in pairwise(path)]
 
 
 def steps_per_outer_iteration(where: str, T: int, zeta: int) -> int:
-    """Steps of theta in one outer iteration, an upper bound for the overfitting criteria.
+    """The number of steps of theta in one outer iteration. It is an upper bound if overfitting ends them.
 
-    Nothing follows the last update of S (t = T - 1), so theta moves T - 1 times: 450 at T = 10 with zeta = 50, 190 with
-    Eq. 12 (Section 4.4).
+    No step follows the last update of S (t = T - 1). At T = 10 this gives 450 steps for "fixed" with zeta = 50, and
+    190 for "adaptive".
+
+    Parameters
+    ----------
+    where : str
+        See `steps`.
+    T : int
+        Inner iterations.
+    zeta : int
+        See `steps`.
+
+    Returns
+    -------
+    int
+
+    Source
+    ------
+    Section 4.4.
     """
     return sum(steps(where, t, zeta) for t in range(T - 1))
 
 
 def steps_until_overfitting(history: Sequence[dict], T: int) -> list[list[int]]:
-    """Steps of theta after which overfitting was seen, or MAX_STEPS where it was not: a list of T - 1, over t, for each k.
+    """The number of steps of theta until overfitting was seen.
 
-    history: of a set condensed with where="overfit" or "overfit-gap" (`SyntheticSet.history`), one dict for each outer
-    iteration with its detections [t, i, L(S, theta), L(T, theta)]. T: its inner iterations.
-    Raises ValueError without history, or for T < 2.
+    Parameters
+    ----------
+    history : list of dict
+        The history of a set condensed with where="overfit" or "overfit-gap" (``SyntheticSet.history``). Each outer
+        iteration has its detections, ``[t, i, L(S, theta), L(T, theta)]``.
+    T : int
+        Inner iterations of that run.
+
+    Returns
+    -------
+    list of list of int
+        T - 1 numbers, over t, for each outer iteration; ``MAX_STEPS`` where no overfitting was seen.
+
+    Raises
+    ------
+    ValueError
+        If the history is empty or T is less than 2.
     """
     if not history or T < 2:
         raise ValueError(
@@ -119,14 +246,31 @@ def steps_until_overfitting(history: Sequence[dict], T: int) -> list[list[int]]:
 
 
 def fit_schedule(history: Sequence[dict], T: int) -> list[int]:
-    """zeta_theta(t) learned from where a run saw overfitting, as the authors read Eq. 12 off CIFAR-10 runs (Section 4.4).
+    """Learn zeta_theta(t) from where a run saw overfitting.
 
-    At each t `steps_until_overfitting` (which see for history and T) are summed up by their median over the outer iterations;
-    the schedule is the non-increasing sequence nearest to those medians, in whole steps of at least 1.
+    At each t the median of `steps_until_overfitting` over the outer iterations is taken. The schedule is the
+    non-increasing sequence nearest to these medians, rounded to whole steps of at least 1.
 
-    Returns T - 1 numbers, which "steps:..." takes in a recipe. Raises ValueError without history, or for T < 2.
+    Parameters
+    ----------
+    history, T
+        See `steps_until_overfitting`.
+
+    Returns
+    -------
+    list of int
+        T - 1 numbers. A recipe takes them as "steps:...".
+
+    Raises
+    ------
+    ValueError
+        If the history is empty or T is less than 2.
+
+    Source
+    ------
+    Section 4.4: the authors found Eq. 12 from runs on CIFAR-10.
     """
-    from sklearn.isotonic import isotonic_regression
-
+    isotonic = require("sklearn.isotonic", "data")
     medians = [median(column) for column in zip(*steps_until_overfitting(history, T), strict=True)]
-    return [max(1, round(value)) for value in isotonic_regression(medians, increasing=False).tolist()]
+    fitted = isotonic.isotonic_regression(medians, increasing=False)
+    return [max(1, round(value)) for value in fitted.tolist()]

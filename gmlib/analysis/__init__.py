@@ -1,1 +1,6 @@
-"""Measurements on runs."""
+"""Measurements on runs. They need the extra "analysis"."""
+
+from ..checks import require
+
+require("scipy", "analysis")
+require("pandas", "analysis")

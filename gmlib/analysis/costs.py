@@ -1,10 +1,10 @@
 """What condensing costs, in time and in memory (Sections 4.4 and 4.5).
 
-An outer iteration of Algorithm 1 is made of three pieces: an update of S (lines 5-9), a step of theta (line 12) and, where the
-updates wait for overfitting, a look for it: L(T, theta), and L(S, theta) for the gap. Methods differ in what an update costs
-and in how many of the other pieces they need. So the pieces are timed, many times and turn by turn, and an outer iteration
-is added up from them: minutes of running that are all alike are not needed, and a machine that slows down hurts all methods
-alike.
+An outer iteration of Algorithm 1 has three kinds of pieces: an update of S (lines 5-9), a step of theta (line 12)
+and, if the recipe updates until overfitting, a look at the losses L(T, theta) and perhaps L(S, theta). Methods
+differ in what an update costs and in how many of the other pieces they need. So the pieces are timed many times,
+methods in turn, and an outer iteration is added up from them. This needs no long runs, and a machine that slows
+down slows all methods alike.
 """
 
 from __future__ import annotations
@@ -17,32 +17,24 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from .. import where
-from ..algorithm import State
 from ..checks import as_list, check_number
 from ..condensation import check
 from ..data import Data
-from ..lines import (
-    class_weights,
-    fresh_network,
-    initial,
-    match,
-    runner_for,
-    sample,
-    streams_of,
-)
-from ..lines import measure as losses_at
+from ..lines import class_weights, fresh_network, initial, match, measure_losses, runner_for, sample, streams_of
 from ..recipe import PRECISIONS, Recipe
 from ..runs.provenance import environment
 from ..runs.store import Run
 from ..runtime import OutOfTime, deadline_passed, device_of, progress_bar
 from ..speed.memory import PeakMemory
 from ..speed.precision import matmul_precision
-from ..speed.recording import WARM_UP, recordable
+from ..speed.recording import WARM_UP, recordable, renew
 from ..speed.training import train_one_pass
 
-STEPS, LOOKS = 10, 5  # steps of theta and looks for overfitting that are timed together: one alone is short
+STEPS = 10  # steps of theta timed together: one alone is short
+LOOKS = 5  # the same for looks at the losses
 
 
 def measure(
@@ -58,23 +50,51 @@ def measure(
     deadline: float | None = None,
     **fields: Any,
 ) -> pd.DataFrame:
-    """Time the pieces of an outer iteration, `rounds` times for every method; nothing is condensed or stored.
+    """Time the pieces of an outer iteration. Nothing is condensed or stored.
 
-    Each round takes the methods in turn, beginning with another one each time. A first round warms up (on CUDA two, before steps
-    are recorded), a next measures memory; neither is timed. The pieces begin with S as a run does and a fresh network, the same
-    for all methods. Where methods do the same work, each gets the mean over them of the round: updates of S with the same what
-    and how, and every step of theta.
-    methods: names in METHODS, or spelt "what,how,where"; a list or "DC,M". budget, device: see `store.run`. fields: of Recipe.
+    Each round times every method, beginning with another one each time. Before that, one round warms up (on CUDA
+    two, before steps are recorded) and one measures memory. The pieces begin with S as a run does and with a fresh
+    network, the same for all methods. Methods that do the same work get their mean of the round: updates of S with
+    the same what and how, and all steps of theta.
 
-    Returns one row per (method, round), rounds from 1:
-      method, what, how, where, round
-      seconds_per_update    of S, lines 5-9; with zeta_S = 1
-      seconds_per_step      of theta, line 12: one pass over S
-      seconds_per_look      for overfitting; NaN where the method does not look
-      peak_memory_bytes     most that the pieces hold above what was held before (`PeakMemory`), the same in every round
-      device, device_name, threads      what it was measured on
+    Parameters
+    ----------
+    data : Data
+    methods : list, or str with commas
+        Names in METHODS, or spelled "what,how,where".
+    ipc : int
+        Images per class.
+    budget, seed, device, progress
+        As in `store.run`.
+    rounds : int
+        At least 2.
+    deadline : float, optional
+        ``time.monotonic()`` at which to stop.
+    **fields
+        Fields of `Recipe` to change.
 
-    Raises ValueError for a recipe that does not fit the data, before any work; OutOfTime at `deadline` (time.monotonic()).
+    Returns
+    -------
+    DataFrame
+        One row per (method, round), rounds from 1. Columns:
+
+        - method, what, how, where, round
+        - seconds_per_update: of S, lines 5-9; with zeta_S = 1
+        - seconds_per_step: of theta, line 12: one pass over S
+        - seconds_per_look: at the losses; NaN if the method does not need them
+        - peak_memory_bytes: the most that the pieces hold beyond what was held before, equal in all rounds
+        - device, device_name, threads: what it was measured on
+
+    Raises
+    ------
+    ValueError
+        If a recipe does not fit the data; before any work.
+    OutOfTime
+        At the deadline. Nothing is kept.
+
+    Source
+    ------
+    Sections 4.4 and 4.5.
     """
     recipes = {m: Recipe.for_method(m, data.name, ipc, budget, seed, **fields) for m in as_list(methods)}
     check_number("rounds", rounds, least=2, whole=True)
@@ -83,24 +103,24 @@ def measure(
     device = device_of(device)
     data = data.to(device)
     pieces = {m: _Pieces(data, recipe) for m, recipe in recipes.items()}
-    peaks, rows, names = {}, [], list(recipes)
-    warm_up = -WARM_UP if recordable(device) else -1
-    bar = progress_bar(f"timing ipc {ipc}", (rounds + 1 - warm_up) * len(names), "piece", progress)
-    for r in range(warm_up, rounds + 1):  # those below 0 warm up, 0 measures memory
-        turn = r % len(names)
-        for m in names[turn:] + names[:turn]:
-            if deadline_passed(deadline):
-                bar.close()
-                raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to begin anew")
-            peak = PeakMemory(device) if r == 0 else None
-            seconds = pieces[m](max(r, 0))
-            if peak:
-                peaks[m] = peak()
-            if r > 0:
-                choice = {name: getattr(recipes[m], name) for name in ("what", "how", "where")}
-                rows.append({"method": m, **choice, "round": r, **seconds, "peak_memory_bytes": peaks[m]})
-            bar.update()
-    bar.close()
+    names = list(recipes)
+    peaks = {}
+    rows = []
+    first = -WARM_UP if recordable(device) else -1  # rounds below 0 warm up, round 0 measures memory
+    with progress_bar(f"timing ipc {ipc}", (rounds + 1 - first) * len(names), "piece", progress) as bar:
+        for r in range(first, rounds + 1):
+            turn = r % len(names)
+            for m in names[turn:] + names[:turn]:
+                if deadline_passed(deadline):
+                    raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to begin anew")
+                peak = PeakMemory(device) if r == 0 else None
+                seconds = pieces[m](max(r, 0))
+                if peak:
+                    peaks[m] = peak()
+                if r > 0:
+                    choice = {name: getattr(recipes[m], name) for name in ("what", "how", "where")}
+                    rows.append({"method": m, **choice, "round": r, **seconds, "peak_memory_bytes": peaks[m]})
+                bar.update()
     table = pd.DataFrame(rows)
     for name, alike in {"update": ["round", "what", "how"], "step": ["round"], "look": ["round", "where"]}.items():
         means = table.groupby(alike)[f"seconds_per_{name}"].transform("mean")
@@ -110,42 +130,45 @@ def measure(
 
 
 class _Pieces:
-    """The pieces of one method's outer iterations, recorded on CUDA as those of a run are."""
+    """The pieces of one method's outer iterations; on CUDA they are recorded like those of a run."""
 
     def __init__(self, data: Data, recipe: Recipe):
-        self.data, self.recipe = data, recipe
-        self.S, self.weights = initial(data, recipe).requires_grad_(), class_weights(data, recipe)
-        self.labels, self.run = data.labels_of(recipe.ipc), runner_for(data, recipe)
-        self.state = State(self.S, torch.optim.SGD([self.S], lr=recipe.lr_images, momentum=recipe.momentum_images))
+        self.data = data
+        self.recipe = recipe
+        self.S = initial(data, recipe).requires_grad_()
+        self.weights = class_weights(data, recipe)
+        self.labels = data.labels_of(recipe.ipc)
+        self.run = runner_for(data, recipe)
+        self.theta: nn.Module | None = None
+        self.optimiser_theta: torch.optim.Optimizer | None = None
 
     def __call__(self, k: int) -> dict[str, float]:
-        """Seconds of one update of S, one step of theta and one look for overfitting, with the network of outer iteration k."""
+        """Seconds of one update of S, one step of theta and one look, with the network of outer iteration k."""
         data, recipe, S, labels = self.data, self.recipe, self.S, self.labels
         with torch.no_grad():
             S.copy_(initial(data, recipe))
-        optimise_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
-        self.state.start(fresh_network(data, recipe, k), recipe)
-        theta, optimise_theta = self.state.theta, self.state.optimiser_theta
+        optimiser_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
+        fresh = fresh_network(data, recipe, k)
+        theta, optimiser = renew(self.theta, self.optimiser_theta, fresh, recipe.lr_network, recipe.momentum_network)
+        self.theta, self.optimiser_theta = theta, optimiser
 
         with matmul_precision(recipe.precision):
             begun = _now(S.device)
             streams = streams_of(recipe, k, 0)
             B = sample(data, recipe, streams)
             _, S.grad, _ = match(theta, S, labels, B, self.weights, recipe, k, self.run)
-            optimise_S.step()
+            optimiser_S.step()
             updated = _now(S.device)
             for _ in range(STEPS):
-                train_one_pass(
-                    theta, optimise_theta, S.detach(), labels, recipe.batch_theta, streams["shuffle"], self.run
-                )
-            moved = _now(S.device)
-            found = {"seconds_per_update": updated - begun, "seconds_per_step": (moved - updated) / STEPS}
+                train_one_pass(theta, optimiser, S.detach(), labels, recipe.batch_theta, streams["shuffle"], self.run)
+            stepped = _now(S.device)
+            found = {"seconds_per_update": updated - begun, "seconds_per_step": (stepped - updated) / STEPS}
             found["seconds_per_look"] = math.nan
             if recipe.where in where.STOP:
                 validation = data.sample_any(where.VALIDATION_BATCH, streams["validation"])
                 begun = _now(S.device)
                 for _ in range(LOOKS):
-                    losses_at(theta, S.detach(), labels, validation, recipe.where in where.NEED_S)
+                    measure_losses(theta, S.detach(), labels, validation, recipe.where in where.NEED_S)
                 found["seconds_per_look"] = (_now(S.device) - begun) / LOOKS
         return found
 
@@ -161,41 +184,65 @@ def precisions(
     device: torch.device | str | None = None,
     **fields: Any,
 ) -> pd.DataFrame:
-    """What an update of S takes in each precision of `Recipe`, and how far it is from the one in float32.
+    """Time and error of an update of S in each precision of `Recipe`, compared with float32.
 
-    Every round has a fresh network and fresh batches, the same for all precisions; S is as at k = 0. A first round warms up.
-    TF32 is CUDA's: elsewhere the precisions with it are left out. Arguments: see `measure`.
+    Every round has a fresh network and fresh batches, the same for all precisions; S is as at k = 0. One more
+    round, before the others, warms up. Precisions with TF32 are left out on devices other than CUDA.
 
-    Returns one row per (precision, round): precision, round, seconds_per_update, change_in_loss (|loss - loss32| / loss32),
-    change_in_dS (norm of the difference of the derivatives in S, divided by the norm of that in float32), device.
+    Parameters
+    ----------
+    data, method, ipc, budget, rounds, seed, device, fields
+        As in `measure`; rounds may be 1.
+
+    Returns
+    -------
+    DataFrame
+        One row per (precision, round): precision, round, seconds_per_update, change_in_loss (abs(loss - loss32) /
+        loss32), change_in_dS (norm of the difference of the derivatives in S, divided by the norm of that in
+        float32), device.
+
+    Raises
+    ------
+    ValueError
+        If the recipe does not fit the data; before any work.
     """
     recipe = Recipe.for_method(method, data.name, ipc, budget, seed, **fields)
     check_number("rounds", rounds, least=1, whole=True)
     check(data, recipe)
     device = device_of(device)
-    data, weights = data.to(device), class_weights(data.to(device), recipe)
-    S, labels, run = initial(data, recipe).requires_grad_(), data.labels_of(recipe.ipc), runner_for(data, recipe)
+    data = data.to(device)
+    weights = class_weights(data, recipe)
+    S = initial(data, recipe).requires_grad_()
+    labels = data.labels_of(recipe.ipc)
+    run = runner_for(data, recipe)
+    run.records_steps = False  # every call has another network or precision, so none can be replayed
+    usable = [name for name in PRECISIONS if device.type == "cuda" or "tf32" not in name]  # float32 is the first
     rows = []
     for r in range(rounds + 1):
-        network, B = fresh_network(data, recipe, r), sample(data, recipe, streams_of(recipe, r, 0))
+        network = fresh_network(data, recipe, r)
+        B = sample(data, recipe, streams_of(recipe, r, 0))
         exact = None
-        for precision in (name for name in PRECISIONS if device.type == "cuda" or "tf32" not in name):
+        for precision in usable:
             begun = _now(device)
             with matmul_precision(precision):
                 loss, dS, _ = match(network, S, labels, B, weights, replace(recipe, precision=precision), r, run)
             seconds = _now(device) - begun
-            exact = exact or (loss, dS)  # float32 is the first
-            changes = (loss - exact[0]).abs() / exact[0], (dS - exact[1]).norm() / exact[1].norm()
-            found = dict(zip(("change_in_loss", "change_in_dS"), (change.item() for change in changes), strict=True))
-            rows.append(
-                {"precision": precision, "round": r, "seconds_per_update": seconds, **found, "device": device.type}
-            )
+            exact = exact or (loss, dS)
+            row = {
+                "precision": precision,
+                "round": r,
+                "seconds_per_update": seconds,
+                "change_in_loss": ((loss - exact[0]).abs() / exact[0]).item(),
+                "change_in_dS": ((dS - exact[1]).norm() / exact[1].norm()).item(),
+                "device": device.type,
+            }
+            rows.append(row)
     table = pd.DataFrame(rows)
     return table[table["round"] > 0].reset_index(drop=True)
 
 
 def _now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was asked to."""
+    """Seconds on a clock, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -204,52 +251,90 @@ def _now(device: torch.device) -> float:
 def outer_iteration(
     pieces: pd.DataFrame, T: int, zeta: int, steps: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
-    """What an outer iteration costs with so many inner iterations T and steps zeta of "fixed": `pieces` and further columns.
+    """Add up what an outer iteration costs.
 
-    T, zeta; theta_steps, the number of steps of theta, as the schedule has it or, where the steps end with overfitting, at most;
-    loss_evaluations, of one loss on S or T each; seconds_matching, of the T updates of S; seconds_moving, of the steps of theta;
-    seconds_looking, of the losses; seconds, their sum, without the drawing of the network, as in a run's history.
-    steps: steps of theta by method, where they were counted in a run.
+    Parameters
+    ----------
+    pieces : DataFrame
+        From `measure`.
+    T : int
+        Inner iterations.
+    zeta : int
+        Steps of theta after an update with where="fixed".
+    steps : dict, optional
+        Steps of theta in an outer iteration, by method, if they were counted in a run.
+
+    Returns
+    -------
+    DataFrame
+        ``pieces`` with the columns T, zeta; theta_steps, by the schedule, or the most there can be if overfitting
+        ends the steps; loss_evaluations, each of one loss, on S or T; seconds_matching for the T updates of S,
+        seconds_moving for the steps of theta, seconds_looking for the losses; and seconds, their sum, without
+        drawing the network, as in the history of a run.
+
+    Raises
+    ------
+    ValueError
+        If T or zeta is below 1.
     """
     check_number("T", T, least=1, whole=True)
     check_number("zeta", zeta, least=1, whole=True)
-    taken = {
+    by_schedule = {
         m: where.steps_per_outer_iteration(at, T, zeta)
         for m, at in zip(pieces["method"], pieces["where"], strict=True)
     }
-    theta_steps = pieces["method"].map({**taken, **(steps or {})}).astype(float)
-    # The losses before the first step are needed too, at every t but the last: after it theta does not move.
+    theta_steps = pieces["method"].map({**by_schedule, **(steps or {})}).astype(float)
+    # A look before the first step of each t but the last, after which theta does not move, and one after every step.
     looks = (theta_steps + T - 1).where(pieces["where"].isin(where.STOP), 0.0)
-    evaluated = looks * (1 + pieces["where"].isin(where.NEED_S))
     parts = {
         "seconds_matching": T * pieces["seconds_per_update"],
         "seconds_moving": theta_steps * pieces["seconds_per_step"],
         "seconds_looking": looks * pieces["seconds_per_look"].fillna(0.0),
     }
     return pieces.assign(
-        T=T, zeta=zeta, theta_steps=theta_steps, loss_evaluations=evaluated, **parts, seconds=sum(parts.values())
-    )  # fmt: skip
+        T=T,
+        zeta=zeta,
+        theta_steps=theta_steps,
+        loss_evaluations=looks * (1 + pieces["where"].isin(where.NEED_S)),
+        **parts,
+        seconds=sum(parts.values()),
+    )
 
 
 def taken(runs: Collection[Run]) -> pd.DataFrame:
-    """What an outer iteration of these runs really took: method, set, seconds (median) and theta_steps (mean)."""
+    """What an outer iteration took in these runs: columns method, set, seconds (median) and theta_steps (mean)."""
     rows = []
     for r in runs:
         history = pd.DataFrame(r.record["history"])
-        found = {"seconds": history["seconds"].median(), "theta_steps": history["theta_steps"].mean()}
-        rows.append({"method": r.record["method"], "set": r.record["recipe"]["seed"], **found})
+        row = {
+            "method": r.record["method"],
+            "set": r.record["recipe"]["seed"],
+            "seconds": history["seconds"].median(),
+            "theta_steps": history["theta_steps"].mean(),
+        }
+        rows.append(row)
     return pd.DataFrame(rows, columns=["method", "set", "seconds", "theta_steps"])
 
 
 def along(runs: Collection[Run]) -> pd.DataFrame:
-    """Accuracy against time: one row for every snapshot of these runs.
+    """Accuracy against time, one row per snapshot of these runs.
 
-    Columns: method, set, k outer iterations, seconds that these took, accuracy (percent, mean over the networks), networks.
+    Returns
+    -------
+    DataFrame
+        Columns method, set, k (outer iterations), seconds that these took, accuracy (percent, mean over the
+        networks), networks.
     """
     rows = []
     for r in runs:
-        at = {"method": r.record["method"], "set": r.record["recipe"]["seed"]}
         for k, (_, e) in r.trace.items():
-            seconds = sum(entry["seconds"] for entry in r.record["history"][:k])
-            rows.append({**at, "k": k, "seconds": seconds, "accuracy": e.mean, "networks": e.n})
+            row = {
+                "method": r.record["method"],
+                "set": r.record["recipe"]["seed"],
+                "k": k,
+                "seconds": sum(entry["seconds"] for entry in r.record["history"][:k]),
+                "accuracy": e.mean,
+                "networks": e.n,
+            }
+            rows.append(row)
     return pd.DataFrame(rows, columns=["method", "set", "k", "seconds", "accuracy", "networks"])

@@ -1,7 +1,8 @@
-"""What happens while S is updated: losses along the path, the pull of each part of the loss, angles and lengths of gradients."""
+"""Measurements while S is updated: losses along the path, pulls of the loss terms, angles between gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -39,7 +40,7 @@ def losses_along(
     progress: bool = True,
     deadline: float | None = None,
 ) -> pd.DataFrame:
-    """Condense, and note the losses at every theta (Figure 3).
+    """Condense, and measure the losses at every theta (Figure 3).
 
     Parameters
     ----------
@@ -49,9 +50,9 @@ def losses_along(
     Returns
     -------
     DataFrame
-        Columns k, t, i, loss_S, loss_T (nats). i = 0 is theta right after the update of S at t, i the theta after i steps;
-        S is updated next at the last one. loss_T is measured on one batch of real images for each t, as the overfitting
-        test does.
+        Columns k, t, i, loss_S, loss_T. Losses are in nats. i counts the steps of theta since the update of S at t.
+        The next update of S uses the last theta. loss_T is measured on one batch of real images for each t, as the
+        overfitting test does.
 
     Raises
     ------
@@ -59,6 +60,10 @@ def losses_along(
         If the recipe does not fit the data.
     OutOfTime
         At the deadline.
+
+    Source
+    ------
+    Figure 3, Section 3.3.
     """
     check(data, recipe)
     data = data.to(device_of(device))
@@ -74,8 +79,8 @@ def losses_along(
     return pd.DataFrame(rows, columns=["k", "t", "i", "loss_S", "loss_T"])
 
 
-def held(data: Data, recipe: Recipe, S: Tensor, k: int) -> tuple[State, Recipe]:
-    """A state and a recipe that run outer iteration k alone, with S held: S has a learning rate of 0."""
+def constant_S(data: Data, recipe: Recipe, S: Tensor, k: int) -> tuple[State, Recipe]:
+    """A state and a recipe that run only outer iteration k. S has a learning rate of 0, so it does not change."""
     S = S.detach().clone().requires_grad_()
     return State(S, torch.optim.SGD([S], lr=0.0), k), replace(recipe, outer_loops=k + 1)
 
@@ -88,63 +93,72 @@ def pulls(
     k: int = 0,
     device: torch.device | str | None = None,
 ) -> pd.DataFrame:
-    """How far each part of the matching loss moves S, at every t of outer iteration k, while S itself is held.
+    """How far each part of the matching loss moves S, at every t of outer iteration k. S itself does not change.
 
-    The parts are the terms of D, within classes and across them as `recipe.what` says. theta is trained on S between the t as
-    `recipe.where` says.
+    The parts are the terms of D, within classes and across them as ``recipe.what`` says. theta is trained on S
+    between the updates as ``recipe.where`` says.
 
     Parameters
     ----------
     data : Data
     recipe : Recipe
-        With `inter_batches="classes"`: sampled batches are not of one class.
+        With ``inter_batches="classes"``, since sampled batches are not of one class.
     S : SyntheticSet, optional
         None takes S_0.
     k : int
-        Outer iteration; K or more is allowed, which gives a network that the run never meets.
+        Outer iteration. K or more gives a network that the run never uses.
     device : torch.device or str, optional
-        None takes CUDA where there is one, else the CPU.
+        None takes CUDA if there is a GPU, else the CPU.
 
     Returns
     -------
     DataFrame
-        One row per t and part. t; steps of theta so far; loss_S, L(S, theta) in nats; what, how: the part; gradient, the norm of
-        S's gradients that the part compares, over classes and layers; loss, its matching loss, lambda included; pull, the norm of
-        that loss's gradient with respect to S, per normalised pixel; step, lr_images * pull / |S|: how far the part alone would
-        move S in one step without momentum, as a share of S.
+        One row per t and part, with these columns:
+
+        - t
+        - steps: steps of theta so far
+        - loss_S: L(S, theta), in nats
+        - what, how: the part
+        - gradient: norm of the gradients of S that the part compares, over classes and layers
+        - loss: the part's matching loss, including lambda
+        - pull: norm of the gradient of this loss with respect to S, per normalised pixel
+        - step: lr_images * pull / norm(S). One step without momentum, of this part alone, moves S by this share.
 
     Raises
     ------
     ValueError
-        If the inputs do not fit together; before any work.
+        If the inputs do not fit together. This is checked before any work.
 
-    Source: Eq. 6 and 9, along lines 4 to 13.
+    Source
+    ------
+    Eq. 6 and Eq. 9; lines 4 to 13 of Algorithm 1.
     """
     check(data, recipe)
     check_number("k", k, least=0, whole=True)
     if S is not None:
-        check_pair(S, data)
-        if len(S.labels) != data.n_classes * recipe.ipc:
-            raise ValueError(
-                f"the set has {S.ipc} images per class and the recipe {recipe.ipc}: make one with ipc={S.ipc}"
-            )
+        _check_set(S, data, recipe)
     if recipe.inter_batches != "classes":
         raise ValueError('pulls compares the gradients of class batches: take a recipe with inter_batches="classes"')
     data = data.to(device_of(device))
-    state, only_k = held(data, recipe, initial(data, recipe) if S is None else S.images.to(data.train_images), k)
-    x, labels, weights = state.S, data.labels_of(recipe.ipc), class_weights(data, recipe)
+    state, only_k = constant_S(
+        data, recipe, initial(data, recipe) if S is None else S.images.to(data.train_images), k
+    )
+    x = state.S
+    labels = data.labels_of(recipe.ipc)
+    weights = class_weights(data, recipe)
     both = ("intra", "inter")
     levels = {"multi": both, "interleaved": (both[k % 2],)}.get(recipe.what, (recipe.what,))
     parts = [(level, how.spell_distance([term])) for level in levels for term in how.parse_distance(recipe.how)]
-    run, length = runner_for(data, recipe), x.detach().norm().item()
-    rows, taken = [], 0
+    run = runner_for(data, recipe)
+    norm_of_S = x.detach().norm().item()
+    rows = []
+    steps = 0
     with matmul_precision(recipe.precision):
-        state.start(
-            fresh_network(data, recipe, k), recipe
-        )  # as the generator will, so that t = 0 can be looked at before
+        state.start(fresh_network(data, recipe, k), recipe)  # line 3, as the generator does, to measure before t = 0
         updates = algorithm_1(data, only_k, state)
         for t in range(recipe.schedule()[0]):
-            theta, B = state.theta, sample(data, recipe, streams_of(recipe, k, t))
+            theta = state.theta
+            B = sample(data, recipe, streams_of(recipe, k, t))
             networks.freeze_batchnorm(theta, B.for_batchnorm)
             loss_S = loss_on(theta, x, labels)
             for attempt in run.memory:
@@ -154,59 +168,64 @@ def pulls(
                 part = replace(recipe, what=level, how=term)
                 loss, dS = matching_loss(g, x, weights, part, k, retain_graph=True)
                 compared = union(g.detached.S, weights) if level == "inter" else g.detached.S
-                pull, size = dS.norm().item(), get_total_norm(compared).item()
-                rows.append(
-                    (t, taken, loss_S, level, term, size, loss.item(), pull, recipe.lr_images * pull / length)
-                )
+                gradient = get_total_norm(compared).item()
+                pull = dS.norm().item()
+                step = recipe.lr_images * pull / norm_of_S
+                rows.append((t, steps, loss_S, level, term, gradient, loss.item(), pull, step))
             path = next(updates).path
-            taken += path.steps if path else 0
+            steps += path.steps if path else 0
     return pd.DataFrame(rows, columns=["t", "steps", "loss_S", "what", "how", "gradient", "loss", "pull", "step"])
 
 
 def angles(
     S: SyntheticSet, data: Data, recipe: Recipe, k: int, *, device: torch.device | str | None = None
 ) -> pd.DataFrame:
-    """Angle and length of gS against gT, layer by layer, where a run of `recipe` would update S in outer iteration k.
+    """Angle and length of gS compared with gT, layer by layer, in outer iteration k of a run of ``recipe``.
 
-    The network, the real batches and the steps of theta are those of outer iteration k, with S held.
+    The network, the real batches and the steps of theta are those of the run. S does not change.
 
     Parameters
     ----------
     S : SyntheticSet
     data : Data
     recipe : Recipe
-        Its `ipc` must be that of S.
+        With the ``ipc`` of S.
     k : int
-        Outer iteration. K or more gives a network that the run never meets, the same for every S of the run, so that sets can be
-        compared.
+        Outer iteration. K or more gives a network that the run never uses. It is the same for every S of the run,
+        so sets can be compared.
     device : torch.device or str, optional
-        None takes CUDA where there is one, else the CPU.
+        None takes CUDA if there is a GPU, else the CPU.
 
     Returns
     -------
     DataFrame
-        One row per t (0 and T - 1, the first and the last update), level and matched layer: t, level, layer (the weight's
-        name), cosine, ratio. Level "class": the mean over the classes of the cosine of gS_c and gT_c, and the mean of |gS_c|
-        over the mean of |gT_c|. Level "union": the same of the mean gradient (Eq. 5). They are of a layer's whole gradient,
-        where d1 takes every row by itself. The cosine is NaN where a gradient is zero.
+        One row per t, level and matched layer, with these columns:
+
+        - t: 0 and T - 1, the first and the last update
+        - level: "class" or "union"
+        - layer: the name of the weight
+        - cosine: mean cosine of gS_c and gT_c over the classes; NaN if a gradient is zero
+        - ratio: mean norm of gS_c divided by mean norm of gT_c
+
+        "union" takes the mean gradients over the classes (Eq. 5) in place of gS_c and gT_c. Both columns take the
+        whole gradient of a layer, while d1 compares each row separately.
 
     Raises
     ------
     ValueError
-        If the set, the recipe and the data do not fit together; before any work.
+        If the set, the recipe and the data do not fit together. This is checked before any work.
 
-    Source: Section 3.2, Eq. 5 to 9.
+    Source
+    ------
+    Eq. 5 to Eq. 9, Section 3.2.
     """
     check_number("k", k, least=0, whole=True)
     check(data, recipe)
-    check_pair(S, data)
-    if S.ipc != recipe.ipc:
-        raise ValueError(
-            f"the set has {S.ipc} images per class but the recipe {recipe.ipc}: give the recipe it was made by"
-        )
+    _check_set(S, data, recipe)
     data = data.to(device_of(device))
-    state, only_k = held(data, recipe, S.images.to(data.train_images), k)
-    weights, T = class_weights(data, recipe), recipe.schedule()[0]
+    state, only_k = constant_S(data, recipe, S.images.to(data.train_images), k)
+    weights = class_weights(data, recipe)
+    T = recipe.schedule()[0]
     rows = []
     with matmul_precision("float32"):
         for update in algorithm_1(data, only_k, state):
@@ -219,6 +238,34 @@ def angles(
                     cosine, ratio = _cosine_and_ratio(a.flatten(1), b.flatten(1))
                     rows.append({"t": update.t, "level": level, "layer": layer, "cosine": cosine, "ratio": ratio})
     return pd.DataFrame(rows)
+
+
+def _check_set(S: SyntheticSet, data: Data, recipe: Recipe) -> None:
+    check_pair(S, data)
+    if S.ipc != recipe.ipc:
+        raise ValueError(
+            f"the set has {S.ipc} images per class but the recipe {recipe.ipc}: give a recipe with ipc={S.ipc}"
+        )
+
+
+def angles_along(
+    sets: Mapping[int, SyntheticSet], data: Data, recipe: Recipe, *, device: torch.device | str | None = None
+) -> pd.DataFrame:
+    """`angles` of the sets along a run, all at one network that the run never meets.
+
+    Parameters
+    ----------
+    sets : dict
+        Number of outer iterations -> S after them.
+    data, recipe, device
+        As in `angles`.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `angles`, and k, the number of outer iterations.
+    """
+    return pd.concat(angles(S, data, recipe, recipe.outer_loops, device=device).assign(k=k) for k, S in sets.items())
 
 
 def _cosine_and_ratio(A: Tensor, B: Tensor) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The one home of intervals: t and chi-squared intervals, rank correlations, sums over starts."""
+"""t and chi-squared intervals, and rank correlations. All intervals of the project are computed here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runtime import generator
 
 
 def t_half_width(std: float, n: int) -> float:
-    """Half width of the two-sided 95% t interval for a mean of n values with this standard deviation; NaN for n < 2."""
+    """Half width of the 95% t interval for the mean of n values with this standard deviation; NaN for n < 2."""
     return float(t.ppf(0.975, n - 1) * std / math.sqrt(n)) if n > 1 else math.nan
 
 
@@ -25,42 +25,92 @@ def half_width(values: np.ndarray) -> float:
 
 
 def welch_half_width(a: np.ndarray, b: np.ndarray) -> float:
+    """Half width of Welch's 95% interval for the difference of two means; NaN if a or b has fewer than 2 values."""
     if min(len(a), len(b)) < 2:
         return math.nan
-    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+    va = np.var(a, ddof=1) / len(a)
+    vb = np.var(b, ddof=1) / len(b)
     if va + vb == 0:
         return 0.0
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))  # Welch-Satterthwaite
     return float(t.ppf(0.975, freedom) * math.sqrt(va + vb))
 
 
-def between_sets(set_means: np.ndarray, counts: np.ndarray, std_within: float) -> tuple[float, float, float]:
-    """Standard deviation between sets without the share of their networks, and its 95% interval: (std, low, high).
+def sample_size(std: float, half: float) -> int:
+    """Smallest number of values, at least 2, whose 95% t interval has at most this half width.
 
-    One-way random effects: the mean of a set of n networks varies with variance between^2 + within^2 / n, so
-    between = sqrt(max(0, s_means^2 - within^2 / n)); where the sets have different n, the mean of 1 / n stands for it. The
-    interval is that of s_means by chi^2 with one degree of freedom less than there are sets, less the same share; it takes
-    `std_within` as exact. With two sets it spans more than a factor of 70 in s_means: hardly more than a hint.
-    All NaN for fewer than two sets, or where std_within is not known.
+    Parameters
+    ----------
+    std : float
+        Standard deviation of the values.
+    half : float
+        Half width, in the unit of ``std``.
+    """
+    n = max(2, math.floor((t.ppf(0.975, math.inf) * std / half) ** 2))  # by the normal quantile: slightly too few
+    while t_half_width(std, n) > half:
+        n += 1
+    return n
+
+
+def between_sets(set_means: np.ndarray, counts: np.ndarray, std_within: float) -> tuple[float, float, float]:
+    """Standard deviation between sets, without the variation that their networks add, and its 95% interval.
+
+    One-way random effects: the mean over n networks of a set has variance between^2 + within^2 / n. So
+    between = sqrt(max(0, s_means^2 - within^2 / n)). If n differs, the mean of 1 / n takes its place.
+
+    The interval is the chi-squared interval of s_means, with one degree of freedom less than sets, minus the same
+    share. It takes ``std_within`` as exact. With two sets it spans more than a factor of 70 in s_means, so it says
+    little.
+
+    Parameters
+    ----------
+    set_means : ndarray
+        (sets,) mean accuracy of each set.
+    counts : ndarray
+        (sets,) number of networks of each set.
+    std_within : float
+        Standard deviation between networks of one set.
+
+    Returns
+    -------
+    std, low, high : float
+        All NaN for fewer than two sets, or if ``std_within`` is NaN.
     """
     freedom = len(set_means) - 1
     if freedom < 1 or math.isnan(std_within):
         return math.nan, math.nan, math.nan
-    variance, share = float(np.var(set_means, ddof=1)), std_within**2 * float((1 / counts).mean())
-    likely = (variance, *(variance * freedom / chi2.ppf(q, freedom) for q in (0.975, 0.025)))
-    return tuple(math.sqrt(max(0.0, v - share)) for v in likely)
+    variance = float(np.var(set_means, ddof=1))
+    share_of_networks = std_within**2 * float((1 / counts).mean())
+
+    def between(variance_of_means: float) -> float:
+        return math.sqrt(max(0.0, variance_of_means - share_of_networks))
+
+    low, high = (between(variance * freedom / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
+    return between(variance), low, high
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's rho, or the partial one given a control, with a 95% bootstrap interval; NaN where it has no value."""
+    """Spearman's rho, or the partial rho given a control, with a 95% bootstrap interval.
+
+    Attributes
+    ----------
+    rho, low, high : float
+        NaN if rho has no value.
+    n : int
+        Number of pairs used.
+    p : float
+        Two-sided p-value by the t approximation, which is rough for few pairs.
+    note : str
+        What to know before reading it, for example why rho is NaN.
+    """
 
     rho: float
     low: float
     high: float
-    n: int  # pairs used
-    p: float  # two-sided, t approximation: rough for few pairs
-    note: str = ""  # what to know before reading it; why rho is NaN
+    n: int
+    p: float
+    note: str = ""
 
     def __str__(self) -> str:
         note = f"; {self.note}" if self.note else ""
@@ -70,66 +120,85 @@ class RankCorrelation:
 def rank_correlation(
     x: Sequence[float], y: Sequence[float], control: Sequence[float] | None = None, n_boot: int = 2000, seed: int = 0
 ) -> RankCorrelation:
-    """Do x and y order the sets alike? Spearman's rho, with a percentile 95% interval from resampling the sets.
+    """Do x and y order the sets alike? Spearman's rho with a percentile 95% interval from resampling the sets.
 
-    x, y, control: (n,), one number per set. control: the partial correlation, of what is left of the ranks of x and y after
-    linear regression on the ranks of `control`: does the distance predict accuracy beyond what the training loss predicts?
-    Ties share their mean rank. Pairs with a NaN are left out. Ranks are taken anew in each resample; resamples in which rho has
-    no value are left out. rho is NaN, with a note, for fewer than 3 pairs (4 with a control), for a constant x or y, and where
-    the control's ranks leave nothing of either.
-    Raises ValueError for inputs of different lengths or n_boot < 1.
+    Ties share their mean rank. Pairs with a NaN are left out. Each resample is ranked again. Resamples in which rho
+    has no value are left out.
+
+    Parameters
+    ----------
+    x, y : sequence of float
+        (n,) one number per set.
+    control : sequence of float, optional
+        (n,) gives the partial correlation: that of what is left of the ranks of x and y after linear regression on
+        the ranks of ``control``. Example: does the distance predict the accuracy beyond what the training loss
+        predicts?
+    n_boot : int
+        Number of resamples.
+    seed : int
+
+    Returns
+    -------
+    RankCorrelation
+        rho is NaN, with a note, for fewer than 3 pairs (4 with a control), if x or y is constant, or if the control
+        leaves nothing of x or y.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ or n_boot < 1.
     """
     columns = [np.asarray(v, dtype=float) for v in (x, y, control) if v is not None]
     if any(v.ndim != 1 or len(v) != len(columns[0]) for v in columns):
         raise ValueError(f"x, y and control must be equally long lists, not of shapes {[v.shape for v in columns]}")
     check_number("n_boot", n_boot, least=1, whole=True)
-    values = np.stack(columns)  # (2 or 3, n)
-    kept = values[:, ~np.isnan(values).any(0)]
-    n, fewest = kept.shape[1], len(kept) + 1
-    notes = (
-        [f"{values.shape[1] - n} of {values.shape[1]} left out, a value is missing"] if n < values.shape[1] else []
-    )
-    why = ""
+    given = np.stack(columns)  # (2 or 3, n)
+    values = given[:, ~np.isnan(given).any(0)]
+    n = values.shape[1]
+    notes = []
+    if n < given.shape[1]:
+        notes.append(f"{given.shape[1] - n} of {given.shape[1]} left out, a value is missing")
+    fewest = len(values) + 1
     if n < fewest:
-        why = f"rho needs {fewest} pairs or more"
-    else:
-        constant = [name for name, v in zip(("x", "y", "the control"), kept, strict=False) if (v == v[0]).all()]
-        rho = float(_spearman(kept))
-        if math.isnan(rho):
-            blamed = [name for name in constant if name != "the control"]
-            why = (
-                f"{' and '.join(blamed)} constant over the sets"
-                if blamed
-                else "nothing of x or y is left beyond the control"
-            )
-        elif constant:
-            notes.append("the control is constant and takes nothing away")
-    if why:
-        return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, "; ".join([*notes, why]))
+        return _no_correlation(n, [*notes, f"rho needs {fewest} pairs or more"])
+    rho = float(_spearman(values))
+    constant = [name for name, v in zip(("x", "y", "control"), values, strict=False) if (v == v[0]).all()]
+    if math.isnan(rho):
+        blamed = [name for name in constant if name != "control"]
+        why = (
+            f"{' and '.join(blamed)} constant over the sets"
+            if blamed
+            else "nothing of x or y is left beyond the control"
+        )
+        return _no_correlation(n, [*notes, why])
+    if constant:
+        notes.append("the control is constant and takes nothing away")
     drawn = torch.randint(n, (n_boot, n), generator=generator(seed, "rank correlation")).numpy()
-    resampled = _spearman(kept[:, drawn])
-    low, high = (
-        np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5])
-        if (~np.isnan(resampled)).any()
-        else (math.nan,) * 2
-    )
-    df = n - len(kept)  # n - 2, one less with a control
+    resampled = _spearman(values[:, drawn])
+    resampled = resampled[~np.isnan(resampled)]
+    low, high = np.percentile(resampled, [2.5, 97.5]) if len(resampled) else (math.nan, math.nan)
+    df = n - len(values)  # n - 2, one less with a control
     p = 2 * t.sf(abs(rho) * math.sqrt(df / ((1 - rho) * (1 + rho))), df) if abs(rho) < 1 else 0.0
     return RankCorrelation(rho, float(low), float(high), n, float(p), "; ".join(notes))
 
 
+def _no_correlation(n: int, notes: Sequence[str]) -> RankCorrelation:
+    return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, "; ".join(notes))
+
+
 def _spearman(values: np.ndarray) -> np.ndarray:
-    """(2 or 3, ..., n): x, y and perhaps a control -> (...) rho, NaN where x or y has no variation of its own."""
+    """rho of x and y given a control, if any: (2 or 3, ..., n) -> (...). NaN if nothing of x or y is left to vary."""
     ranks = rankdata(values, axis=-1)
     ranks -= ranks.mean(-1, keepdims=True)
-    x, y, *z = ranks
-    varied = (x**2).sum(-1), (y**2).sum(-1)
-    if z:
-        zz = (z[0] ** 2).sum(-1, keepdims=True)
-        z = z[0] / np.sqrt(np.where(zz > 0, zz, 1))  # unit length; zero where constant, which takes nothing away
+    x, y, *control = ranks
+    varied_x, varied_y = (x**2).sum(-1), (y**2).sum(-1)
+    if control:
+        (z,) = control
+        zz = (z**2).sum(-1, keepdims=True)
+        z = z / np.sqrt(np.where(zz > 0, zz, 1))  # unit length; a constant control stays 0 and takes nothing away
         x, y = (v - z * (v * z).sum(-1, keepdims=True) for v in (x, y))
     xx, yy = (x**2).sum(-1), (y**2).sum(-1)
-    # Below this share of the ranks' variation, what the control leaves is rounding.
-    known = (xx > 1e-12 * varied[0]) & (yy > 1e-12 * varied[1])
+    # Below this share of the ranks' variation, what the control leaves is rounding error.
+    known = (xx > 1e-12 * varied_x) & (yy > 1e-12 * varied_y)
     rho = (x * y).sum(-1) / np.sqrt(np.where(known, xx * yy, 1))
     return np.where(known, rho.clip(-1, 1), math.nan)

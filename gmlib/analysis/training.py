@@ -1,9 +1,10 @@
-"""What happens while a network is trained on S: Figure 2's paths, and the gradients of S and T along the way."""
+"""Measurements while a network is trained on S: the paths of Figure 2, and the gradients of S and T along the way."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,17 @@ from ..evaluation import accuracy
 from ..maxmin import (
     check_numbers,
     displacement,
-    images_of,
     loss_and_gradient,
-    on_real,
-    setting,
+    loss_and_gradient_on_real,
+    prepare,
     walk,
 )
 from ..runtime import generator, progress_bar
-from ..sets import SyntheticSet, check_pair
+from ..sets import SyntheticSet, check_pair, images_of
 from ..speed.precision import matmul_precision
+
+QUANTILES = (5, 25, 50, 75, 95)  # percent
+MEANS = ("test_accuracy", "train_loss", "real_loss", "real_gradient_norm")
 
 
 @matmul_precision("float32")
@@ -46,60 +49,101 @@ def paths(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train on each S and on T from one theta0, and lay all paths into the plane through theta0 that fits them best.
+    """Train on each S and on T from one theta0, and project all paths on the plane through theta0 that fits best.
 
-    sets: {name of the path: S}. T is `real_batch` training images of any class (all where there are fewer), drawn once by
-    `seed`; its path is called "T". theta0 is that of `reach`'s start number `start` for the same seed.
-    width, depth: None takes those the first set was condensed with, else 128 and 3. Coresets and noise carry none: give both.
+    Every path takes ``steps`` steps of full-batch gradient descent. theta is recorded at step 0 and after every
+    ``every`` steps, and kept in memory. A path ends early if its gradient is no longer finite.
 
-    Every path takes `steps` steps of full-batch gradient descent and is noted at 0, every, 2 * every, ...; it ends early where
-    its gradient is no longer finite. All noted theta are held in memory. The plane's axes are the first two principal
-    directions of all noted theta - theta0, not centred; along either the farthest point lies on the positive side.
+    Parameters
+    ----------
+    sets : dict
+        {name of the path: S}. The name "T" is taken.
+    data : Data
+        T is ``real_batch`` of its training images of any class. Its path is called "T".
+    network : str
+        A name that `networks.build` knows.
+    width, depth : int, optional
+        None takes the width and depth that the first set was condensed with, or 128 and 3. Coresets and noise have
+        none: give both.
+    steps, every : int
+    lr : float
+        Learning rate.
+    seed : int
+        Decides theta0 and T. The same seed gives the same bits on one machine.
+    start : int
+        theta0 is that of start number ``start`` of `reach` for the same seed.
+    real_batch : int
+        Number of real images, drawn once.
+    device : torch.device or str, optional
+        None takes CUDA if there is a GPU, else the CPU.
+    progress : bool
+        Show a progress bar.
 
-    Returns one row per path and noted step, T's path last: path, start, step, x, y (in the plane, theta0 at the origin),
-    distance (||theta - theta0||_2 over all parameters, in the unit of x and y), loss, gradient_norm (on the path's own set),
-    loss_T, gradient_norm_T (on T), test_accuracy (percent), explained (share of the squared distances of all noted points that
-    lies in the plane, 0 to 1, the same in every row). Losses are in nats. The same seed gives the same bits on one machine.
-    Raises ValueError, before any work, for no sets, a set named "T" or not of `data`, and numbers out of range.
-    Source: Figure 2, Section 3.2; a path is trapped where Eq. 14 holds on its own set.
+    Returns
+    -------
+    DataFrame
+        One row per path and recorded step, T's path last, with these columns:
+
+        - path, start, step
+        - x, y: position in the plane, theta0 at the origin, as `plane` returns it
+        - distance: ``||theta - theta0||_2`` over all parameters, in the unit of x and y
+        - loss, gradient_norm: on the path's own set
+        - loss_T, gradient_norm_T: on T
+        - test_accuracy: in percent
+        - explained: share of all squared distances that lies in the plane, 0 to 1, equal in all rows
+
+        Losses are in nats.
+
+    Raises
+    ------
+    ValueError
+        If there are no sets, a set is named "T" or is not of ``data``, or a number is out of range. This is checked
+        before any work.
+
+    Source
+    ------
+    Figure 2, Section 3.2. A path is trapped where Eq. 14 holds on its own set.
     """
     if not isinstance(sets, Mapping) or not sets or "T" in sets:
-        raise ValueError(
-            'sets must name one set or more, as {"M": S}, and none of them "T", the path on the real images'
-        )
+        raise ValueError('sets must name one set or more, as {"M": S}, but not "T", which is the path on real images')
     check_numbers(lr, steps=steps, every=every, real_batch=real_batch)
     check_number("start", start, least=0, whole=True)
     if every > steps:
-        raise ValueError(f"every={every} is more than steps={steps}: no path would be noted after its start")
+        raise ValueError(f"every={every} is more than steps={steps}: give a smaller every")
     for S in sets.values():
         check_pair(S, data)
-    device, first, _, theta0_of = setting(next(iter(sets.values())), network, width, depth, seed, device)
+    device, first, _, network_at = prepare(next(iter(sets.values())), network, width, depth, seed, device)
     images = {name: images_of(S) for name, S in sets.items()}
     images["T"] = data.sample_any(real_batch, generator(seed, "paths real"))
     images = {name: (x.to(device, first.dtype), y.to(device)) for name, (x, y) in images.items()}
     x_test, y_test = data.test_images.to(device, first.dtype), data.test_labels.to(device)
 
-    rows, points = [], []
+    rows = []
+    points = []
     bar = progress_bar("paths", len(images), "path", progress)
     for name, (x, y) in images.items():
-        f = theta0_of(start)
+        f = network_at(start)
         theta = list(f.parameters())
         theta0 = [p.detach().clone() for p in theta]
-        for step, loss, gradient in walk(
-            lambda theta, f=f, x=x, y=y: loss_and_gradient(f, theta, x, y), theta, lr, steps
-        ):
+        for step, loss, gradient in walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps):
             if step % every:
                 continue
             norm = get_total_norm(gradient).item()
             if not math.isfinite(norm):
                 break
-            loss_T, gT = on_real(f, theta, *images["T"])
+            loss_T, gT = loss_and_gradient_on_real(f, theta, *images["T"])
             points.append(displacement(theta, theta0))
-            rows.append({
-                "path": name, "start": start, "step": step, "loss": loss.item(), "gradient_norm": norm,
-                "loss_T": loss_T.item(), "gradient_norm_T": get_total_norm(gT).item(),
+            row = {
+                "path": name,
+                "start": start,
+                "step": step,
+                "loss": loss.item(),
+                "gradient_norm": norm,
+                "loss_T": loss_T.item(),
+                "gradient_norm_T": get_total_norm(gT).item(),
                 "test_accuracy": accuracy(f, x_test, y_test),
-            })  # fmt: skip
+            }
+            rows.append(row)
         bar.update()
     bar.close()
     xy, distances, explained = plane(points)
@@ -110,18 +154,33 @@ def paths(
 
 
 def plane(points: Sequence[Sequence[Tensor]]) -> tuple[np.ndarray, np.ndarray, float]:
-    """The plane through the origin that holds most of the points' squared length: their first two principal directions.
+    """Fit a plane through the origin to points: it keeps as much of their squared length as possible.
 
-    points: n >= 2 points, each a list of tensors of the same shapes. Parameters are many and points few, so the directions come
-    from the points' products with each other, an n x n matrix, in float64.
+    Its axes are the first two principal directions of the points, not centred. The farthest point along each axis
+    is on the positive side.
 
-    Returns xy (n, 2), the coordinates in the plane, the largest of each axis positive; lengths (n,) in the whole space; and the
-    share of the squared lengths that lies in the plane, 0 to 1, NaN where all points are the origin.
+    Parameters
+    ----------
+    points : sequence
+        n >= 2 points, each a list of tensors of the same shapes.
+
+    Returns
+    -------
+    xy : ndarray
+        (n, 2) coordinates in the plane.
+    lengths : ndarray
+        (n,) lengths in the whole space.
+    explained : float
+        Share of the squared lengths that lies in the plane, 0 to 1; NaN if all points are at the origin.
     """
-    tensors = (torch.stack(same).flatten(1).cpu().double() for same in zip(*points, strict=True))
-    gram = sum(A @ A.T for A in tensors)
+    # There are few points with many coordinates, so the directions come from the n x n matrix of their products.
+    gram = torch.zeros(len(points), len(points), dtype=torch.float64)
+    for same in zip(*points, strict=True):
+        A = torch.stack(same).flatten(1).cpu().double()
+        gram += A @ A.T
     squares, directions = torch.linalg.eigh(gram)  # ascending: points = directions * sqrt(squares) in principal axes
-    squares, directions = squares[-2:].flip(0).clamp(min=0), directions[:, -2:].flip(1)
+    squares = squares[-2:].flip(0).clamp(min=0)
+    directions = directions[:, -2:].flip(1)
     xy = directions * squares.sqrt()
     xy = torch.where(xy.amax(0) < -xy.amin(0), -xy, xy)
     lengths = gram.diagonal().sqrt()
@@ -145,65 +204,124 @@ def alignment(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Along training on S by full-batch gradient descent: the gradients of S and of T, compared layer by layer.
+    """Compare the gradients of S and of T layer by layer, along training on S by full-batch gradient descent.
 
-    T is `real_batch` training images of any class (all where there are fewer), drawn once by `seed`. Starts are those of
-    `reach` for the same seed. width, depth: None takes those S was condensed with, else 128 and 3.
+    Parameters
+    ----------
+    S : SyntheticSet or Data
+        A Data stands for all its training images.
+    data : Data
+        T is ``real_batch`` of its training images of any class.
+    network : str
+        A name that `networks.build` knows.
+    width, depth : int, optional
+        None takes the width and depth that S was condensed with, or 128 and 3.
+    steps, every : int
+        Compare at steps 0, ``every``, 2 * ``every``, ... up to ``steps``.
+    lr : float
+        Learning rate.
+    seed : int
+        Decides T and the starts, which are those of `reach` for the same seed.
+    n_starts : int
+        Number of random theta0.
+    real_batch : int
+        Number of real images, drawn once.
+    device : torch.device or str, optional
+        None takes CUDA if there is a GPU, else the CPU.
+    progress : bool
+        Show a progress bar.
 
-    Returns one row per start, step (0, every, 2 * every, ... up to steps) and matched layer: start, step, layer (the weight's
-    name), cosine (of the layer's whole gradients), ratio (norm_S / norm_T), norm_S, norm_T, loss_S, loss_T (nats, of all
-    layers). cosine is NaN where a gradient is zero.
-    Raises ValueError, before any work, for an S that is not of `data` or numbers out of range.
-    Source: Section 3.2: no angle helps where ||grad L(S, theta)|| has become small.
+    Returns
+    -------
+    DataFrame
+        One row per start, step and matched layer, with these columns:
+
+        - start, step
+        - layer: the name of the weight
+        - cosine: of the layer's whole gradients; NaN if one is zero
+        - ratio: norm_S / norm_T
+        - norm_S, norm_T
+        - loss_S, loss_T: in nats, of the whole network
+
+    Raises
+    ------
+    ValueError
+        If S is not of ``data`` or a number is out of range. This is checked before any work.
+
+    Source
+    ------
+    Section 3.2: angles do not help where the gradient of L(S, theta) has become small.
     """
     check_numbers(lr, steps=steps, every=every, n_starts=n_starts, real_batch=real_batch)
     check_pair(S, data)
-    device, x, y, start = setting(S, network, width, depth, seed, device)
-    x_T, y_T = (v.to(device) for v in data.sample_any(real_batch, generator(seed, "alignment real")))
-    x_T = x_T.to(x.dtype)
+    device, x, y, network_at = prepare(S, network, width, depth, seed, device)
+    x_T, y_T = data.sample_any(real_batch, generator(seed, "alignment real"))
+    x_T, y_T = x_T.to(device, x.dtype), y_T.to(device)
 
     rows = []
     bar = progress_bar("alignment", n_starts, "start", progress)
-    for j in range(n_starts):
-        f = start(j)
+    for start in range(n_starts):
+        f = network_at(start)
         names, theta = zip(*f.named_parameters(), strict=True)
         matched = {name for name, _ in networks.matched(f)}
-        for step, loss_S, gS in walk(lambda theta, f=f: loss_and_gradient(f, theta, x, y), theta, lr, steps):
-            if step % every == 0:
-                loss_T, gT = on_real(f, theta, x_T, y_T)
-                for layer, A, B in zip(names, gS, gT, strict=True):
-                    if layer not in matched:
-                        continue
-                    norm_S, norm_T = A.norm(), B.norm()
-                    rows.append({
-                        "start": j, "step": step, "layer": layer,
-                        "cosine": ((A / norm_S) * (B / norm_T)).sum().item(), "ratio": (norm_S / norm_T).item(),
-                        "norm_S": norm_S.item(), "norm_T": norm_T.item(), "loss_S": loss_S.item(), "loss_T": loss_T.item(),
-                    })  # fmt: skip
+        for step, loss_S, gS in walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps):
+            if step % every:
+                continue
+            loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)
+            for layer, A, B in zip(names, gS, gT, strict=True):
+                if layer not in matched:
+                    continue
+                norm_S, norm_T = A.norm(), B.norm()
+                row = {
+                    "start": start,
+                    "step": step,
+                    "layer": layer,
+                    "cosine": ((A / norm_S) * (B / norm_T)).sum().item(),
+                    "ratio": (norm_S / norm_T).item(),
+                    "norm_S": norm_S.item(),
+                    "norm_T": norm_T.item(),
+                    "loss_S": loss_S.item(),
+                    "loss_T": loss_T.item(),
+                }
+                rows.append(row)
         bar.update()
     bar.close()
     return pd.DataFrame(rows)
 
 
-QUANTILES = (5, 25, 50, 75, 95)  # percent
-MEANS = ("test_accuracy", "train_loss", "real_loss", "real_gradient_norm")
-
-
 def by_eps(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """`reach`'s rows summed up over starts: one row per threshold, the largest first.
+    """Summarise the rows of `reach` over starts.
 
-    by: further columns that tell sets apart ("method", "set"), where tables of several sets were put together.
+    Parameters
+    ----------
+    table : DataFrame
+        What `reach` returns, or several such tables with further columns.
+    by : sequence of str
+        Further columns that tell sets apart, for example "method" and "set".
 
-    Returns starts (how many), reached (their share, 0 to 1), min_distance (Eq. 13's inner minimum over these starts),
-    distance_q05 .. distance_q95, median_steps, and the means test_accuracy, train_loss, real_loss, real_gradient_norm. All but
-    the first two are over the starts that reached eps, NaN where none did: read `reached` before comparing sets.
+    Returns
+    -------
+    DataFrame
+        One row per threshold, the largest first, with these columns:
+
+        - those in ``by``, and eps
+        - starts: number of starts
+        - reached: share of the starts that reached eps, 0 to 1. Look at it before you compare sets.
+        - min_distance: the inner minimum of Eq. 13 over these starts
+        - distance_q05, ..., distance_q95: quantiles
+        - median_steps
+        - test_accuracy, train_loss, real_loss, real_gradient_norm: means
+
+        All columns after "reached" are over the starts that reached eps. They are NaN if none did.
     """
     keys = [*by, "eps"]
-    measured = table[["distance", "steps", *MEANS]].where(table["reached"])  # elsewhere NaN, which the sums leave out
+    measured = table[["distance", "steps", *MEANS]].where(
+        table["reached"]
+    )  # NaN in other rows, which pandas leaves out
     groups = measured.groupby([table[key] for key in keys])
-    asked = table.groupby(keys)["reached"]
-    parts = {"starts": asked.size(), "reached": asked.mean(), "min_distance": groups["distance"].min()}
-    parts |= {f"distance_q{q:02d}": groups["distance"].quantile(q / 100) for q in QUANTILES}
-    parts |= {"median_steps": groups["steps"].median()} | {name: groups[name].mean() for name in MEANS}
-    largest_last = [key != "eps" for key in keys]
-    return pd.DataFrame(parts).reset_index().sort_values(keys, ascending=largest_last, ignore_index=True)
+    reached = table.groupby(keys)["reached"]
+    columns = {"starts": reached.size(), "reached": reached.mean(), "min_distance": groups["distance"].min()}
+    columns |= {f"distance_q{q:02d}": groups["distance"].quantile(q / 100) for q in QUANTILES}
+    columns |= {"median_steps": groups["steps"].median()} | {name: groups[name].mean() for name in MEANS}
+    ascending = [key != "eps" for key in keys]
+    return pd.DataFrame(columns).reset_index().sort_values(keys, ascending=ascending, ignore_index=True)

@@ -1,1 +1,24 @@
-"""What a run leaves behind, and reading it back."""
+"""What a run leaves behind, and reading it back.
+
+A run makes one set and trains networks on it. Its files are in one folder. The modules of this room, each
+importing only from those above it:
+
+`layout`
+    Where the files of a run are, and how they are written, read and checked.
+`locks`
+    One process at a time in the folder of a run.
+`provenance`
+    The versions, commit and device that a run was made with.
+`jobs`
+    What a run is asked to be. Everything is checked here and nothing is computed.
+`store`
+    Do a run, or read back what is stored: `store.run`, `store.sweep`, `store.whole_data`, `store.cached_table`.
+`shipped`
+    The condensed sets under results/: `gmlib.load_condensed` and everything stored with a set.
+`readback`
+    Stored results as tables, one row per trained network, set or measurement.
+`work`
+    The list of work: which sets each table of the paper needs.
+`overview`
+    What each folder of results was made with, and the table of it in results/README.md.
+"""

@@ -1,4 +1,4 @@
-"""The JSON files of a run: where they are, how they are written, read and checked."""
+"""Where the files of a run are, and how they are written, read and checked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..recipe import BUDGETS
 
 
 def run_folder(results_dir: str | os.PathLike, dataset: str, ipc: int, method: str, seed: int) -> Path:
-    """The folder of one run."""
-    return Path(results_dir, *map(slug, (dataset, f"ipc{ipc}", method, f"set{seed}")))
+    """The folder of one run: <dataset>/ipc<N>/<method>/set<seed>."""
+    return Path(results_dir, slug(dataset), f"ipc{ipc}", slug(method), f"set{seed}")
 
 
 def whole_data_folder(results_dir: str | os.PathLike, dataset: str) -> Path:
@@ -25,38 +25,67 @@ def whole_data_folder(results_dir: str | os.PathLike, dataset: str) -> Path:
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """The sha256, in hexadecimal digits, of a recipe as JSON without spaces, its names in alphabetical order."""
+    """The sha256, in hexadecimal digits, of a recipe as JSON with sorted names and without spaces."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def evaluation_to_json(e: Evaluation) -> dict[str, Any]:
+    """An evaluation in plain JSON types."""
     return {
-        "network": e.network, "seed": e.seed, "accuracies": list(e.accuracies), "protocol": e.protocol, "seconds": e.seconds
-    }  # fmt: skip
+        "network": e.network,
+        "seed": e.seed,
+        "accuracies": list(e.accuracies),
+        "protocol": e.protocol,
+        "seconds": e.seconds,
+    }
 
 
-def evaluation_from_json(stored: dict[str, Any]) -> Evaluation:
+def evaluation_from_json(stored: Mapping[str, Any]) -> Evaluation:
+    """The evaluation that `evaluation_to_json` stored."""
     return Evaluation(
-        tuple(stored["accuracies"]), stored["network"], stored["seed"], stored["protocol"], stored["seconds"]
+        accuracies=tuple(stored["accuracies"]),
+        network=stored["network"],
+        seed=stored["seed"],
+        protocol=stored["protocol"],
+        seconds=stored["seconds"],
     )
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """What an accuracy-<network>.json holds."""
+    """The evaluation in an accuracy-<network>.json.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
     return evaluation_from_json(read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
 
 
 def read_trace(path: Path) -> dict[int, Evaluation]:
-    """What a trace.json holds: number of outer iterations -> accuracies; nothing where there is none."""
+    """The evaluations in a trace.json by number of outer iterations; empty if there is no such file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
     return {int(k): evaluation_from_json(e) for k, e in read_json(path).items()} if path.is_file() else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
     write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The object in a file, which must have these keys."""
+    """The object in a JSON file.
+
+    Raises
+    ------
+    ValueError
+        If the file holds no JSON object, or one without these keys.
+    """
     try:
         content = json.loads(path.read_text())
         missing = [key for key in keys if key not in content]

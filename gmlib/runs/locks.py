@@ -1,15 +1,20 @@
-"""One process at a time in the folder of a run."""
+"""One process at a time in the folder of a run.
+
+The lock is a file that stays in the folder after the lock is released, empty and ignored by git. Deleting it while
+another process waits for it would let two processes in.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..runtime import OutOfTime, deadline_passed
+from ..runtime import OutOfTime
 
-LOCK = ".lock"  # the file in the folder of a run that is locked; it stays there
+LOCK = ".lock"
 POLL = 0.2  # seconds between two tries
 
 
@@ -19,30 +24,47 @@ class Busy(OutOfTime):
 
 @contextmanager
 def locked(folder: Path, deadline: float | None = None, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made if it is missing. The lock is the system's and ends with the process.
+    """Hold the lock of a folder against other processes, and against other threads of this one.
+
+    The operating system releases the lock if the process is killed.
+
+    Parameters
+    ----------
+    folder : Path
+        It is made if it is missing. If it cannot be written to, no lock is taken: then there is only reading to do.
+    deadline : float, optional
+        ``time.monotonic()`` at which to stop waiting.
+    wait : bool
+        Wait for a process that holds the lock.
 
     Raises
     ------
     Busy
-        If another process holds the lock and `wait` is False.
+        If another process holds the lock and ``wait`` is False.
     OutOfTime
-        If another process still holds it at `deadline` (`time.monotonic()`).
+        If another process still holds the lock at the deadline.
     OSError
         If the folder cannot be made.
     """
-    from filelock import FileLock, Timeout  # comes with torch
+    from filelock import FileLock, Timeout  # torch depends on it
 
     make_folder(folder)
+    if not os.access(folder, os.W_OK):
+        yield
+        return
     lock = FileLock(folder / LOCK)
-    while True:
-        try:
-            lock.acquire(timeout=0 if not wait or deadline_passed(deadline) else POLL)
-            break
-        except Timeout:
-            if not wait:
-                raise Busy(f"another process works in {folder}: run again once it has ended") from None
-            if deadline_passed(deadline):
-                raise OutOfTime(f"out of time while another process works in {folder}: run again to go on") from None
+    if not wait:
+        seconds = 0.0
+    elif deadline is None:
+        seconds = -1.0  # for ever
+    else:
+        seconds = max(0.0, deadline - time.monotonic())
+    try:
+        lock.acquire(timeout=seconds, poll_interval=POLL)
+    except Timeout:
+        if not wait:
+            raise Busy(f"another process works in {folder}: run again when it has ended") from None
+        raise OutOfTime(f"out of time while another process works in {folder}: run again to go on") from None
     try:
         yield
     finally:
@@ -50,7 +72,13 @@ def locked(folder: Path, deadline: float | None = None, wait: bool = True) -> It
 
 
 def make_folder(folder: str | os.PathLike) -> None:
-    """Make a folder and those above it; OSError, in one sentence, if that fails."""
+    """Make a folder and its parents.
+
+    Raises
+    ------
+    OSError
+        If that fails.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

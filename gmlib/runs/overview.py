@@ -1,10 +1,10 @@
-"""What each folder of committed results was made with, and the table of it in results/README.md."""
+"""What each folder of results was made with, and the table of it in results/README.md."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,124 +15,154 @@ require("pandas", "analysis")
 import pandas as pd
 
 from .layout import read_evaluation, read_json
-from .shipped import FOLDER, MEASUREMENTS, changes_in, files_of, order_key, probe_folders, read_record, spell_changes
+from .shipped import (
+    MEASUREMENTS,
+    changes_in,
+    files_of,
+    order_key,
+    probe_folders,
+    read_record,
+    results_folder,
+    spell_changes,
+)
 from .work import methods_of
 
-MADE_WITH = ["folder", "sets", "networks", "seconds", "device", "commit", "command"]
-BEGIN, END = (
-    "<!-- runs: written by workflow/campaign.py, not by hand -->",
-    "<!-- end of runs -->",
-)  # in results/README.md
+COLUMNS = ["folder", "sets", "networks", "seconds", "device", "commit", "command"]
+
+# The marks in results/README.md; what stands between them is replaced.
+BEGIN = "<!-- runs: written by workflow/campaign.py, not by hand -->"
+END = "<!-- end of runs -->"
 
 
 def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
-    """One row for each folder <dataset>/ipc<N> and <dataset>/whole, and those of probes, read from the files in it.
+    """One row for each folder <dataset>/ipc<N> and <dataset>/whole of results and of probes, read from its files.
 
-    Columns: folder, relative; sets; networks trained on them; seconds that took, both phases and what was measured beside them;
-    device; commit ("+": with changes that were not committed; several, where runs went on at another); command, which makes it.
+    Returns
+    -------
+    DataFrame
+        Columns folder (relative); sets and networks, their numbers; seconds for condensing, training networks and
+        measurements; device; commit, or several if runs went on at another ("+": with changes that were not
+        committed); command that makes what is in the folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
     """
-    root = Path(results_dir or FOLDER)
+    root = results_folder(results_dir)
     rows = [row for place in (root, *probe_folders(root)) for row in _made_with(root, place)]
-    return pd.DataFrame(rows, columns=MADE_WITH)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
-    """Of the runs in one place that is laid out as results/: the root itself, or a probe."""
-    rows: list[dict[str, Any]] = []
-    found: dict[Path, dict[Path, None]] = {}
+    """The rows of one place that is laid out like results/: the root itself, or a probe."""
+    runs_in: dict[Path, dict[Path, None]] = {}
     for name in ("run.json", *MEASUREMENTS):
         for path in files_of(place, f"*/ipc*/*/set*/{name}"):
-            found.setdefault(path.parents[2], {})[path.parent] = None
+            runs_in.setdefault(path.parents[2], {})[path.parent] = None
     for path in files_of(place, "*/whole/accuracy-*.json"):
-        found[path.parent] = {path.parent: None}
-    for at, runs in found.items():
-        files = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
+        runs_in[path.parent] = {path.parent: None}
+    rows = []
+    for folder, runs in runs_in.items():
+        accuracies = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
+        trained = [read_evaluation(path) for path in accuracies]
         made_by = {run: read_record(run) for run in runs if (run / "run.json").is_file()}
         records = list(made_by.values())
         measured = [path for name in MEASUREMENTS for run in runs for path in run.glob(name)]
-        made = ("seconds", "device", "device_name", "commit", "threads")
-        stored = records + [read_json(path, *made) for path in [*files, *measured]]
-        trained = [read_evaluation(path) for path in files]
-        budget = "paper" if at.parents[1] == place else at.parents[1].name
-        dataset = records[0]["recipe"]["dataset"] if records else at.parent.name
-        ipc = None if at.name == "whole" else int(at.name.removeprefix("ipc"))
-        of_sets = {record["method"] for record in records}
-        methods = of_sets | {run.parent.name for run in runs if ipc and run not in made_by}  # the control has no set
-        tables = _tables(of_sets, {e.network for e in trained}, {path.name for path in measured}, ipc)
-        change = "" if place == root else f" --change {spell_changes(changes_in(records[0]))}"
-        rows.append({
-            "folder": at.relative_to(root).as_posix(),
+        needed = ("seconds", "device", "device_name", "commit", "threads")
+        stored = records + [read_json(path, *needed) for path in [*accuracies, *measured]]
+        ipc = None if folder.name == "whole" else int(folder.name.removeprefix("ipc"))
+        methods = {record["method"] for record in records}
+        tables = _tables(methods, {e.network for e in trained}, {path.name for path in measured}, ipc)
+        if ipc is not None:
+            methods |= {run.parent.name for run in runs if run not in made_by}  # Section 5's control has no set
+        row = {
+            "folder": folder.relative_to(root).as_posix(),
             "sets": len(records),
             "networks": sum(e.n for e in trained),
             "seconds": math.fsum(part["seconds"] for part in stored),
-            "device": _each(_device(part) for part in stored),
-            "commit": _each(commit for part in stored for commit in (part["commit"] or "unknown").split(", ")),
-            "command": _command(budget, dataset, ipc, tables, methods, change),
-        })  # fmt: skip
+            "device": _listed(_device(part) for part in stored),
+            "commit": _listed(commit for part in stored for commit in (part["commit"] or "unknown").split(", ")),
+            "command": _command(
+                budget="paper" if folder.parents[1] == place else folder.parents[1].name,
+                dataset=records[0]["recipe"]["dataset"] if records else folder.parent.name,
+                ipc=ipc,
+                tables=tables,
+                methods=methods,
+                change="" if place == root else f" --change {spell_changes(changes_in(records[0]))}",
+            ),
+        }
+        rows.append(row)
     return rows
 
 
 def _tables(
     methods: Collection[str], networks: Collection[str], measured: Collection[str], ipc: int | None
 ) -> list[str]:
-    """The campaign's names of those tables of the paper, the first before the others, that these runs are of."""
+    """The campaign's names of the stages that make these runs, as few of them as will do."""
     if ipc is None:
         return ["Whole data"]
-    left, found = set(methods), []
+    left = set(methods)
+    found = []
     for name in ("Table 3", "Table 2", "Table 1"):
-        if theirs := left & methods_of(name):
+        if in_table := left & methods_of(name):
             found.append(name)
-            left -= theirs
-    transfer = any("@" in method for method in methods) or set(networks) - {"convnet"}
-    return found + [of for name, of in MEASUREMENTS.items() if name in measured] + ["Table 4"] * bool(transfer)
+            left -= in_table
+    found += [stage for name, stage in MEASUREMENTS.items() if name in measured]
+    if any("@" in method for method in methods) or set(networks) - {"convnet"}:
+        found.append("Table 4")
+    return found
 
 
 def _command(
     budget: str, dataset: str, ipc: int | None, tables: Collection[str], methods: Collection[str], change: str
 ) -> str:
-    at, parts = "" if ipc is None else f' IPC="{ipc}"', [f'"{name}"' for name in tables]
-    spelt = [f'"{m}"' if "*" in m else m for m in sorted(methods, key=order_key)]  # the shell would look for files
-    only = f" --methods {' '.join(spelt)}" if spelt else ""
-    return (
-        f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='--tables {' '.join(parts)}{only}{change}'"
-    )
+    at = "" if ipc is None else f' IPC="{ipc}"'
+    quoted = " ".join(f'"{name}"' for name in tables)
+    spelled = [f'"{m}"' if "*" in m else m for m in sorted(methods, key=order_key)]  # the shell would expand a *
+    only = f" --methods {' '.join(spelled)}" if spelled else ""
+    return f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='--tables {quoted}{only}{change}'"
 
 
 def readme(text: str, results_dir: str | os.PathLike | None = None) -> str:
-    """The text of a README with what stands between its two markers, BEGIN and END, made anew from `made_with`.
+    """The text of a README with the part between BEGIN and END replaced by the table of `made_with`.
 
-    Raises ValueError where a marker is missing.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a mark is missing or a file is damaged.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(
-            f"the README needs the two lines {BEGIN!r} and {END!r}: what was run is written between them"
+            f"the README lacks {BEGIN!r} or {END!r}: add both lines, and the table is written between them"
         )
     lines = ["| folder | sets | networks | time | device | commit | command |", "| --- " * 7 + "|"]
     for r in made_with(results_dir).itertuples():
-        lines.append(
-            f"| `{r.folder}` | {r.sets} | {r.networks} | {_duration(r.seconds)} | {r.device} | {r.commit} | `{r.command}` |"
-        )
+        cells = [f"`{r.folder}`", r.sets, r.networks, _duration(r.seconds), r.device, r.commit, f"`{r.command}`"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     body = "\n".join(lines) if len(lines) > 2 else "No run is here yet."
     return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
 
 
-def _each(words) -> str:
+def _listed(words: Iterable[str]) -> str:
     return ", ".join(sorted(set(words)))
 
 
 def _device(part: dict[str, Any]) -> str:
+    if part["device"] != "cpu":
+        return part["device_name"]
     n = part["threads"]
-    return part["device_name"] + (f", {n} thread{'s' if n > 1 else ''}" if part["device"] == "cpu" else "")
+    return f"{part['device_name']}, {n} thread{'s' if n > 1 else ''}"
 
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"

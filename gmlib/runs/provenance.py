@@ -1,4 +1,4 @@
-"""What a number may depend on beside the recipe: versions, commit, device, threads."""
+"""The versions, commit, device and threads that a number may depend on besides its recipe."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from typing import Any
 
 import torch
 
-HOME = Path(__file__).resolve().parents[2]  # the repository, where gmlib is used from a checkout
+HOME = Path(__file__).resolve().parents[2]  # the repository, if gmlib is used from a checkout
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a number may depend on beside the recipe: versions, commit, device, threads."""
+    """Versions, commit, device and threads, in plain JSON types."""
     from .. import __version__
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "gmlib": __version__, "commit": _commit(HOME), "python": platform.python_version(), "torch": torch.__version__,
-        "device": str(device), "device_name": name, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "gmlib": __version__,
+        "commit": _commit(HOME),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def made_with_here(device: torch.device, before: Mapping[str, Any]) -> dict[str, Any]:
-    """`environment`, with the commits of what was done before, and is gone on from, ahead of this one."""
+    """`environment`, with the commits at which earlier parts of the same work were done before its own."""
     here = environment(device)
     commits = [*(before.get("commit") or "").split(", "), here["commit"] or ""]
     return here | {"commit": ", ".join(dict.fromkeys(filter(None, commits))) or None}
@@ -42,9 +46,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-@cache  # of the code as it was loaded, not as it is when a long run ends
+@cache  # the code that was loaded counts, not what the checkout holds when a long run ends
 def _commit(home: Path) -> str | None:
-    """Commit of a checkout, with "+" where tracked files outside results/ were changed; None where it is none."""
+    """Commit of a checkout, with "+" if tracked files outside results/ were changed; None outside a checkout."""
 
     def git(*command: str) -> str:
         run = ["git", "-C", str(home), *command]
@@ -53,7 +57,7 @@ def _commit(home: Path) -> str | None:
     if not (home / ".git").exists():
         return None
     try:
-        changed = git("diff", "--name-only", "HEAD", "--", ".", ":!results")  # which runs change
+        changed = git("diff", "--name-only", "HEAD", "--", ".", ":!results")  # runs write under results/
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

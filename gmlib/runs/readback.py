@@ -1,4 +1,8 @@
-"""Stored accuracies as tables in long form."""
+"""Stored results as tables, one row per trained network, set or measurement.
+
+Functions that take ``results_dir`` read the results that come with the repository if it is None. An installed gmlib
+has none, and they raise FileNotFoundError.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +21,34 @@ require("pandas", "analysis")
 import pandas as pd
 
 from .layout import is_complete, read_evaluation, read_json
-from .provenance import HOME
-from .shipped import FOLDER, evaluations, files_of, load, method_of, stored_runs
+from .shipped import evaluations, files_of, load, method_of, results_folder, stored_runs
 from .store import Run, cached_table
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
+SET_COLUMNS = [
+    "dataset", "ipc", "method", "seed", "budget", "images", "bytes", "network", "accuracy", "std", "n", "path",
+]  # fmt: skip
 
 
 def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
-    """Every stored accuracy in long form, one row for each trained network.
+    """Every accuracy stored in one folder of runs, one row per trained network ("long form").
 
-    Columns: dataset, ipc, method, budget, set (seed of the set), network, net (index of the network), accuracy (percent).
-    Raises FileNotFoundError where there is no such folder and ValueError for a damaged file.
+    Returns
+    -------
+    DataFrame
+        Columns dataset, ipc, method, budget, set (seed of the set), network (architecture), net (index of the
+        network), accuracy (percent).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If a file is damaged.
     """
     root = Path(results_dir)
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no results folder {root}: run something first, or name another")
+        raise FileNotFoundError(f"there is no results folder {root}: run something first, or name another folder")
     rows = []
     for path in sorted(root.glob("*/ipc*/*/set*/run.json")):
         record = read_json(path, "recipe", "method", "budget")
@@ -42,12 +58,17 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def accuracies() -> pd.DataFrame:
-    """`load_results` of the runs committed under results/ and results/<budget>/; no rows where gmlib is used without them.
+def accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """Accuracies under every budget, in long form. Only sets with all the networks of their budget count.
 
-    A set counts for a network once it has all the networks of its budget, so that no run under way is taken for a whole one.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
     """
-    found = [table for table in map(load_results, _folders()) if len(table)]
+    found = [table for table in map(load_results, _folders(results_dir)) if len(table)]
     return complete(pd.concat(found)) if found else pd.DataFrame(columns=COLUMNS)
 
 
@@ -57,18 +78,24 @@ def complete(results: pd.DataFrame) -> pd.DataFrame:
     return results[[is_complete(*pair) for pair in zip(results["budget"], n, strict=True)]].reset_index(drop=True)
 
 
-def whole_data() -> dict[str, Evaluation]:
-    """Data set -> the accuracies committed under results/ of ConvNets trained on all its training images.
+def whole_data(results_dir: str | os.PathLike | None = None) -> dict[str, Evaluation]:
+    """Accuracies of ConvNets trained on all training images, by data set. Those of the largest budget count.
 
-    Those beside the runs by the paper's protocol come before those of another budget.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
     """
-    paths = [path for folder in _folders() for path in sorted(folder.glob("*/whole/accuracy-convnet.json"))]
+    folders = _folders(results_dir)
+    paths = [path for folder in folders for path in sorted(folder.glob("*/whole/accuracy-convnet.json"))]
     return {path.parts[-3]: read_evaluation(path) for path in reversed(paths)}
 
 
-def _folders() -> list[Path]:
-    """Of the paper's budget first, then the others, the one nearest to it first."""
-    root = HOME / "results"
+def _folders(results_dir: str | os.PathLike | None) -> list[Path]:
+    """The folder of the paper's budget, then those of the others, the largest budget first."""
+    root = results_folder(results_dir)
     return [folder for folder in (root, *(root / budget for budget in reversed(BUDGETS))) if folder.is_dir()]
 
 
@@ -79,48 +106,78 @@ def as_table(runs: Collection[Run]) -> pd.DataFrame:
 
 
 def rows_of(record: dict[str, Any], network: str, accuracies: Collection[float]) -> list[dict[str, Any]]:
-    """The rows of one run and one network in the long form of `load_results`."""
+    """The rows of one run and one architecture in the long form of `load_results`."""
     recipe = record["recipe"]
-    return [
-        {
-            "dataset": recipe["dataset"], "ipc": recipe["ipc"], "method": record["method"], "budget": record["budget"],
-            "set": recipe["seed"], "network": network, "net": j, "accuracy": accuracy,
-        }
-        for j, accuracy in enumerate(accuracies)
-    ]  # fmt: skip
-
-
-SET_COLUMNS = [
-    "dataset", "ipc", "method", "seed", "budget", "images", "bytes", "network", "accuracy", "std", "n", "path",
-]  # fmt: skip
+    same = {
+        "dataset": recipe["dataset"],
+        "ipc": recipe["ipc"],
+        "method": record["method"],
+        "budget": record["budget"],
+        "set": recipe["seed"],
+        "network": network,
+    }
+    return [{**same, "net": j, "accuracy": accuracy} for j, accuracy in enumerate(accuracies)]
 
 
 def sets_table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
-    """One row for each set that comes with the repository (or is in another folder of runs); none where there is none.
+    """One row for each set that comes with the repository, or is in another folder of runs.
 
-    Columns: dataset, ipc, method, seed, budget: as `load_condensed` takes them; images, how many; bytes of the file; network,
-    trained on it, with accuracy (mean, percent), std and n of these networks; path of the file, relative to the folder.
+    Returns
+    -------
+    DataFrame
+        Columns dataset, ipc, method, seed and budget, as `load_condensed` takes them; images, their number; bytes
+        of the file; network, the architecture trained on it, with accuracy (mean, percent), std and n of these
+        networks; path of the file, relative to the folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
     """
-    root, rows = Path(results_dir or FOLDER), []
-    for run in stored_runs(root) if root.is_dir() else ():
-        file, S = run["path"] / "set.safetensors", load(run["path"])
+    root = results_folder(results_dir)
+    rows = []
+    for run in stored_runs(root):
+        file = run["path"] / "set.safetensors"
+        S = load(run["path"])
         e = S.accuracy
-        trained = (e.network, e.mean, e.std, e.n) if e else ("", math.nan, math.nan, 0)
-        size = {"images": len(S.images), "bytes": file.stat().st_size}
-        measured = dict(zip(("network", "accuracy", "std", "n"), trained, strict=True))
-        rows.append(run | size | measured | {"path": file.relative_to(root).as_posix()})
+        row = run | {
+            "images": len(S.images),
+            "bytes": file.stat().st_size,
+            "network": e.network if e else "",
+            "accuracy": e.mean if e else math.nan,
+            "std": e.std if e else math.nan,
+            "n": e.n if e else 0,
+            "path": file.relative_to(root).as_posix(),
+        }
+        rows.append(row)
     return pd.DataFrame(rows, columns=SET_COLUMNS)
 
 
 def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
-    """Section 5's measurements that come with the repository: the rows of every reach.json, with what they are of.
+    """The rows of every reach.json: how far from its start training on a set comes to rest.
 
-    Columns: dataset, ipc, method ("noise": what runs begin with, a control), budget, set (its seed), accuracy (mean of the
-    ConvNets trained on the set, NaN for noise), max_steps of a descent, then those of `gmlib.reach`. No rows where none is
-    stored. Raises ValueError for a damaged file.
+    Returns
+    -------
+    DataFrame
+        Columns dataset, ipc, method ("noise" is a control: S before the first update), budget, set (seed of the
+        set), accuracy (mean over the ConvNets trained on the set, NaN for noise), max_steps of a descent, then
+        those of `gmlib.reach`. Empty if nothing was measured.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
+
+    Source
+    ------
+    Section 5.
     """
     tables = []
-    for path, of, settings, rows in _measured(results_dir, "reach.json"):
+    for path, of, settings, rows in _measurements(results_dir, "reach.json"):
         trained = evaluations(path.parent)
         of["accuracy"] = trained["convnet"].mean if "convnet" in trained else math.nan
         of["max_steps"] = settings["max_steps"]
@@ -129,22 +186,42 @@ def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
 
 
 def pulls(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
-    """What `condense.pulls` measured and comes with the repository: the rows of every pulls.json, with what they are of.
+    """The rows of every pulls.json: how far each part of the matching loss moves S.
 
-    Columns: dataset, ipc, method, budget, set (the seed), then those of `condense.pulls`. Otherwise as `descents`.
+    Returns
+    -------
+    DataFrame
+        Columns dataset, ipc, method, budget, set (the seed), then those of `gmlib.analysis.matching.pulls`. Empty
+        if nothing was measured.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
+
+    Source
+    ------
+    Section 3.3.
     """
-    tables = [rows.assign(**of)[[*of, *rows]] for _, of, _, rows in _measured(results_dir, "pulls.json")]
+    tables = [rows.assign(**of)[[*of, *rows]] for _, of, _, rows in _measurements(results_dir, "pulls.json")]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _measured(
+def _measurements(
     results_dir: str | os.PathLike | None, name: str
 ) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any], pd.DataFrame]]:
-    """(path, what it is of, settings, rows) of every file of that name that `store.cached_table` left beside a run."""
-    root = Path(results_dir or FOLDER)
+    """(path, columns that identify the run, settings, rows) of every file of that name in the folders of runs."""
+    root = results_folder(results_dir)
     for path in files_of(root, f"*/ipc*/*/set*/{name}"):
         *budget, dataset, ipc, _, seed = path.parent.relative_to(root).parts
-        of = {"dataset": dataset, "ipc": int(ipc.removeprefix("ipc")), "method": method_of(path.parent)}
-        of |= {"budget": (*budget, "paper")[0], "set": int(seed.removeprefix("set"))}
+        of = {
+            "dataset": dataset,
+            "ipc": int(ipc.removeprefix("ipc")),
+            "method": method_of(path.parent),
+            "budget": budget[0] if budget else "paper",
+            "set": int(seed.removeprefix("set")),
+        }
         settings = read_json(path, "settings")["settings"]
-        yield path, of, settings, cached_table(path, settings, pd.DataFrame)  # it is there: nothing is computed
+        yield path, of, settings, cached_table(path, settings, pd.DataFrame)  # reads; the file is there

@@ -1,17 +1,16 @@
 """The results that come with the repository: condensed sets to use, and what each was made with.
 
-results/ holds the runs by the paper's protocol, results/<budget>/ those of a shorter budget, each laid out as `store` says, and
-results/probes/<change>/, laid out as results/, sets made by a budget's recipe with something changed. Other folders of runs are
-read in the same way.
-
+results/ holds runs by the paper's protocol and results/<budget>/ those of a shorter budget, each laid out as
+`store` says. results/probes/<change>/, laid out like results/, holds sets made by a budget's recipe with something
+changed. Any other folder of runs is read in the same way.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +20,36 @@ from ..evaluation import Evaluation
 from ..files import slug
 from ..recipe import BUDGETS, METHODS, Recipe
 from ..sets import SyntheticSet
+from .jobs import CHANGED
 from .layout import is_complete, read_evaluation, read_json, read_trace
 from .provenance import HOME
-from .store import CHANGED
 
 FOLDER = HOME / "results"
+PROBES = "probes"
+
 # Whose images the sets were made from, and on what terms these are given.
 SOURCES = {
-    "MNIST": "MNIST is by Y. LeCun, C. Cortes and C. J. C. Burges, derived from databases of NIST; it is commonly given under "
-    "CC BY-SA 3.0",
+    "MNIST": "MNIST is by Y. LeCun, C. Cortes and C. J. C. Burges, derived from databases of NIST; it is commonly "
+    "given under CC BY-SA 3.0",
     "FashionMNIST": "Fashion-MNIST is by Zalando SE (H. Xiao, K. Rasul, R. Vollgraf), under the MIT licence",
 }
 
-
-PROBES = "probes"
-
-
-MEASUREMENTS = {
-    "reach.json": "Section 5",
-    "pulls.json": "Section 3.3",
-}  # of a set, beside it: file -> the campaign's name
+# Files of measurements in the folder of a set -> the stage of the campaign that makes them.
+MEASUREMENTS = {"reach.json": "Section 5", "pulls.json": "Section 3.3"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CondensedSet(SyntheticSet):
-    """A SyntheticSet with what its run left beside it.
+    """A SyntheticSet with what its run stored with it.
 
-    Attributes, further to those of a SyntheticSet:
-        record: run.json: method, budget, recipe, data with fingerprint and origin, versions, device, seconds, history.
-        evaluations: name of a network -> accuracies of such networks trained on the set, from scratch.
-        trace: number of outer iterations -> accuracies of networks trained on what the set was then, where that was kept.
+    Attributes
+    ----------
+    record : dict
+        run.json: method, budget, recipe, data with fingerprint and origin, versions, device, seconds, history.
+    evaluations : dict of str to Evaluation
+        Accuracies of networks trained on the set, by architecture.
+    trace : dict of int to Evaluation
+        Accuracies of networks trained on earlier states of the set, by number of outer iterations.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
@@ -58,11 +57,9 @@ class CondensedSet(SyntheticSet):
     trace: dict[int, Evaluation] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        made = f"{self.record['method']}, {self.budget} budget"
-        return (
-            super().__repr__().replace("SyntheticSet(", f"CondensedSet({made}: ")
-            + f", {self.accuracy or 'not evaluated'}"
-        )
+        made = f"CondensedSet({self.record['method']}, {self.budget} budget: "
+        accuracy = self.accuracy or "not evaluated"
+        return f"{super().__repr__().replace('SyntheticSet(', made)}, {accuracy}"
 
     @property
     def budget(self) -> str:
@@ -71,12 +68,34 @@ class CondensedSet(SyntheticSet):
 
     @property
     def accuracy(self) -> Evaluation | None:
-        """Of the ConvNets trained on it, or of another network where there are none; None where none was trained."""
+        """Accuracies of the ConvNets trained on it, else of another architecture; None if there are none."""
         return self.evaluations.get("convnet") or next(iter(self.evaluations.values()), None)
 
 
+def results_folder(results_dir: str | os.PathLike | None = None) -> Path:
+    """``results_dir``, or the results/ of the repository.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder. An installed gmlib comes without results.
+    """
+    root = Path(results_dir or FOLDER)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"there are no results at {root}: they come with the repository, so clone it or name another results_dir"
+        )
+    return root
+
+
 def folder(budget: str, results_dir: str | os.PathLike | None = None) -> Path:
-    """Where runs of a budget are committed: results/ for the paper's, results/<budget>/ for another."""
+    """Where runs of a budget go: results/ for the paper's budget, results/<budget>/ for another.
+
+    Raises
+    ------
+    ValueError
+        For an unknown budget.
+    """
     choose(BUDGETS, "budget", budget)
     return Path(results_dir or FOLDER) / ("" if budget == "paper" else budget)
 
@@ -89,148 +108,236 @@ def load_condensed(
     budget: str | None = None,
     results_dir: str | os.PathLike | None = None,
 ) -> CondensedSet:
-    """A condensed set that comes with the repository: normalised images, labels, how it was made and how well it trains.
+    """Load a condensed set that comes with the repository.
 
-    dataset, ipc, method, seed: as in `table`; at one image per class MDO and MDA are MD, and found as such. budget: None takes
-    the paper's where it is there, else the one nearest to it; the set's `budget` says which. results_dir: any folder of runs;
-    None: the repository's results/.
+    Parameters
+    ----------
+    dataset : str
+    ipc : int
+        Images per class.
+    method : str
+        At one image per class MDO and MDA are MD, and found as such.
+    seed : int
+    budget : str, optional
+        None takes the paper's budget if there is such a set, else the largest. `CondensedSet.budget` tells which.
+    results_dir : path, optional
+        Any folder of runs. None takes the repository's results/.
 
-    Raises ValueError, which lists what is there, for a set that is not, and FileNotFoundError where there is no such folder.
+    Returns
+    -------
+    CondensedSet
+
+    Raises
+    ------
+    ValueError
+        If there is no such set; the message lists those that there are.
+    FileNotFoundError
+        If there is no folder of results.
     """
     if budget is not None:
         choose(BUDGETS, "budget", budget)
-    every = stored_runs(results_dir)
-    known = [run for run in every if budget in (None, run["budget"])]
+    runs = stored_runs(results_dir)
+    candidates = [run for run in runs if budget in (None, run["budget"])]
     for name in (method, "MD") if ipc == 1 and method in ("MDO", "MDA") else (method,):
         asked = (dataset, ipc, name, seed)
-        found = [run for run in known if (run["dataset"], run["ipc"], run["method"], run["seed"]) == asked]
+        found = [run for run in candidates if (run["dataset"], run["ipc"], run["method"], run["seed"]) == asked]
         if found:
-            return load(max(found, key=lambda run: rank_of(BUDGETS, run["budget"]))["path"])
+            return load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
     wanted = f"{dataset!r} with ipc={ipc!r} by {method!r}, seed={seed!r}" + (f", {budget} budget" if budget else "")
-    raise ValueError(f"there is no condensed set of {wanted}: {_at_hand(known or every, dataset)}")
+    raise ValueError(f"there is no condensed set of {wanted}: {_available(candidates or runs, dataset)}")
 
 
 def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet]:
-    """Every set that comes with the repository (or is in another folder of runs), in the order of `table`.
+    """Every set that comes with the repository, or is in another folder of runs, in the order of `stored_runs`.
 
-    Among its evaluations are those with all the networks of its budget: of others the run is still under way.
+    Architectures with fewer networks than the budget trains are left out of its evaluations: their run is not
+    finished.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
     """
-    root = Path(results_dir or FOLDER)
-    sets = [load(run["path"]) for run in stored_runs(root)] if root.is_dir() else []
-    wanted = [
-        {n: e for n, e in S.evaluations.items() if is_complete(S.budget.removesuffix(CHANGED), e.n)} for S in sets
-    ]
-    return [replace(S, evaluations=whole) for S, whole in zip(sets, wanted, strict=True)]
+    sets = []
+    for run in stored_runs(results_dir):
+        S = load(run["path"])
+        budget = S.budget.removesuffix(CHANGED)
+        complete = {network: e for network, e in S.evaluations.items() if is_complete(budget, e.n)}
+        sets.append(replace(S, evaluations=complete))
+    return sets
 
 
 def probes(results_dir: str | os.PathLike | None = None) -> list[tuple[str, CondensedSet]]:
-    """(change, set) of every set that was made by a budget's recipe with a change, as `spell_changes` spells it."""
-    return [
-        (spell_changes(changes_in(S.record)), S)
-        for at in probe_folders(Path(results_dir or FOLDER))
-        for S in condensed(at)
-    ]
+    """Every set made by a budget's recipe with a change, as (change, set); the change is spelled by `spell_changes`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
+    """
+    folders = probe_folders(results_folder(results_dir))
+    return [(spell_changes(changes_in(S.record)), S) for at in folders for S in condensed(at)]
 
 
 def probe_folder(changes: Mapping[str, Any], results_dir: str | os.PathLike | None = None) -> Path:
-    """Where runs with these recipe fields changed are committed: results/probes/lr_images=0.01, laid out as results/."""
+    """Where runs with these recipe fields changed go: results/probes/lr_images=0.01, laid out like results/."""
     return Path(results_dir or FOLDER) / PROBES / slug(spell_changes(changes).replace(" ", ","))
 
 
+def probe_folders(root: Path) -> list[Path]:
+    """The folders of probes under a folder of results."""
+    return sorted(path for path in (root / PROBES).glob("*=*") if path.is_dir())
+
+
 def spell_changes(changes: Mapping[str, Any]) -> str:
-    """As the campaign takes them: {"lr_images": 0.01, "lam": None} is "lam=null lr_images=0.01"."""
+    """Changes as the campaign takes them: {"lr_images": 0.01, "lam": None} is "lam=null lr_images=0.01"."""
     return " ".join(f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in sorted(changes.items()))
 
 
+def read_changes(spelled: Collection[str]) -> dict[str, Any]:
+    """The recipe fields in a list of "lr_images=0.01" and the like: {"lr_images": 0.01}.
+
+    Raises
+    ------
+    ValueError
+        For an unknown field or a bad value. Fields that make another method, or networks of another size, which are
+        trained by another protocol, cannot be changed.
+    """
+    fixed = ("dataset", "ipc", "seed", "what", "how", "where", "network", "width", "depth")
+    usual = {f.name: f.default for f in fields(Recipe) if f.name not in fixed}
+    found: dict[str, Any] = {}
+    for change in spelled:
+        name, equals, value = change.partition("=")
+        choose(usual, "recipe field to change", name)
+        if not equals:
+            example = spell_changes({name: usual[name]})
+            raise ValueError(f"the change {change} does not fit: give a value too, as in {example}")
+        if name in found:
+            raise ValueError(f"there are two changes of {name}: give it one value")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value  # a word
+        if isinstance(usual[name], float) and type(found[name]) is int:
+            found[name] = float(found[name])
+    made = Recipe(**found)
+    return {name: getattr(made, name) for name in found}
+
+
 def changes_in(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe fields in a run.json that are not those of its method under its budget."""
-    made, usual = (
-        Recipe(**record["recipe"]).as_dict(),
-        usual_recipe(record, record["budget"].removesuffix(CHANGED)).as_dict(),
-    )
+    """The recipe fields in a run.json that differ from those of its method under its budget."""
+    made = Recipe(**record["recipe"]).as_dict()
+    usual = usual_recipe(record, record["budget"].removesuffix(CHANGED)).as_dict()
     return {name: value for name, value in made.items() if value != usual[name]}
 
 
 def usual_recipe(record: Mapping[str, Any], budget: str) -> Recipe:
-    """That of the run's method, data, size, seed and source network under a budget. record: a run.json of no coreset."""
+    """The recipe under a budget for the method, data, size, seed and source network in a run.json of no coreset."""
     made = Recipe(**record["recipe"])
-    return Recipe.for_method(
-        record["method"].partition("@")[0], made.dataset, made.ipc, budget, made.seed, network=made.network
-    )
-
-
-def probe_folders(root: Path) -> list[Path]:
-    return sorted(path for path in (root / PROBES).glob("*=*") if path.is_dir())
+    preset = record["method"].partition("@")[0]
+    return Recipe.for_method(preset, made.dataset, made.ipc, budget, made.seed, network=made.network)
 
 
 def method_of(run: Path) -> str:
-    """Of the run in a folder; the folder's own name lacks the characters that file systems refuse."""
+    """The method of the run in a folder. The name of the folder lacks characters that file systems refuse."""
     return read_record(run)["method"] if (run / "run.json").is_file() else run.parent.name
 
 
 def evaluations(run: str | os.PathLike) -> dict[str, Evaluation]:
-    """The accuracies in a folder, by the name of the network. ValueError for a damaged file."""
+    """The accuracies in the folder of a run, by architecture.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged.
+    """
     found = [read_evaluation(path) for path in sorted(Path(run).glob("accuracy-*.json"))]
     return {e.network: e for e in found}
 
 
 def load(run: str | os.PathLike) -> CondensedSet:
-    """The set in the folder of one run, with what lies beside it."""
+    """The set in the folder of one run.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged.
+    """
     run = Path(run)
-    S, record = SyntheticSet.load(run / "set.safetensors"), read_record(run)
-    made = {name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")}
-    history, trace = record.get("history") or [], read_trace(run / "trace.json")
-    return CondensedSet(**made, history=history, record=record, evaluations=evaluations(run), trace=trace)
+    S = SyntheticSet.load(run / "set.safetensors")
+    record = read_record(run)
+    return CondensedSet(
+        **{name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")},
+        history=record.get("history") or [],
+        record=record,
+        evaluations=evaluations(run),
+        trace=read_trace(run / "trace.json"),
+    )
 
 
 def read_record(run: Path) -> dict[str, Any]:
+    """The run.json in the folder of a run.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
     return read_json(run / "run.json", "recipe", "method", "budget", "data")
 
 
 def files_of(root: Path, pattern: str) -> list[Path]:
-    """Files of runs by the paper's protocol, then those of each budget. What lies deeper is nobody's."""
-    return [
-        path for folder in (root, *(root / budget for budget in BUDGETS)) for path in sorted(folder.glob(pattern))
-    ]
+    """Files of runs by the paper's protocol, then those of each budget. Files nested deeper are ignored."""
+    folders = [root, *(root / budget for budget in BUDGETS)]
+    return [path for folder in folders for path in sorted(folder.glob(pattern))]
 
 
-def stored_runs(results_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
-    """dataset, ipc, method, seed, budget and path (a folder) of every finished run, in the order of the paper's columns."""
-    root = Path(results_dir or FOLDER)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder of results {root}: condensed sets come with the repository, not with the installed package, so "
-            'clone it and name its folder, results_dir="PATH/results"'
-        )
+def stored_runs(results_dir: str | os.PathLike | None = None) -> list[dict[str, Any]]:
+    """Every finished run as a dict with dataset, ipc, method, seed, budget and path (its folder).
+
+    The order is that of the paper's columns, for each data set and ipc, with the largest budget first.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    ValueError
+        If a file is damaged.
+    """
     found = []
-    for path in files_of(root, "*/ipc*/*/set*/run.json"):
+    for path in files_of(results_folder(results_dir), "*/ipc*/*/set*/run.json"):
         record = read_record(path.parent)
         made = {name: record["recipe"][name] for name in ("dataset", "ipc", "seed")}
         found.append(made | {"method": record["method"], "budget": record["budget"], "path": path.parent})
 
     def key(run: dict[str, Any]) -> tuple:
-        return run["dataset"], run["ipc"], -rank_of(BUDGETS, run["budget"]), *order_key(run["method"]), run["seed"]
+        return run["dataset"], run["ipc"], -_rank(BUDGETS, run["budget"]), *order_key(run["method"]), run["seed"]
 
     return sorted(found, key=key)
 
 
 def order_key(method: str) -> tuple[int, str]:
-    """Coresets, then the paper's columns, then what is spelt out."""
+    """Sorts methods: coresets, then the paper's columns, then those spelled out."""
     known = [*CORESETS, *METHODS]
     return known.index(method) if method in known else len(known), method
 
 
-def rank_of(known: dict[str, Any], name: str) -> int:
+def _rank(known: Collection[str], name: str) -> int:
+    """Position of a name; -1 if it is unknown."""
     return list(known).index(name) if name in known else -1
 
 
-def _at_hand(runs: list[dict[str, Any]], dataset: str) -> str:
-    """What there is, of this data set if there is any of it."""
+def _available(runs: list[dict[str, Any]], dataset: str) -> str:
+    """What there is, of this data set if there is any."""
     of_it = [run for run in runs if run["dataset"] == dataset]
     if not of_it:
-        there = ", ".join(sorted({run["dataset"] for run in runs}))
+        names = ", ".join(sorted({run["dataset"] for run in runs}))
         return (
-            f"there are sets of {there}" if there else "there are none yet; gm.condense, or make results, makes them"
+            f"there are sets of {names}" if names else "there are none yet; gm.condense, or make results, makes them"
         )
     seeds: dict[tuple, list[str]] = {}
     for run in of_it:

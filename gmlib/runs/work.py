@@ -1,4 +1,4 @@
-"""The list of work: which sets each table of the paper needs, in the order of what tells most."""
+"""The list of work: which sets each table of the paper needs, most informative first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..data import Data
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of a table: each method on each data set, all methods with one seed before the next seed.
+    """Part of a table: every method on every data set. All methods have one seed before any has the next.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Stage:
     targets : tuple of str or None
         Networks trained on each set; None for the one the set was made with.
     only : str or None
-        The paper's one data set for the table. If it is not asked for, one that is stands in.
+        The paper's one data set for the table. If it is not asked for, another one stands in.
     kind : str
         "sets", "descents" (Section 5), "pulls" (Section 3.3) or "whole" (all training images).
     """
@@ -37,12 +37,24 @@ class Stage:
 
     @property
     def title(self) -> str:
+        """The name with the images per class."""
         return self.name if self.ipc is None else f"{self.name}, IPC {self.ipc}"
 
     def cells(self, found: Sequence[Data], sets: int, begun: Collection[str] = ()) -> Iterator[tuple]:
-        """(data, method, ipc, seed, targets) in order, for `found`, the data sets at hand.
+        """The work of the stage, in order.
 
-        begun: those that stand in for `only` already. No other is begun beside them.
+        Parameters
+        ----------
+        found : sequence of Data
+            The data sets that were asked for and found.
+        sets : int
+            Sets of each method.
+        begun : collection of str
+            Data sets that already stand in for ``only``. No other is begun then.
+
+        Yields
+        ------
+        (data, method, ipc, seed, targets)
         """
         if self.only:
             instead = [data for data in found if data.name in begun] if begun else found[:1]
@@ -53,7 +65,7 @@ class Stage:
                     yield data, method, self.ipc, seed, self.targets
 
 
-# An earlier stage's sets are not made again. Herding trains a network on all training images, so it comes last.
+# Sets of an earlier stage are not made again. Herding trains a network on all training images, so it comes last.
 STAGES = (
     Stage("Table 3", 1, ("random", "DC", "M", "MD")),
     Stage("Table 3", 1, ("herding",)),
@@ -96,15 +108,24 @@ def methods_of(table: str) -> set[str]:
 
 
 def stand_ins(table: str, runs: Iterable[tuple[str, int, str]]) -> dict[tuple[str, int], str]:
-    """Where other data were taken than a table's only ones: (dataset, ipc) of a run -> the data set of the table.
+    """The data sets that stand in for the one data set of a table.
 
-    runs: (dataset, ipc, method) of each. Data stand in if a method was run on them that no other table has, with as many
-    images per class. A table of several data sets has no stand-ins.
+    Data stand in if a method that no other table has was run on them, with the table's number of images per class.
+
+    Parameters
+    ----------
+    table : str
+    runs : iterable of (dataset, ipc, method)
+
+    Returns
+    -------
+    dict
+        (dataset, ipc) of such runs -> the data set of the table. Empty for a table of several data sets.
     """
-    stage = next((stage for stage in STAGES if stage.name == table and stage.only), None)
-    if stage is None:
+    stage = next((stage for stage in STAGES if stage.name == table), None)
+    if stage is None or stage.only is None or stage.ipc is None:
         return {}
     others = {method for other in STAGES if other.name != table for method in methods_of(other.name)}
     own = set(stage.methods) - others
-    found = [d for d, ipc, method in runs if method in own and ipc == stage.ipc and d != stage.only]
-    return {(d, stage.ipc): stage.only for d in dict.fromkeys(found)}
+    found = [(d, ipc) for d, ipc, method in runs if method in own and ipc == stage.ipc and d != stage.only]
+    return dict.fromkeys(found, stage.only)

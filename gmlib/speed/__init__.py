@@ -1,4 +1,14 @@
-"""The only room that knows about speed: class gradients, recorded steps, memory, passes. Its door is `class_gradients`."""
+"""The room for speed: what makes a run faster or fit into memory. It changes results by rounding only.
+
+Its door is `class_gradients`. Behind it are:
+
+- ``gradients``: three implementations of class gradients, and the choice between them.
+- ``passes``: how many images go through a network at once, and how passes share the cores of a CPU.
+- ``recording``: steps that are recorded as CUDA graphs and replayed.
+- ``memory``: smaller passes when memory runs out, and the peak memory of a piece of work.
+- ``precision``: TF32 or float32 on CUDA.
+- ``training``: the steps of theta.
+"""
 
 from .gradients import batch_gradient, class_gradients
 

@@ -1,4 +1,4 @@
-"""TF32 or full float32 for products on CUDA."""
+"""TF32 or full float32 for matrix products on CUDA."""
 
 from __future__ import annotations
 
@@ -8,34 +8,41 @@ from contextlib import contextmanager
 
 import torch
 
-_PRODUCTS = threading.Lock()
-_inside: list[str] = []  # the precisions of the runs that are inside `products` now, in any thread
-_outside: list[bool] = []  # the settings to go back to
+_LOCK = threading.Lock()
+_active: list[str] = []  # precisions of all `matmul_precision` blocks that are running, in any thread
+_previous: list[bool] = []  # settings to restore when the last block ends
 
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Matrix products and convolutions on CUDA in TF32 where "tf32" is in `precision`, else in full float32, for these lines.
+    """Run a block with CUDA matrix products and convolutions in TF32 or full float32, then restore the old settings.
 
-    The settings are the whole process's: threads may be inside together where they want the same, else RuntimeError.
+    Parameters
+    ----------
+    precision : str
+        TF32 if it contains "tf32", else float32.
+
+    Raises
+    ------
+    RuntimeError
+        If another thread is in a block with the other setting. The settings hold for the whole process.
     """
-    # By these names torch can be asked afterwards by its older and its newer ones; set by the newer, the older raise.
-    settings, tf32 = (torch.backends.cuda.matmul, torch.backends.cudnn), "tf32" in precision
-    with _PRODUCTS:
-        if any(tf32 != ("tf32" in other) for other in _inside):
+    # Reading these two names works after torch's older and its newer names were set. The reverse does not.
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = "tf32" in precision
+    with _LOCK:
+        if any(tf32 != ("tf32" in other) for other in _active):
             raise RuntimeError(
-                "one thread wants TF32 and another does not: run them one after the other, or in processes"
+                "one thread needs TF32 and another float32: run them one after the other or in processes"
             )
-        if not _inside:
-            _outside[:] = [each.allow_tf32 for each in settings]
-            for each in settings:
-                each.allow_tf32 = tf32
-        _inside.append(precision)
+        if not _active:
+            _previous[:] = [matmul.allow_tf32, convolution.allow_tf32]
+            matmul.allow_tf32 = convolution.allow_tf32 = tf32
+        _active.append(precision)
     try:
         yield
     finally:
-        with _PRODUCTS:
-            _inside.remove(precision)
-            if not _inside:
-                for each, value in zip(settings, _outside, strict=True):
-                    each.allow_tf32 = value
+        with _LOCK:
+            _active.remove(precision)
+            if not _active:
+                matmul.allow_tf32, convolution.allow_tf32 = _previous

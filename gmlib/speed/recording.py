@@ -1,4 +1,8 @@
-"""Steps that are recorded as CUDA graphs once and replayed from then on."""
+"""Steps that are recorded once as CUDA graphs and then replayed.
+
+Recorded steps are our own code because torch.compile has no double backward and torch.cuda.make_graphed_callables
+covers only the forward and the first backward pass.
+"""
 
 from __future__ import annotations
 
@@ -15,112 +19,107 @@ from .memory import Memory
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 2  # calls before one is recorded: libraries choose their algorithms, optimisers make their buffers
+WARM_UP = 2  # calls before a step is recorded: libraries choose algorithms, optimisers make their buffers
 
 
 def recordable(device: torch.device) -> bool:
-    """Whether steps are recorded on this device."""
+    """Return True if steps are recorded on this device."""
     return device.type == "cuda"
 
 
 class Replay:
-    """A function of tensors that on CUDA is recorded as a graph, and from then on replayed: one launch instead of hundreds.
+    """A function of tensors that is recorded as a CUDA graph and then replayed: one launch instead of hundreds.
 
-        step = Replay(function, device)
-        outputs = step(x, y)  # what function(x, y) returns
+    For each shape of inputs the first two calls run normally, and the third records the function and replays it. If
+    it cannot be recorded, the log says why and all calls run normally, as on other devices. No other thread may use
+    the device while a function is recorded.
 
-    Every call counts: the first two of each shape of inputs run as they are, the third is recorded. `function` returns None, a
-    tensor, or tensors in tuples and lists. It may change tensors that it holds (weights, momentum, gradients) in place, and
-    these have to stay the same tensors; it must not look at values on the host, or draw random numbers. Its inputs are copied
-    into buffers of the graph, and its outputs are buffers too, which the next call overwrites: clone what is kept.
+    Parameters
+    ----------
+    function : callable
+        Tensors -> None, a tensor, or tensors in tuples and lists. It may change tensors that it holds (weights,
+        momentum, gradients) in place, but must not replace them, read values on the host or draw random numbers.
+    device : torch.device
 
-    On another device the function is just called, and so it is, with one line in the log that says why, where it cannot be
-    recorded. One thread alone may use the device while a step is recorded.
+    Notes
+    -----
+    Inputs are copied into buffers of the graph. Outputs are buffers too, and the next call overwrites them: clone
+    what you keep.
     """
 
     def __init__(self, function: Callable[..., Any], device: torch.device):
-        self.function, self.device = function, device
-        self.possible = recordable(device)
+        self.function = function
+        self.device = device
+        self.can_record = recordable(device)
         self.calls: Counter[tuple] = Counter()
         self.graphs: dict[tuple, Graph] = {}
 
     def __call__(self, *inputs: Tensor) -> Any:
-        if not self.possible:
+        """Return ``function(*inputs)``."""
+        if not self.can_record:
             return self.function(*inputs)
         key = tuple((x.shape, x.dtype) for x in inputs)
         if self.calls[key] < WARM_UP:
-            outputs = self._beside(inputs)
-            self.calls[key] += 1  # a call that ran out of memory has warmed nothing up
+            outputs = self._call_on_new_stream(inputs)
+            self.calls[key] += 1  # only now: a call that ran out of memory does not count
             return outputs
         if key not in self.graphs:
             try:
                 self.graphs[key] = Graph(self.function, inputs, self.device)
             except torch.OutOfMemoryError:
-                self.graphs.clear()  # with all that they hold; then smaller passes: see `memory.Memory`
+                self.graphs.clear()  # frees their memory; `memory.Memory` then takes smaller passes
                 raise
             except RuntimeError as error:
-                self.possible = False
+                self.can_record = False
                 self.graphs.clear()
-                why = str(error.__context__ or error).splitlines()[0]
-                log.warning("a step cannot be recorded as a CUDA graph (%s): going on without", why)
-        return self.graphs[key](*inputs) if self.possible else self.function(*inputs)
+                reason = str(error.__context__ or error).splitlines()[0]
+                log.warning("a step cannot be recorded as a CUDA graph and runs normally: %s", reason)
+        return self.graphs[key](*inputs) if self.can_record else self.function(*inputs)
 
-    def _beside(self, inputs: Sequence[Tensor]) -> Any:
-        """On a stream of its own, as recording wants what comes before it."""
+    def _call_on_new_stream(self, inputs: Sequence[Tensor]) -> Any:
+        """Call the function on a stream of its own, as torch asks for before a recording."""
         if self.device.type != "cuda":
             return self.function(*inputs)
-        here, beside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
+        current = torch.cuda.current_stream(self.device)
+        warm_up = torch.cuda.Stream(self.device)
+        warm_up.wait_stream(current)
+        with torch.cuda.stream(warm_up):
             outputs = self.function(*inputs)
-        here.wait_stream(beside)
+        current.wait_stream(warm_up)
         return outputs
 
 
 class Graph:
-    """A recorded function, its inputs and its outputs. Recording runs nothing."""
+    """A recorded function with its input and output buffers. Recording runs nothing.
+
+    Parameters are those of `Replay`, and example inputs.
+    """
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], device: torch.device):
-        self.inputs, self.graph = tuple(x.detach().clone() for x in inputs), torch.cuda.CUDAGraph()
-        here = torch.cuda.current_stream(device)
+        self.inputs = tuple(x.detach().clone() for x in inputs)
+        self.graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(device)
         try:
             with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(device)):
                 self.outputs = function(*self.inputs)
         finally:
-            torch.cuda.set_stream(here)  # where recording fails torch leaves its own stream the current one
+            torch.cuda.set_stream(current)  # torch leaves its own stream current if recording fails
 
     def __call__(self, *inputs: Tensor) -> Any:
-        for here, x in zip(self.inputs, inputs, strict=True):
-            here.copy_(x)
+        """Replay the function on ``inputs`` and return the output buffers."""
+        for buffer, x in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(x)
         self.graph.replay()
         return self.outputs
 
 
-class Recorder:
-    """The steps of one run by name: each recorded by a `Replay` on CUDA, called as it is elsewhere."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.possible = device, recordable(device)
-        self.steps: dict[Hashable, Replay] = {}
-
-    def __call__(self, name: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """function(*inputs). One name stands for one function, which is taken from the first call with it."""
-        if not self.possible:
-            return function(*inputs)
-        try:
-            return self.steps.setdefault(name, Replay(function, self.device))(*inputs)
-        except torch.OutOfMemoryError:
-            self.steps.clear()  # with all that their graphs hold: they are recorded anew
-            raise
-
-
 def step_recorder(device: torch.device) -> Callable[[Callable[..., Any]], Replay] | None:
-    """What makes a step a recorded one on this device; None where steps are not recorded."""
+    """Return the function that turns a step into a `Replay` on this device; None if steps are not recorded."""
     return partial(Replay, device=device) if recordable(device) else None
 
 
 class Runner:
-    """Runs the steps of one run: in smaller passes where memory runs out, and on CUDA recorded once and replayed.
+    """Run the steps of one run: in smaller passes when memory runs out, and on CUDA recorded once and replayed.
 
     Parameters
     ----------
@@ -129,12 +128,23 @@ class Runner:
         Images of one class in a pass at most.
     n_classes : int
         Classes that may share a pass. On a GPU all may be in one pass; on a CPU a pass holds one class at most.
+
+    Attributes
+    ----------
+    records_steps : bool
+        True if steps are recorded.
+    memory : Memory
+        The size of passes of `__call__`.
+    memory_theta : Memory or None
+        The same for the steps of theta, after the first one.
     """
 
     def __init__(self, device: torch.device, largest: int, n_classes: int):
-        self.record = Recorder(device)
-        self.memory = Memory(largest * n_classes if recordable(device) else largest)
-        self.memory_theta: Memory | None = None  # for the steps of theta, once there is one
+        self.device = device
+        self.records_steps = recordable(device)
+        self.steps: dict[Hashable, Replay] = {}
+        self.memory = Memory(largest * n_classes if self.records_steps else largest)
+        self.memory_theta: Memory | None = None
 
     @property
     def chunk(self) -> int | None:
@@ -142,31 +152,56 @@ class Runner:
         return self.memory.chunk
 
     def __call__(self, name: Hashable | None, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """function(*inputs), again in smaller passes where memory runs out. name: see `Recorder`; None: never recorded."""
+        """Return ``function(*inputs)``, repeated in smaller passes when memory runs out.
+
+        Parameters
+        ----------
+        name : hashable or None
+            As in `record`; None if the function must not be recorded.
+        function : callable
+            It reads `chunk`.
+        *inputs : Tensor
+        """
         for attempt in self.memory:
             with attempt:
-                if name is None:
-                    found = function(*inputs)
-                else:
-                    found = self.record((name, self.chunk), function, *inputs)
-        return found
+                step = function if name is None else partial(self.record, (name, self.chunk), function)
+                result = step(*inputs)
+        return result
+
+    def record(self, name: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """Return ``function(*inputs)``, on CUDA by a `Replay`. A name stands for the function of its first call."""
+        if not self.records_steps:
+            return function(*inputs)
+        try:
+            return self.steps.setdefault(name, Replay(function, self.device))(*inputs)
+        except torch.OutOfMemoryError:
+            self.steps.clear()  # frees the memory of all graphs; the steps are recorded again
+            raise
 
 
 @torch.no_grad()
 def renew(
     network: nn.Module | None, optimiser: torch.optim.Optimizer | None, fresh: nn.Module, lr: float, momentum: float
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The network with the weights of `fresh`, and an SGD optimiser for it without momentum.
+    """Return a network with the weights of ``fresh``, and an SGD optimiser without accumulated momentum.
 
-    On CUDA the tensors of an earlier network stay and are overwritten, because recorded steps hold them.
+    On CUDA the tensors of ``network`` are overwritten instead of replaced, because recorded steps hold them.
+
+    Parameters
+    ----------
+    network, optimiser
+        Those of the previous outer iteration; None in the first.
+    fresh : nn.Module
+    lr, momentum : float
+        Of a new optimiser.
     """
     if network is None or optimiser is None or not recordable(next(network.parameters()).device):
         return fresh, torch.optim.SGD(fresh.parameters(), lr=lr, momentum=momentum)
-    for here, new in zip(_tensors(network), _tensors(fresh), strict=True):
-        here.copy_(new)
+    for old, new in zip(_tensors(network), _tensors(fresh), strict=True):
+        old.copy_(new)
     for state in optimiser.state.values():
         if state.get("momentum_buffer") is not None:
-            state["momentum_buffer"].zero_()  # the first step then makes it the gradient, as without one
+            state["momentum_buffer"].zero_()  # the next step sets it to the gradient, as a new optimiser would
     return network, optimiser
 
 

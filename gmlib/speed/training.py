@@ -1,19 +1,22 @@
-"""Steps of theta: one pass over S (line 12 of Algorithm 1), and phase 2's training from scratch."""
+"""Training on S: one pass (line 12 of Algorithm 1), and phase 2's training from scratch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..networks import has_batchnorm
 from .memory import Memory
-from .passes import memory_for, pass_size
+from .passes import pass_size
 from .recording import Runner
 
-Step = Callable[[Tensor, Tensor], None]  # of images and labels
+Step = Callable[[Tensor, Tensor], None]  # (images, labels)
+Networks = TypeVar("Networks", bound=nn.Module | Sequence[nn.Module])
 
 
 def train_one_pass(
@@ -25,16 +28,33 @@ def train_one_pass(
     rng: torch.Generator,
     run: Runner | None = None,
 ) -> None:
-    """An epoch over x (n, channels, height, width) and its labels y (n,) in shuffled mini-batches, cross-entropy loss.
+    """Train for one epoch in shuffled mini-batches with the cross-entropy loss: one "step" of theta in Algorithm 1.
 
-    This is one "step" of theta in Algorithm 1 (line 12): a single gradient step while S fits in one batch. BatchNorm layers
-    normalise by their batch and update their running statistics, frozen or not before. The gradient of a mini-batch is
-    summed up over parts of it, the same to rounding, where a pass is faster in parts (`pass_size`) or memory runs out; not
-    with BatchNorm, which needs the batch whole. run: the `Runner` of a run whose network and
-    optimiser stay.
+    If S fits in one batch this is a single gradient step. The gradient of a mini-batch is summed over parts if that
+    is faster (`pass_size`) or memory runs out, with the same result to rounding. BatchNorm layers are put in train
+    mode: they normalise by the batch, which then stays whole, and update their running statistics.
+
+    Parameters
+    ----------
+    network : nn.Module
+    optimiser : torch.optim.Optimizer
+    x : Tensor
+        (n, channels, height, width).
+    y : Tensor
+        (n,) int64.
+    batch : int
+        Images in a mini-batch.
+    rng : torch.Generator
+        Shuffles.
+    run : Runner, optional
+        Records the step on CUDA. The network and the optimiser must stay the same objects for the whole run.
+
+    Source
+    ------
+    Line 12 of Algorithm 1.
     """
     network.train()
-    memory = run.memory_theta if run and run.memory_theta else memory_for(network, batch)
+    memory = run.memory_theta if run and run.memory_theta else _memory_for(network, batch)
     step: Step = partial(_step, [network], optimiser, memory, pass_size(network, x), ())
     if run is None:
         _one_pass(step, memory, x[None], y, batch, [rng])
@@ -47,62 +67,66 @@ def train_one_pass(
     _one_pass(recorded, memory, x[None], y, batch, [rng])
 
 
+def _memory_for(network: nn.Module, batch: int) -> Memory:
+    return Memory(largest=1 if has_batchnorm(network) else batch)  # BatchNorm needs the batch whole
+
+
 def _one_pass(step: Step, memory: Memory, x: Tensor, y: Tensor, batch: int, rngs: Sequence[torch.Generator]) -> None:
-    """`step` on shuffled mini-batches, each network's by its generator, of its own images in x (len(rngs), n, ...); y (n,)."""
+    """Call ``step`` on shuffled mini-batches. Network j has its own rngs[j] and images x[j]; y (n,) is shared."""
     order = torch.stack([torch.randperm(len(y), generator=rng) for rng in rngs]).to(y.device, non_blocking=y.is_cuda)
-    own = torch.arange(len(rngs), device=y.device)[:, None]
+    j = torch.arange(len(rngs), device=y.device)[:, None]
     for chosen in order.split(batch, 1):
-        images, labels = x[own, chosen], y[chosen]
+        images, labels = x[j, chosen], y[chosen]
         for attempt in memory:
             with attempt:
                 step(images, labels)
 
 
 def _step(
-    group: Sequence[nn.Module],
+    networks: Sequence[nn.Module],
     optimiser: torch.optim.Optimizer,
     memory: Memory,
-    fits: int | None,
+    fitting: int | None,
     streams: Sequence[torch.cuda.Stream],
     x: Tensor,
     y: Tensor,
 ) -> None:
-    """A gradient step of each network on a mini-batch of its own: x (len(group), b, channels, height, width), y (.., b).
+    """One gradient step of every network on its own mini-batch: images x (networks, b, ...), labels y (networks, b).
 
-    fits: `pass_size`. streams: see `_on_streams`.
+    ``fitting`` is the result of `pass_size`, ``streams`` that of `_streams`.
     """
     batch = y.shape[1]
-    size = min(memory.chunk or batch, fits or batch)
+    size = min(memory.chunk or batch, fitting or batch)
 
     def backward(network: nn.Module, images: Tensor, labels: Tensor) -> None:
         if size >= batch:
             F.cross_entropy(network(images), labels).backward()
             return
-        for part, classes in zip(images.split(size), labels.split(size), strict=True):
-            loss = F.cross_entropy(network(part), classes) * (len(part) / batch)
+        for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
+            loss = F.cross_entropy(network(part), part_labels) * (len(part) / batch)
             loss.backward()
 
     optimiser.zero_grad()
-    _on_streams(streams, [partial(backward, *own) for own in zip(group, x, y, strict=True)])
+    _run_on_streams(streams, [partial(backward, *own) for own in zip(networks, x, y, strict=True)])
     optimiser.step()
 
 
-def _on_streams(streams: Sequence[torch.cuda.Stream], work: Sequence[Callable[[], None]]) -> None:
-    """Call each function: one after the other, or handed out in turn to CUDA streams, between which a device shares itself."""
+def _run_on_streams(streams: Sequence[torch.cuda.Stream], work: Sequence[Callable[[], None]]) -> None:
+    """Call every function: in turn on the CUDA streams, which run concurrently; one after another without streams."""
     if not streams:
-        for each in work:
-            each()
+        for function in work:
+            function()
         return
-    here = torch.cuda.current_stream(streams[0].device)
+    current = torch.cuda.current_stream(streams[0].device)
     for stream in streams:
-        stream.wait_stream(here)
+        stream.wait_stream(current)
     try:
-        for i, each in enumerate(work):
+        for i, function in enumerate(work):
             with torch.cuda.stream(streams[i % len(streams)]):
-                each()
-    finally:  # also where memory ran out: what a graph records has to come together again
+                function()
+    finally:  # also after an error: a recording must join all its streams
         for stream in streams:
-            here.wait_stream(stream)
+            current.wait_stream(stream)
 
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -111,13 +135,13 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
         parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, **options
     ),
 }
-# What lets a step be recorded: a learning rate and a count of steps that are read on the device.
-RECORDABLE: dict[str, dict[str, bool]] = {"sgd": {"fused": True}, "adam": {"fused": True, "capturable": True}}
-STREAMS = 16  # at most so many CUDA streams, to which networks that are trained side by side are handed out
+# A recorded step must read the learning rate and the number of steps on the device.
+RECORDABLE_OPTIONS: dict[str, dict[str, bool]] = {"sgd": {"fused": True}, "adam": {"fused": True, "capturable": True}}
+MAX_STREAMS = 16  # CUDA streams for networks that are trained side by side
 
 
 def fit(
-    network: nn.Module | Sequence[nn.Module],
+    network: Networks,
     x: Tensor,
     y: Tensor,
     *,
@@ -130,45 +154,74 @@ def fit(
     batch: int = 256,
     vary: Callable[[Tensor], Tensor] | None = None,
     as_recorded: Callable[[Step], Step] | None = None,
-) -> nn.Module | Sequence[nn.Module]:
-    """Train `network` in place by the protocol of phase 2: SGD, the learning rate divided by 10 after half the epochs.
+) -> Networks:
+    """Train networks in place by the protocol of phase 2: the learning rate is divided by 10 after half the epochs.
 
-    network: one, or several of a kind that are trained side by side, each as it is alone: then rng is a generator for each.
-    optimiser: a name in OPTIMISERS; of "adam", momentum is the first beta. vary: maps x (n, channels, height, width) to a varied
-    copy of it, for several networks to (networks, n, channels, height, width), anew for each epoch.
-    as_recorded: makes of a step one that is recorded and replayed, on CUDA `gradients.Replay`. There several networks take their
-    steps on several streams, each by the same operations as alone; so this holds for BatchNorm too, and for every network.
+    If memory runs out, the passes of a single network are split. With several networks the error is raised, so that
+    the caller can start again with fewer.
 
-    Where memory runs out, passes of a single network are split; for several the error is raised, to begin again with fewer.
-    Returns the network, or networks.
+    Parameters
+    ----------
+    network : nn.Module or sequence of nn.Module
+        One network, or several of the same architecture, trained side by side with the same result as alone.
+    x : Tensor
+        (n, channels, height, width).
+    y : Tensor
+        (n,) int64.
+    epochs : int
+    rng : torch.Generator or sequence of torch.Generator
+        Shuffles; one generator per network.
+    optimiser : str
+        A name in ``OPTIMISERS``.
+    lr, momentum, weight_decay : float
+        For "adam" the momentum is its first beta.
+    batch : int
+        Images in a mini-batch.
+    vary : callable, optional
+        x -> a varied copy of it, (networks, n, channels, height, width) for several networks. Called once per epoch.
+    as_recorded : callable, optional
+        From `step_recorder`: turns a step into a recorded one. On CUDA several networks then run on several streams.
+
+    Returns
+    -------
+    nn.Module or sequence of nn.Module
+        ``network``.
+
+    Source
+    ------
+    Section 4.1.
     """
-    group, rngs = ([network], [rng]) if isinstance(network, nn.Module) else (network, rng)
-    memory = memory_for(group[0], batch) if len(group) == 1 else Memory(largest=1)
-    parameters = [p for each in group for p in each.parameters()]
-    options = RECORDABLE[optimiser] if as_recorded else {}
-    steps = OPTIMISERS[optimiser](parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
+    networks = [network] if isinstance(network, nn.Module) else list(network)
+    rngs = [rng] if isinstance(rng, torch.Generator) else list(rng)
+    memory = _memory_for(networks[0], batch) if len(networks) == 1 else Memory(largest=1)
+    parameters = [p for each in networks for p in each.parameters()]
+    options = RECORDABLE_OPTIONS[optimiser] if as_recorded else {}
+    optimisation = OPTIMISERS[optimiser](parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
+    (group,) = optimisation.param_groups
     if as_recorded:
-        steps.param_groups[0]["lr"] = torch.tensor(lr, device=x.device)
-    for each in group:
+        group["lr"] = torch.tensor(lr, device=x.device)
+    for each in networks:
         each.train()
-    fits = pass_size(group[0], x)
-    step = partial(_step, group, steps, memory, fits, _streams(len(group), x, min(batch, len(x)), fits))
-    step = as_recorded(step) if as_recorded else step
+    fitting = pass_size(networks[0], x)
+    streams = _streams(len(networks), x, min(batch, len(x)), fitting)
+    step: Step = partial(_step, networks, optimisation, memory, fitting, streams)
+    if as_recorded:
+        step = as_recorded(step)
     for epoch in range(epochs):
         if epoch == epochs // 2:
             if as_recorded:
-                steps.param_groups[0]["lr"].fill_(lr / 10)
+                group["lr"].fill_(lr / 10)
             else:
-                steps.param_groups[0]["lr"] = lr / 10
-        varied = (x if vary is None else vary(x)).expand(len(group), *x.shape)
+                group["lr"] = lr / 10
+        varied = (x if vary is None else vary(x)).expand(len(networks), *x.shape)
         _one_pass(step, memory, varied, y, batch, rngs)
-    steps.zero_grad()  # a recorded step's gradients would keep its memory
+    optimisation.zero_grad()  # gradients of a recorded step would keep its memory
     return network
 
 
-def _streams(n_networks: int, x: Tensor, batch: int, fits: int | None) -> list[torch.cuda.Stream]:
-    """As many as there are networks, but so that their passes over `batch` images fit into memory at once; none for one."""
+def _streams(n_networks: int, x: Tensor, batch: int, fitting: int | None) -> list[torch.cuda.Stream]:
+    """One CUDA stream per network, but only as many as fit into memory with ``batch`` images each."""
     if x.device.type != "cuda":
         return []
-    n = min(STREAMS, n_networks, (fits or STREAMS * batch) // batch)
+    n = min(MAX_STREAMS, n_networks, (fitting or MAX_STREAMS * batch) // batch)
     return [torch.cuda.Stream(x.device) for _ in range(n)] if n > 1 else []

@@ -1,0 +1,224 @@
+"""What a run is asked to be. Everything is checked here; nothing is computed or written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checks import as_list, check_number, choose
+from ..condensation import check
+from ..coresets import CORESETS, recipe_of
+from ..data import Data
+from ..evaluation import Evaluation, Protocol, resolve_protocol
+from ..files import slug
+from ..recipe import BUDGETS, METHODS, Recipe
+from ..sets import STORED_DTYPES
+from .layout import read_evaluation, read_json, recipe_hash, run_folder
+from .provenance import HOME
+
+CHANGED = ", changed"  # follows the budget's name if the recipe is not the budget's
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that was asked for and checked.
+
+    Attributes
+    ----------
+    data : Data
+    recipe : Recipe
+        For a coreset only its sizes count.
+    coreset : str or None
+        Name in CORESETS; None for a condensed set.
+    budget : str
+        Name of the budget, followed by ", changed" if the recipe is not the budget's.
+    n_networks : int
+        Networks to train on the set, of each architecture.
+    protocol : Protocol
+        How they are trained.
+    targets : tuple of str
+        Their architectures.
+    folder : Path
+    snapshots : tuple of int
+        Numbers of outer iterations after which the set is kept and evaluated too.
+    dtype : torch.dtype or None
+        Of the stored images; None keeps that of the run.
+    coreset_options : dict
+        Options of `gmlib.coreset`.
+    """
+
+    data: Data
+    recipe: Recipe
+    coreset: str | None
+    budget: str
+    n_networks: int
+    protocol: Protocol
+    targets: tuple[str, ...]
+    folder: Path
+    snapshots: tuple[int, ...]
+    dtype: torch.dtype | None
+    coreset_options: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """Name of the coreset, or of the recipe's method."""
+        return self.coreset or self.recipe.method
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """The recipe in the form stored with the run and in the set."""
+        if not self.coreset:
+            return self.recipe.as_dict()
+        return recipe_of(self.coreset, self.data, self.recipe.ipc, self.recipe.seed, **self.coreset_options)
+
+    @property
+    def source(self) -> str:
+        """The target that the trace is evaluated with: the recipe's network, or the first target."""
+        return self.recipe.network if self.recipe.network in self.targets else self.targets[0]
+
+
+def default_folder(budget: str) -> Path:
+    """runs/<budget>: in the repository, or in the working directory if gmlib is used outside a checkout."""
+    return (HOME if (HOME / "pyproject.toml").is_file() else Path()) / "runs" / budget
+
+
+def plan_run(
+    data: Data,
+    method: str,
+    ipc: int,
+    *,
+    budget: str = "paper",
+    seed: int = 0,
+    networks: int | None = None,
+    targets: Collection[str] | str | None = None,
+    results_dir: str | os.PathLike | None = None,
+    snapshots: Collection[int] = (),
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> Job:
+    """Check a run and what is stored in its folder.
+
+    Parameters
+    ----------
+    data, method, ipc, budget, seed, networks, targets, results_dir, snapshots, dtype, overrides
+        As in `store.run`.
+
+    Returns
+    -------
+    Job
+
+    Raises
+    ------
+    ValueError
+        As in `store.run`.
+    """
+    size = choose(BUDGETS, "budget", budget)
+    chosen = method if isinstance(method, str) and method in CORESETS else None
+    if not (chosen or (isinstance(method, str) and "," in method)):
+        choose({**METHODS, **CORESETS}, "method", method)
+    own = sorted({"dataset", "ipc", "seed"} & set(overrides))
+    if own:
+        raise ValueError(f"{own[0]} is an argument of its own and no override: leave it out of the overrides")
+    preset = "DC" if chosen else method  # a coreset takes only the sizes of a recipe
+    any_ipc = {"inner_loops": 1, "zeta_theta": 1} if chosen else {}
+    recipe = Recipe.for_method(preset, data.name, ipc, budget, seed, **{**any_ipc, **overrides})
+    check(data, recipe, () if chosen else snapshots)
+    n_networks = size.networks if networks is None else networks
+    check_number("networks", n_networks, least=1, whole=True)
+    if dtype not in (None, *STORED_DTYPES):
+        raise ValueError(f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}")
+    targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(as_list(targets)))
+    if not targets:
+        raise ValueError("targets is empty: name a network, or give None for the recipe's own")
+    usual = Recipe.for_method(preset, data.name, ipc, budget, seed, network=recipe.network, **any_ipc)
+    is_usual = _settled(recipe) == _settled(usual)
+    job = Job(
+        data=data,
+        recipe=recipe,
+        coreset=chosen,
+        budget=budget if is_usual else budget + CHANGED,  # must not be mistaken for the budget's protocol
+        n_networks=n_networks,
+        protocol=Protocol(recipe.width, recipe.depth, size.epochs),
+        targets=targets,
+        folder=run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed),
+        snapshots=() if chosen else tuple(snapshots),
+        dtype=dtype,
+        coreset_options={
+            "network": recipe.network,
+            "width": recipe.width,
+            "depth": recipe.depth,
+            "epochs": size.coreset_epochs,
+        },
+    )
+    stored_record(job)
+    for network in targets:
+        stored_evaluation(job.folder, network, seed, resolve_protocol(data, data, network, job.protocol))
+    return job
+
+
+def stored_record(job: Job) -> dict[str, Any] | None:
+    """The run.json of a finished run; None if the run is not finished.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run, or the file is damaged.
+    """
+    path = job.folder / "run.json"
+    if not path.is_file():
+        return None
+    record = read_json(path, "recipe", "data", "method", "budget")
+    stored = record["recipe"]
+    asked = job.made_by
+    if record.get("recipe_hash", recipe_hash(stored)) != recipe_hash(stored):
+        raise ValueError(f"the recipe in {path} was changed after the run: delete the folder or restore the file")
+    name = _first_difference(stored, asked)
+    if name is not None:
+        raise ValueError(
+            f"{job.folder} holds a run with {name}={stored.get(name)!r} where {name}={asked.get(name)!r} is asked "
+            "for: delete it or choose another results_dir"
+        )
+    if record["data"].get("fingerprint") != job.data.fingerprint:
+        raise ValueError(
+            f"{job.folder} was made from another copy of {job.data.name}: delete it or choose another results_dir"
+        )
+    return record
+
+
+def stored_evaluation(folder: Path, network: str, seed: int, protocol: Mapping[str, Any]) -> Evaluation | None:
+    """The stored accuracies of one architecture; None if there are none.
+
+    Raises
+    ------
+    ValueError
+        If the networks were trained with another seed or by another protocol, or the file is damaged.
+    """
+    path = folder / f"accuracy-{slug(network)}.json"
+    if not path.is_file():
+        return None
+    stored = read_evaluation(path)
+    found = {"seed": stored.seed, **stored.protocol}
+    asked = {"seed": seed, **protocol}
+    name = _first_difference(found, asked)
+    if name is not None:
+        raise ValueError(
+            f"{path} holds networks trained with {name}={found.get(name)!r} where {name}={asked.get(name)!r} is "
+            "asked for: delete it or choose another results_dir"
+        )
+    return stored
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe, with T and zeta_theta as numbers."""
+    T, zeta = recipe.schedule()
+    return {**recipe.as_dict(), "inner_loops": T, "zeta_theta": zeta}
+
+
+def _first_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """The first name, in alphabetical order, whose values differ."""
+    return min((name for name in {*stored, *asked} if stored.get(name) != asked.get(name)), default=None)
