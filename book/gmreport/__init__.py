@@ -1,30 +1,29 @@
-"""Tables, figures, verdicts and sliders that the pages show. Nothing here runs an experiment, but for the playground, at its
-reader's word.
+"""What the pages of the report show: tables, figures, verdicts, sliders and the published numbers.
 
-Every function that takes `results` expects the long form: a DataFrame with one row per trained network
-and the columns dataset, ipc, method, budget, set (integer seed of the condensed set), network, net (index
-of the network) and accuracy (percent).
+Nothing here runs an experiment, except the playground when a reader starts one.
+
+The argument ``results`` is always in long form: a DataFrame with one row per trained network and the columns dataset,
+ipc, method, budget, set (integer seed of the condensed set), network, net (index of the network) and accuracy
+(percent).
 """
 
 from .benchmarks import aims_sentence, aims_table, benchmarks_table, stored_benchmarks
 from .claims import (
-    ORDERINGS,
-    claims,
     claims_sentence,
     claims_summary,
     claims_table,
-    orderings,
-    orderings_table,
+    judge_claims,
     paper_table,
+    substitutes_sentence,
 )
 from .costs import (
     cost_measured,
     cost_ratio,
     cost_table,
-    foretold_table,
     log_sentence,
     overfitting_table,
     precision_table,
+    predicted_table,
     pulls_sentence,
     saving_sentence,
     schedule_sentence,
@@ -33,7 +32,14 @@ from .costs import (
     timed_with,
     timing_sentence,
 )
-from .deviations import deviations, deviations_sentence, deviations_table, probes, probes_table, recipe_departures
+from .deviations import (
+    deviations_sentence,
+    deviations_table,
+    find_deviations,
+    probes,
+    probes_table,
+    recipe_departures,
+)
 from .figures import (
     accuracy_figure,
     alignment_figure,
@@ -51,38 +57,49 @@ from .figures import (
     time_figure,
     transfer_figure,
 )
-from .numbers import (
+from .hypothesis import (
+    alignment_sentence,
+    correlation,
+    paths_sentence,
+    paths_table,
+    reach_answers,
+    reach_points,
+    reach_table,
+)
+from .orders import ORDERINGS, orderings, orderings_table
+from .playground import Playground
+from .sessions import session_figure, session_slider
+from .sliders import Slider, trace_slider
+from .style import COLOURS, STYLE, colour, method_order, show, source, use_style
+from .summaries import (
     Verdict,
     Verdicts,
     alike,
-    claim,
+    best_method,
     components,
+    components_sentence,
     compression,
-    correlation,
     matching,
-    reach_answers,
-    reach_points,
     summarise,
     verdict,
     verdicts,
 )
-from .playground import Playground, session_figure, session_slider
-from .sliders import Slider, trace_slider
-from .style import COLOURS, STYLE, colour, method_order, show, source, use_style
 from .tables import (
     Table,
     accuracy_table,
-    best_source,
-    best_target,
     components_table,
-    generalisation,
+    distance_names,
     matching_table,
     neighbours_table,
+    noise_table,
+    text_table,
+)
+from .transfer import (
+    best_source,
+    best_target,
+    generalisation,
     network_sizes,
     network_table,
-    noise_table,
-    reach_table,
-    text_table,
     transfer_table,
 )
 
@@ -96,20 +113,22 @@ __all__ = [
     "Verdict",
     "Verdicts",
     "accuracy_figure",
+    "accuracy_table",
     "aims_sentence",
     "aims_table",
     "alignment_figure",
+    "alignment_sentence",
     "alike",
     "benchmarks_table",
+    "best_method",
     "best_source",
     "best_target",
-    "claim",
-    "claims",
     "claims_sentence",
     "claims_summary",
     "claims_table",
     "colour",
     "components",
+    "components_sentence",
     "components_table",
     "compression",
     "correlation",
@@ -117,13 +136,14 @@ __all__ = [
     "cost_measured",
     "cost_ratio",
     "cost_table",
-    "deviations",
     "deviations_sentence",
     "deviations_table",
     "distance_figure",
-    "foretold_table",
+    "distance_names",
+    "find_deviations",
     "generalisation",
     "image_grid",
+    "judge_claims",
     "log_sentence",
     "loss_figure",
     "matching",
@@ -139,8 +159,11 @@ __all__ = [
     "overfitting_table",
     "paper_table",
     "paths_figure",
+    "paths_sentence",
+    "paths_table",
     "plane_distances",
     "precision_table",
+    "predicted_table",
     "probes",
     "probes_table",
     "pulls_figure",
@@ -160,8 +183,8 @@ __all__ = [
     "source",
     "steps_table",
     "stored_benchmarks",
+    "substitutes_sentence",
     "summarise",
-    "accuracy_table",
     "text_table",
     "time_figure",
     "time_to",

@@ -1,4 +1,4 @@
-"""Figures: one function each, from numbers that are already there to a matplotlib Figure."""
+"""Figures: each function turns given numbers into a matplotlib Figure and computes no experiment."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from gmlib import how, where
+from gmlib.analysis.statistics import half_width
 from gmlib.recipe import preset
 
-from .numbers import checked, half_width, select
-from .style import STYLE, colour, method_order, per_class
+from .style import STYLE, colour, counted, method_order, per_class
+from .summaries import checked, select
 
 MARKED = ("#CC6677", "#DDAA33", "#AA4499", "#117733")  # gradients in a plane
 
@@ -25,10 +26,18 @@ MARKED = ("#CC6677", "#DDAA33", "#AA4499", "#117733")  # gradients in a plane
 def accuracy_figure(
     results: pd.DataFrame, *, network: str | None = None, labels: Mapping[str, str] | None = None
 ) -> Figure:
-    """Every network's accuracy as a dot, one strip per set, methods side by side, a panel per (dataset, ipc).
+    """The accuracy of every network as a dot, a strip for each set, a panel for each (dataset, ipc).
 
-    A short bar marks each set's mean; the black point with whiskers is the mean over sets, with 95% interval.
-    labels: what the axis reads for a method, where that is not its name; those that have one come first, in this order.
+    A short bar marks the mean of a set. The black point with whiskers is the mean over sets, with its 95% interval.
+
+    Parameters
+    ----------
+    results
+        Long form.
+    network
+        The trained network, needed if ``results`` have several.
+    labels
+        Method -> its text on the axis, if that is not its name. These methods come first, in this order.
     """
     results = select(checked(results), network=network)
     panels = list(results.groupby(["dataset", "ipc"], sort=False))
@@ -54,8 +63,9 @@ def accuracy_figure(
 
 
 def _named(methods: Iterable[str], labels: Mapping[str, str] | None) -> tuple[list[str], list[str]]:
-    """Methods, those with a label first and in the labels' order, and what each reads."""
-    labels, known = labels or {}, method_order(methods)
+    """Methods, those with a label first, and the text of each."""
+    labels = labels or {}
+    known = method_order(methods)
     ordered = [m for m in labels if m in known] + [m for m in known if m not in labels]
     return ordered, [labels.get(m, m) for m in ordered]
 
@@ -69,23 +79,26 @@ def _strip(ax, x: float, rows: pd.DataFrame, shade: str) -> None:
     for i, seed in enumerate(sets):
         values = rows[rows["set"] == seed].sort_values("net")["accuracy"].to_numpy()
         centre = x - 0.3 + width * (i + 0.5)
-        # Spread by the network's index, not by a random number: the same results give the same picture.
+        # The offset depends on the index of the network, not on a random number: same results, same picture.
         spread = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * width * 0.7
         ax.plot(centre + spread, values, "o", color=shade, alpha=0.55, markersize=4, markeredgewidth=0)
         ax.hlines(values.mean(), centre - width * 0.45, centre + width * 0.45, color=shade, linewidth=2)
         means.append(values.mean())
     half = half_width(np.array(means))
-    ax.errorbar(
-        x + 0.4, np.mean(means), yerr=None if math.isnan(half) else half,
-        fmt="o", color="black", markersize=4, capsize=3, linewidth=1.2,
-    )  # fmt: skip
+    whiskers = None if math.isnan(half) else half
+    look = {"fmt": "o", "color": "black", "markersize": 4, "capsize": 3, "linewidth": 1.2}
+    ax.errorbar(x + 0.4, np.mean(means), yerr=whiskers, **look)
 
 
 def reach_figure(sums: pd.DataFrame, along: pd.DataFrame) -> Figure:
-    """Section 5 in two panels: accuracy against the distance to the nearest trap, and that distance while S is condensed.
+    """Section 5 in two panels: accuracy against the distance to the nearest trap, and that distance along a run.
 
-    sums: one row per set: method, min_distance, accuracy (percent). along: one row per snapshot of one run: method, k,
-    min_distance.
+    Parameters
+    ----------
+    sums
+        One row per set: method, min_distance, accuracy (percent).
+    along
+        One row per snapshot of one run: method, k, min_distance. May have no rows.
     """
     with sns.axes_style("whitegrid", rc=STYLE):
         fig = Figure(figsize=(7.4, 3.2), layout="constrained")
@@ -104,9 +117,12 @@ def reach_figure(sums: pd.DataFrame, along: pd.DataFrame) -> Figure:
 
 
 def alignment_figure(table: pd.DataFrame) -> Figure:
-    """Cosine and norm ratio of S's and T's gradients, layer by layer, along training on S (mean over starts).
+    """Cosine and norm ratio of the gradients of S and T, by layer, along training on S (mean over starts).
 
-    table: as `reach.alignment` returns it: start, step, layer, cosine, ratio.
+    Parameters
+    ----------
+    table
+        From `alignment`, with columns start, step, layer, cosine, ratio.
     """
     with sns.axes_style("whitegrid", rc=STYLE):
         fig = Figure(figsize=(7.4, 3.0), layout="constrained")
@@ -125,18 +141,24 @@ def alignment_figure(table: pd.DataFrame) -> Figure:
 
 
 def transfer_figure(results: pd.DataFrame, sources: Mapping[str, str], targets: Sequence[str]) -> Figure:
-    """Table 4 as a heat map: mean accuracy by source (rows) and target (columns), of one (dataset, ipc, budget).
+    """Table 4 as a heat map: mean accuracy by source (rows) and target (columns).
 
-    sources: method -> what its row reads. A pair that was not run stays grey.
+    Parameters
+    ----------
+    results
+        Long form, of one (dataset, ipc, budget). A pair without a run is grey.
+    sources
+        Method -> the text of its row.
+    targets
+        Networks.
     """
     means = checked(results).groupby(["method", "network"])["accuracy"].mean().unstack()
     means = means.reindex(index=list(sources), columns=list(targets)).rename(index=sources)
     with sns.axes_style("white", rc=STYLE):
         fig = Figure(figsize=(2.2 + 1.1 * len(targets), 1.2 + 0.5 * len(sources)), layout="constrained")
         ax = fig.subplots()
-        sns.heatmap(
-            means, ax=ax, annot=True, fmt=".1f", cmap="cividis", linewidths=1, cbar_kws={"label": "test accuracy (%)"}
-        )  # fmt: skip
+        bar = {"label": "test accuracy (%)"}
+        sns.heatmap(means, ax=ax, annot=True, fmt=".1f", cmap="cividis", linewidths=1, cbar_kws=bar)
     ax.set(xlabel="target network", ylabel="source")
     ax.set_facecolor("#CCCCCC")
     ax.tick_params(axis="x", rotation=30)
@@ -147,21 +169,45 @@ def transfer_figure(results: pd.DataFrame, sources: Mapping[str, str], targets: 
 
 
 def plane_distances(expression: str, gS, gT) -> np.ndarray:
-    """d(gS, gT) for gradients of one row with two entries. gS: (n, 2), gT: (2,) -> (n,). expression: see `how.parse_distance`."""
+    """The distance d(gS, gT) for gradients of one row with two entries.
+
+    Parameters
+    ----------
+    expression
+        As `how.parse_distance` reads it.
+    gS
+        (n, 2).
+    gT
+        (2,).
+
+    Returns
+    -------
+    ndarray
+        (n,).
+    """
     gS = torch.as_tensor(np.asarray(gS, dtype=float))[:, None]  # (n, rows, 2) with one row
     gT = torch.as_tensor(np.asarray(gT, dtype=float)).expand_as(gS)
     return how.distance(expression)([gS], [gT]).numpy()
 
 
 def distance_figure(expressions: Sequence[str], gT: Sequence[float], gS: Mapping[str, Sequence[float]]) -> Figure:
-    """Contours of the distance to gT over the plane of gS, a panel for each expression, with the distances of a few gS.
+    """Contours of the distance to gT over the plane of gS, with the distances of a few gS, for each expression.
 
-    expressions: as `how.parse_distance` reads them. gT: (2,). gS: name -> (2,). Each panel has a scale of its own, from 0 to the most it
-    shows.
+    Each panel has its own scale, from 0 to its largest value.
+
+    Parameters
+    ----------
+    expressions
+        As `how.parse_distance` reads them.
+    gT
+        (2,).
+    gS
+        Name -> (2,).
     """
-    gT, marked = np.asarray(gT, dtype=float), np.asarray(list(gS.values()), dtype=float)
+    gT = np.asarray(gT, dtype=float)
+    marked = np.asarray(list(gS.values()), dtype=float)
     reach = 1.4 * max(np.abs(gT).max(), np.abs(marked).max())
-    along = np.linspace(-reach, reach, 120)  # even: the origin, where the angle is not defined, is left out
+    along = np.linspace(-reach, reach, 120)  # an even number: it skips the origin, which has no angle
     x, y = np.meshgrid(along, along)
     plane = np.stack([x.ravel(), y.ravel()], axis=1)
     with sns.axes_style("white", rc=STYLE):
@@ -171,21 +217,10 @@ def distance_figure(expressions: Sequence[str], gT: Sequence[float], gS: Mapping
         heights = plane_distances(expression, plane, gT).reshape(x.shape)
         ax.contourf(x, y, heights, levels=np.linspace(0, heights.max(), 13), cmap="Blues")
         values = plane_distances(expression, marked, gT)
-        lines = [
-            ("gT", gT, "black", ""),
-            *zip(gS, marked, cycle(MARKED), (f": {v:.2f}" for v in values), strict=False),
-        ]
-        for name, (to_x, to_y), shade, value in lines:
-            ax.plot(
-                [0, to_x],
-                [0, to_y],
-                "o-",
-                color=shade,
-                linewidth=2,
-                markersize=6,
-                markevery=[1],
-                label=f"{name}{value}",
-            )
+        named = zip(gS, marked, cycle(MARKED), (f": {v:.2f}" for v in values), strict=False)
+        for name, end, shade, value in [("gT", gT, "black", ""), *named]:
+            look = {"color": shade, "linewidth": 2, "markersize": 6, "markevery": [1]}
+            ax.plot([0, end[0]], [0, end[1]], "o-", label=f"{name}{value}", **look)
         ax.set_title(expression)
         ax.set(aspect="equal", xticks=[], yticks=[])
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9, frameon=False)
@@ -193,9 +228,16 @@ def distance_figure(expressions: Sequence[str], gT: Sequence[float], gS: Mapping
 
 
 def loss_figure(found: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
-    """The matching loss against the outer iterations, a panel for each method and a line for each set.
+    """The matching loss along the outer iterations, a panel for each method and a line for each set.
 
-    found: as `matching` returns it. labels: as in `accuracy_figure`. Each panel has a scale of its own, from 0.
+    Each panel has its own scale, from 0.
+
+    Parameters
+    ----------
+    found
+        From `matching`.
+    labels
+        As in `accuracy_figure`.
     """
     methods, names = _named(found["method"], labels)
     across = min(len(methods), 4)
@@ -218,33 +260,49 @@ def loss_figure(found: pd.DataFrame, labels: Mapping[str, str] | None = None) ->
 def sets_figure(
     sets: Mapping[str, object], n_classes: int, *, titles: Sequence[str] | None = None, inch: float = 0.6
 ) -> Figure:
-    """Small sets one under the other: a row for each, which shows the first image of every class.
+    """Several sets, one per row, each with the first image of every class.
 
-    sets: name -> images as `image_grid` takes them. titles: the names of the classes. inch: side of one image on paper.
+    Parameters
+    ----------
+    sets
+        Name -> images, as in `image_grid`.
+    n_classes
+        Number of classes.
+    titles
+        Names of the classes.
+    inch
+        Side of an image on paper.
     """
     first = [np.asarray(images, dtype=float)[:: len(images) // n_classes] for images in sets.values()]
-    stacked = np.stack(first, axis=1).reshape(-1, *first[0].shape[1:])  # sorted by class, in it by set
+    stacked = np.stack(first, axis=1).reshape(-1, *first[0].shape[1:])  # sorted by class, then by set
     fig = image_grid(stacked, n_classes, titles=titles, inch=inch)
     (ax,) = fig.axes
-    middle, bottom = (stacked.shape[2] - 1) / 2, ax.images[0].get_array().shape[0] - 1
+    middle = (stacked.shape[2] - 1) / 2
+    bottom = ax.images[0].get_array().shape[0] - 1
     ax.set_yticks(np.linspace(middle, bottom - middle, len(sets)), list(sets), fontsize=9)
     ax.tick_params(left=False)
     return fig
 
 
 def paths_figure(table: pd.DataFrame, eps: float) -> Figure:
-    """Figure 2, measured: training on each S and on T from one theta0 in the plane that fits all paths best, and the norm of
-    each path's gradient along its steps.
+    """Figure 2, measured: training on each S and on T from one theta_0, in the plane that fits all paths best.
 
-    table: as `reach.paths` returns it: path, step, x, y, distance, gradient_norm. A cross marks where a path's norm is first
-    noted below eps, its trap.
+    The second panel has the norm of each path's gradient. A cross marks where this norm is first below eps: the trap.
+
+    Parameters
+    ----------
+    table
+        From `paths`, with columns path, step, x, y, distance, gradient_norm.
+    eps
+        Threshold of the norm.
     """
     with sns.axes_style("whitegrid", rc=STYLE):
         fig = Figure(figsize=(7.4, 3.6), layout="constrained")
         left, right = fig.subplots(1, 2)
     paths = dict(list(table.groupby("path", sort=False)))
     for name in method_order(paths):
-        rows, look = paths[name], {"color": "black" if name == "T" else colour(name), "linewidth": 1.5}
+        rows = paths[name]
+        look = {"color": "black" if name == "T" else colour(name), "linewidth": 1.5}
         left.plot(rows["x"], rows["y"], label=name, **look)
         right.plot(rows["step"], rows["gradient_norm"], **look)
         trap = rows[rows["gradient_norm"] < eps][:1]
@@ -263,15 +321,25 @@ def paths_figure(table: pd.DataFrame, eps: float) -> Figure:
 
 
 _UPDATES = {
-    "fixed": "fixed steps", "adaptive": "schedule, Eq. 12", "overfit": "until L(T) rises", "overfit-gap": "until the gap opens",
-}  # fmt: skip
+    "fixed": "fixed steps",
+    "adaptive": "schedule, Eq. 12",
+    "overfit": "until L(T) rises",
+    "overfit-gap": "until the gap opens",
+}
 
 
 def overfitting_figure(losses: pd.DataFrame, k: int) -> Figure:
-    """Figure 3, measured: L(S, theta) and L(T, theta) along the steps of theta in outer iteration k, a panel for each method.
+    """Figure 3, measured: L(S, theta) and L(T, theta) along the steps of theta in one outer iteration.
 
-    losses: `condense.losses_on_the_way` of one or more methods, with a column method. A vertical line is an update of S,
-    a dot a step that raised L(T). The axes hold every k, so that pictures of several compare.
+    Each method has a panel. A vertical line is an update of S, a dot a step that raised L(T). The axes fit every k,
+    so that figures of several k compare.
+
+    Parameters
+    ----------
+    losses
+        From `losses_along`, for one or more methods, with a column method.
+    k
+        The outer iteration.
     """
     panels = list(losses[losses["k"] == k].groupby("method", sort=False))
     most = losses[losses["i"] > 0].groupby(["method", "k"]).size().max()
@@ -283,8 +351,8 @@ def overfitting_figure(losses: pd.DataFrame, k: int) -> Figure:
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for ax, (method, rows) in zip(axes.flat, panels, strict=False):
-        steps = (rows["i"] > 0).cumsum()  # theta stands still while S is updated: i = 0 falls on the last step before
-        updates = [*steps[rows["i"] == 0], steps.iloc[-1]]  # after the last step S is updated once more
+        steps = (rows["i"] > 0).cumsum()  # theta does not move while S is updated: i = 0 has the step before
+        updates = [*steps[rows["i"] == 0], steps.iloc[-1]]  # S is updated once more after the last step
         ax.vlines(updates, 0, 1, transform=ax.get_xaxis_transform(), color="#BBBBBB", linewidth=0.7, zorder=0)
         ax.plot(steps, rows["loss_T"], color=colour(method), label="L(T, θ)")
         ax.plot(steps, rows["loss_S"], color=colour(method), linestyle=(0, (4, 1.5)), linewidth=1, label="L(S, θ)")
@@ -301,15 +369,35 @@ def overfitting_figure(losses: pd.DataFrame, k: int) -> Figure:
 
 
 def overfitting(rows: pd.DataFrame, criterion: str, gap: float) -> np.ndarray:
-    """Whether each step of theta overfits: one for each row with i > 0, in their order. rows: of one outer iteration."""
+    """Whether each step of theta overfits (`where.overfits`), for the rows with i > 0.
+
+    Parameters
+    ----------
+    rows
+        Of one outer iteration, as in `overfitting_figure`.
+    criterion
+        A name in `where.STOP`.
+    gap
+        Threshold of "overfit-gap", in nats.
+
+    Returns
+    -------
+    ndarray of bool
+        In the order of the rows.
+    """
     paths = [list(map(where.Losses, part["loss_S"], part["loss_T"])) for _, part in rows.groupby("t")]
-    return np.array([seen for path in paths for seen in where.overfits(path, criterion, gap)], dtype=bool)
+    return np.array([worse for path in paths for worse in where.overfits(path, criterion, gap)], dtype=bool)
 
 
 def pulls_figure(pulls: pd.DataFrame) -> Figure:
-    """How far each part of the matching loss would move S in one step, along the steps of theta, a panel for each method.
+    """How far each part of the matching loss would move S in one step, along the steps of theta; a panel per method.
 
-    pulls: `condense.pulls` of one or more methods, with a column method. Shares of |S|, on a logarithmic scale.
+    Shares of ``|S|``, on a logarithmic scale.
+
+    Parameters
+    ----------
+    pulls
+        From `pulls`, for one or more methods, with a column method.
     """
     panels = list(pulls.groupby("method", sort=False))
     with sns.axes_style("whitegrid", rc=STYLE):
@@ -320,15 +408,8 @@ def pulls_figure(pulls: pd.DataFrame) -> Figure:
         for (what, term), part in rows.groupby(["what", "how"], sort=False):
             shade, marker = looks.get(what, ("#D55E00", "^"))
             dashes = "-" if term.endswith("d1") else (0, (4, 1.5))
-            ax.plot(
-                part["steps"],
-                part["step"],
-                marker,
-                color=shade,
-                linestyle=dashes,
-                label=f"{what}, {term}",
-                markersize=4,
-            )
+            look = {"color": shade, "linestyle": dashes, "markersize": 4}
+            ax.plot(part["steps"], part["step"], marker, label=f"{what}, {term}", **look)
         ax.set(title=method, xlabel="steps of theta so far", yscale="log")
     axes[0].set_ylabel("one step of S, as a share of |S|")
     axes[0].legend(fontsize=7, handlelength=3.5)
@@ -336,9 +417,14 @@ def pulls_figure(pulls: pd.DataFrame) -> Figure:
 
 
 def schedule_figure(seen: Mapping[str, Sequence[Sequence[int]]], learned: Mapping[str, Sequence[int]]) -> Figure:
-    """Steps until overfitting against t, the schedule learned from them, and Eq. 12: a panel for each log.
+    """Steps until overfitting along t, the schedule learned from them, and Eq. 12; a panel for each log.
 
-    seen: name of the log -> `where.steps_until_overfitting`; learned: the same names -> `where.fit_schedule`.
+    Parameters
+    ----------
+    seen
+        Name of the log -> `where.steps_until_overfitting`.
+    learned
+        Name of the log -> `where.fit_schedule`.
     """
     with sns.axes_style("whitegrid", rc=STYLE):
         fig = Figure(figsize=(3.7 * len(seen) if len(seen) > 1 else 5.0, 3.0), layout="constrained")
@@ -346,20 +432,13 @@ def schedule_figure(seen: Mapping[str, Sequence[Sequence[int]]], learned: Mappin
     for ax, (name, log) in zip(axes, seen.items(), strict=True):
         low, middle, high = np.quantile(np.array(log), (0.25, 0.5, 0.75), axis=0)
         t = np.arange(len(middle))
-        ax.errorbar(
-            t, middle, yerr=(middle - low, high - middle), fmt="o", color="#555555", markersize=4, capsize=2, linewidth=1,
-            label="until overfitting:\nmedian, quartiles",
-        )  # fmt: skip
+        look = {"fmt": "o", "color": "#555555", "markersize": 4, "capsize": 2, "linewidth": 1}
+        label = "until overfitting:\nmedian, quartiles"
+        ax.errorbar(t, middle, yerr=(middle - low, high - middle), label=label, **look)
         ax.plot(t, learned[name], drawstyle="steps-mid", color=colour("MDO"), label="learned from it")
-        ax.plot(
-            t,
-            list(map(where.adaptive, t)),
-            drawstyle="steps-mid",
-            color=colour("MDA"),
-            linestyle="--",
-            label="Eq. 12",
-        )
-        ax.set_title(f"{name}, {len(log)} outer iteration{'s' if len(log) > 1 else ''}")
+        eq12 = list(map(where.adaptive, t))
+        ax.plot(t, eq12, drawstyle="steps-mid", color=colour("MDA"), linestyle="--", label="Eq. 12")
+        ax.set_title(f"{name}, {counted(len(log), 'outer iteration')}")
         ax.set(xlabel="inner iteration t", ylim=(0, where.MAX_STEPS * 1.06))
     axes[0].set_ylabel("steps of theta")
     axes[-1].legend(fontsize=8)
@@ -367,27 +446,24 @@ def schedule_figure(seen: Mapping[str, Sequence[Sequence[int]]], learned: Mappin
 
 
 def cost_figure(costs: pd.DataFrame) -> Figure:
-    """Where the time of an outer iteration goes: a bar for each method, its parts end to end (mean over rounds).
+    """Where the time of an outer iteration goes: a bar for each method with its parts (mean over rounds).
 
-    costs: as `cost.outer_iteration` returns them.
+    Parameters
+    ----------
+    costs
+        From `costs.outer_iteration`.
     """
     methods = method_order(costs["method"])
     mean = costs.groupby("method")[["seconds_matching", "seconds_moving", "seconds_looking"]].mean().loc[methods]
-    parts = {
-        "updates of S": 1.0,
-        "steps of theta": 0.55,
-        "looking for overfitting": 0.25,
-    }  # and how solid the colour is
+    opacity = {"updates of S": 1.0, "steps of theta": 0.55, "looking for overfitting": 0.25}
     with sns.axes_style("whitegrid", rc=STYLE):
         fig = Figure(figsize=(6.5, 0.9 + 0.4 * len(methods)), layout="constrained")
         ax = fig.subplots()
     left = np.zeros(len(methods))
-    for (part, alpha), column in zip(parts.items(), mean, strict=True):
+    for (part, alpha), column in zip(opacity.items(), mean, strict=True):
         widths = mean[column].to_numpy()
         ax.barh(methods, widths, left=left, color=[colour(m) for m in methods], alpha=alpha, edgecolor="white")
-        ax.barh(
-            [methods[0]], [0], color="black", alpha=alpha, label=part
-        )  # for the legend: grey stands for any method
+        ax.barh([methods[0]], [0], color="black", alpha=alpha, label=part)  # a grey entry in the legend
         left += widths
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
@@ -398,9 +474,12 @@ def cost_figure(costs: pd.DataFrame) -> Figure:
 
 
 def time_figure(along: pd.DataFrame) -> Figure:
-    """Accuracy against the time spent on condensing, on a logarithmic axis: a line for each run.
+    """Accuracy against the time of condensing, on a logarithmic axis: a line for each run.
 
-    along: as `cost.along` returns it.
+    Parameters
+    ----------
+    along
+        From `costs.along`.
     """
     with sns.axes_style("whitegrid", rc=STYLE):
         fig = Figure(figsize=(6.0, 3.4), layout="constrained")
@@ -408,14 +487,8 @@ def time_figure(along: pd.DataFrame) -> Figure:
     for method in method_order(along["method"]):
         runs = along[along["method"] == method].sort_values("k").groupby("set")
         for i, (_, rows) in enumerate(runs):
-            ax.plot(
-                rows["seconds"],
-                rows["accuracy"],
-                "o-",
-                color=colour(method),
-                markersize=4,
-                label="_" if i else method,
-            )
+            label = "_" if i else method
+            ax.plot(rows["seconds"], rows["accuracy"], "o-", color=colour(method), markersize=4, label=label)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
@@ -426,14 +499,28 @@ def time_figure(along: pd.DataFrame) -> Figure:
 
 
 def image_grid(images, n_classes: int, *, titles: Sequence[str] | None = None, inch: float = 0.8) -> Figure:
-    """Condensed images as a grid: one column per class, one row per image of the class.
+    """Condensed images as a grid: a column for each class, a row for each image of the class.
 
-    images: (C * ipc, channels, height, width), array or tensor, sorted by class, in [0, 1] (clipped to it),
-    grey or RGB. titles: the C class names. inch: side of one image on paper.
+    Parameters
+    ----------
+    images
+        (C * ipc, channels, height, width), array or tensor, sorted by class, grey or RGB. Values are clipped to [0,
+        1].
+    n_classes
+        Number of classes C.
+    titles
+        Names of the classes.
+    inch
+        Side of an image on paper.
+
+    Raises
+    ------
+    ValueError
+        If the images have another shape, or if the classes or the titles do not fit.
     """
     sheet, centres = sheet_of(images, n_classes)
     if titles is not None and len(titles) != n_classes:
-        raise ValueError(f"{len(titles)} titles for {n_classes} classes: pass one per class.")
+        raise ValueError(f"{len(titles)} titles for {n_classes} classes: give one per class.")
     across = inch * n_classes
     with sns.axes_style("white", rc=STYLE):
         size = (across, across * sheet.shape[0] / sheet.shape[1] + (0.3 if titles is not None else 0))
@@ -443,15 +530,21 @@ def image_grid(images, n_classes: int, *, titles: Sequence[str] | None = None, i
 
 
 def sheet_of(images, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The grid as one picture, and the x of the middle of each class's column."""
+    """The grid as one picture, and the x of the centre of each class's column.
+
+    Parameters
+    ----------
+    images, n_classes
+        As in `image_grid`.
+    """
     if hasattr(images, "detach"):
         images = images.detach().cpu()
     images = np.asarray(images, dtype=float)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images must be (n, 1 or 3, height, width), not {images.shape}.")
+        raise ValueError(f"images have the shape {images.shape}: give (n, 1 or 3, height, width).")
     n, channels, height, width = images.shape
     if n_classes < 1 or n == 0 or n % n_classes:
-        raise ValueError(f"{n} images cannot be shared evenly by {n_classes} classes.")
+        raise ValueError(f"{n} images do not divide into {n_classes} classes: give equally many of each class.")
     ipc = n // n_classes
     gap = max(1, width // 14)
     sheet = np.ones((ipc * (height + gap) - gap, n_classes * (width + gap) - gap, channels))
@@ -463,6 +556,7 @@ def sheet_of(images, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def show_sheet(ax, sheet: np.ndarray, centres: np.ndarray, titles: Sequence[str] | None) -> None:
+    """Draw the result of `sheet_of` on matplotlib axes, with the class names above."""
     ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set(yticks=[], xticks=[])
     ax.spines[:].set_visible(False)

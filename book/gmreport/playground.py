@@ -1,7 +1,4 @@
-"""Condensing by hand: a panel of sliders that runs Algorithm 1 in the background, and the same picture of a stored run.
-
-The panel only calls the library (`condense`, `reach.angles`, `evaluate`) and shows what comes back.
-"""
+"""The playground: a panel of sliders that condenses in the background."""
 
 from __future__ import annotations
 
@@ -10,21 +7,16 @@ import html
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import ipywidgets
-import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from gmlib import where
-from gmlib.algorithm import State
+from gmlib.algorithm import State, Update
 from gmlib.analysis.matching import angles
 from gmlib.checkpoint import Progress
-from gmlib.condensation import Diverged, as_set, check, follow
+from gmlib.condensation import Diverged, as_set, check, follow, read_losses
 from gmlib.coresets import coreset
 from gmlib.data import Data
 from gmlib.datasets import TORCHVISION, load_data
@@ -36,132 +28,54 @@ from gmlib.sets import SyntheticSet
 from gmlib.speed.precision import matmul_precision
 from gmlib.what import WHAT
 
-from .figures import sheet_of, show_sheet
-from .sliders import Slider
-from .style import STYLE, colour, img, png
+from .sessions import alt_text, in_words, session_figure
+from .style import counted, img, png
 
-REFRESH = 1.0  # seconds between two pictures while a run goes on; the images do not depend on it
-KNOTS = 5  # sliders for zeta_theta(t) at t = 0, 1, ...; the last holds for every later t
+REFRESH = 1.0  # seconds between two pictures of a run
+KNOTS = 5  # sliders for zeta_theta(t); the last one holds for every later t
 WEIGHTS = (0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)  # of a distance; 0 leaves it out
-
-# Level in `reach.angles` -> (words, colour of the method that matches this level alone, marker).
-LEVELS = {"class": ("inside classes", colour("DC"), "o"), "union": ("across classes", colour("Inter"), "s")}
-
-
-# ---- the picture of a run at one outer iteration ---------------------------------------------------------
-
-
-def session_figure(
-    S: SyntheticSet,
-    losses: Sequence[float],
-    found: pd.DataFrame,
-    *,
-    k: int,
-    K: int,
-    ratios: tuple[float, float] | None = None,
-) -> Figure:
-    """S after k of K outer iterations: its images, the matching loss so far, and gS against gT layer by layer.
-
-    losses: matching loss of each outer iteration; those after the k-th only set the scale. found: `reach.angles` of S.
-    ratios: ends of the axis of |gS| / |gT|, to be shared by several figures; None takes them from `found`.
-    """
-    sheet, centres = sheet_of(S.pixels(), S.n_classes)
-    tall = min(7.4 * sheet.shape[0] / sheet.shape[1] + 0.3, 4.0)
-    with sns.axes_style("whitegrid", rc=STYLE):
-        fig = Figure(figsize=(7.4, tall + 2.7), layout="constrained")
-        grid = fig.add_gridspec(2, 3, height_ratios=[tall, 2.7])
-        pictures, way = fig.add_subplot(grid[0, :]), fig.add_subplot(grid[1, 0])
-        cosine, ratio = (fig.add_subplot(grid[1, i]) for i in (1, 2))
-    pictures.grid(visible=False)
-    show_sheet(pictures, sheet, centres, S.classes if S.n_classes <= 20 else None)
-    way.plot(range(1, k + 1), losses[:k], color="black", linewidth=1.5)
-    top = max((loss for loss in losses if math.isfinite(loss)), default=1.0)
-    way.set(xlim=(0, K), ylim=(0, 1.05 * top), xlabel="outer iterations", ylabel="matching loss")
-    for (t, level), rows in found.groupby(["t", "level"]):
-        words, shade, marker = LEVELS[level]
-        late = t > 0  # the last update is dashed and hollow: to be told apart without colour, too
-        for ax, column in ((cosine, "cosine"), (ratio, "ratio")):
-            ax.plot(
-                range(1, len(rows) + 1), rows[column], f"{marker}{'--' if late else '-'}", color=shade, label=f"{words}, t = {t}",
-                markerfacecolor="white" if late else shade, markersize=5, clip_on=False,
-            )  # fmt: skip
-    for ax in (cosine, ratio):
-        n = found["layer"].nunique()
-        ax.set(xlabel="layer, first to last", xticks=range(1, n + 1), xlim=(0.7, n + 0.3))
-    cosine.set(ylim=(min(-0.1, found["cosine"].min() - 0.1), 1.05), ylabel="cos(gS, gT)")
-    cosine.axhline(1, color="gray", linewidth=0.8)
-    ratio.set(ylabel="|gS| / |gT|", yscale="log", ylim=ratios or ratio_limits(found))
-    ratio.axhline(1, color="gray", linewidth=0.8)
-    ratio.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ratio.yaxis.set_major_formatter("{x:g}")
-    ratio.yaxis.set_minor_formatter("")
-    handles, labels = cosine.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
-    return fig
-
-
-def ratio_limits(found: pd.DataFrame) -> tuple[float, float]:
-    """Ends of a logarithmic axis for |gS| / |gT| that holds these, and a factor of three about 1."""
-    known = found["ratio"][(found["ratio"] > 0) & (found["ratio"] < math.inf)]
-    return min(1 / 3, 0.8 * known.min()), max(3.0, 1.25 * known.max())
-
-
-def in_words(found: pd.DataFrame) -> str:
-    """The means over the layers at the first update of S, in a sentence."""
-    means = found[found["t"] == 0].groupby("level")[["cosine", "ratio"]].mean()
-    parts = [
-        f"{words} cosine {means.loc[level, 'cosine']:.2f}, |gS|/|gT| {means.loc[level, 'ratio']:.2f}"
-        for level, (words, *_) in LEVELS.items()
-    ]
-    return f"{'; '.join(parts)} (means over the layers, at t = 0)"
-
-
-def session_slider(
-    trace: Mapping[int, tuple[SyntheticSet, Evaluation]], losses: Sequence[float], found: pd.DataFrame, *, method: str
-) -> Slider:
-    """A slider through the outer iterations of a stored run, each drawn by `session_figure`. It opens at the last.
-
-    trace: as `store.Run.trace` holds it. losses: of every outer iteration of the run. found: `reach.angles` of each S in the
-    trace, with a column k, its number of outer iterations.
-    """
-    limits, frames = ratio_limits(found), []
-    for k, (S, accuracy) in trace.items():
-        there = found[found["k"] == k]
-        fig = session_figure(S, losses, there, k=k, K=len(losses), ratios=limits)
-        reached = f"networks trained on these images reach {accuracy.mean:.1f} % (mean of {accuracy.n})"
-        caption = f"{method}, k = {k}: {in_words(there)}; {reached}"
-        frames.append((caption, fig, _alt(k, len(losses), there)))
-    return Slider(frames, label="outer iterations k", names=list(trace), start=len(frames) - 1)
-
-
-def _alt(k: int, K: int, found: pd.DataFrame) -> str:
-    return (
-        f"The images at k = {k} of {K} outer iterations, one column for each class; below them the matching loss so far, and by "
-        f"layer the cosine of gS and gT and the ratio of their lengths: {in_words(found)}."
-    )
-
-
-# ---- the panel -------------------------------------------------------------------------------------------
 
 
 class _Stopped(Exception):
-    """The reader pressed Stop."""
+    """Stop was pressed."""
 
 
 class Playground:
     """A panel to choose a recipe, condense in the background, watch S and its gradients, and train networks on S.
 
-    datasets: names that `load_data` takes. Files that are not there are not downloaded: the panel says what is missing.
-    method: what the controls start with, a name in METHODS or a spelt one; not one that waits for overfitting, which no slider
-    can say. ipc, seed: likewise. budget: the size of the networks and of the real batches, and where the sliders start.
-    device, data_dir: as `condense` and `load_data` take them.
+    Errors are shown in the panel in one sentence. One panel runs at a time: a second one stops the first.
 
-    `controls` holds the widgets by name. `run`, `go_on`, `stop` and `evaluate` are what the buttons do, `join` waits for the
-    end, `S` is the set so far. What goes wrong is said in the panel in one sentence. One panel runs at a time: a second one stops
-    the first. Raises ValueError for an unknown name or a number out of range.
+    Parameters
+    ----------
+    datasets : sequence of str
+        Names that `gmlib.load_data` takes. The panel downloads nothing.
+    method : str
+        The controls start with it. A name in METHODS or a spelt-out method, but not one that waits for overfitting.
+    ipc, seed : int
+        The controls start with them.
+    budget : str
+        Sets the size of networks and batches, and where the sliders start.
+    device : str, optional
+        As in `gmlib.condense`.
+    data_dir : str, optional
+        As in `gmlib.load_data`.
+
+    Attributes
+    ----------
+    controls, buttons : dict
+        The widgets by name.
+    S : SyntheticSet or None
+        The set in the picture.
+    data : Data or None
+        What S was condensed from.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or a number out of range.
     """
 
-    _running: ClassVar[Playground | None] = None
+    _active: ClassVar[Playground | None] = None  # the panel that runs
 
     def __init__(
         self,
@@ -176,247 +90,237 @@ class Playground:
     ):
         if isinstance(datasets, str) or not datasets:
             raise ValueError(f"datasets={datasets!r} does not fit: give a list of names")
-        start = Recipe.for_method(method, datasets[0], ipc, budget, seed)
-        if start.where in where.STOP:
-            raise ValueError(
-                f"the steps of {method} are not known beforehand: start with fixed or adaptive ones, as MD or MDA"
-            )
+        first = Recipe.for_method(method, datasets[0], ipc, budget, seed)
+        if first.where in where.STOP:
+            raise ValueError(f"the steps of {method} are not known in advance: start with another method, such as MD")
         self.method, self.budget, self.data_dir = method, budget, data_dir
         self.device = device_of(device)
+        # Only the background thread writes the next four. S and its history are copies, so readers need no lock.
         self.data: Data | None = None
         self.S: SyntheticSet | None = None
         self._recipe: Recipe | None = None  # of the run that made S
-        self._stop, self._thread = threading.Event(), None
-        self._run: Progress | None = None  # where it is
-        self.controls = _controls(list(dict.fromkeys(datasets)), start)
-        self._link()
+        self._run: Progress | None = None  # a run that was stopped
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self.controls = _controls(list(dict.fromkeys(datasets)), first)
         self.buttons = {
-            "run": ipywidgets.Button(
-                description="Run", button_style="primary", tooltip="Condense from the beginning"
-            ),
-            "go on": ipywidgets.Button(
-                description="Go on", tooltip="Continue the run that was stopped", disabled=True
-            ),
-            "stop": ipywidgets.Button(description="Stop", tooltip="Stop after this update", disabled=True),
-            "evaluate": ipywidgets.Button(
-                description="Evaluate", tooltip="Train networks on S and on random real images", disabled=True
-            ),
+            "run": _button("Run", "Condense from the beginning", self.run, button_style="primary"),
+            "go on": _button("Go on", "Continue the run that was stopped", self.go_on),
+            "stop": _button("Stop", "Stop after this update", self.stop),
+            "evaluate": _button("Evaluate", "Train networks on S and on random real images", self.evaluate),
         }
-        for name, act in (("run", self.run), ("go on", self.go_on), ("stop", self.stop), ("evaluate", self.evaluate)):
-            self.buttons[name].on_click(lambda _, act=act: act())
         self._status, self._picture, self._scores, self._code = (ipywidgets.HTML() for _ in range(4))
-        self._show_code()
+        self.controls["ipc"].observe(self._take_budget, names="value")
+        for control in self.controls.values():
+            control.observe(self._update, names="value")
+        self._update()
+        self._enable_buttons(busy=False)
         self._say("Press Run.")
         self._widget = self._panel()
 
-    def recipe(self) -> Recipe:
-        """What the controls ask for. Raises ValueError where they do not fit together."""
+    def _choice(self) -> tuple[list, dict[str, Any]]:
+        """The arguments of `Recipe.for_method` that the controls describe."""
         value = {name: control.value for name, control in self.controls.items()}
         terms = [(value[name], name) for name in DISTANCES if value[name]]
         if not terms:
-            raise ValueError(
-                "every distance has weight 0, so there is nothing to match by: give d1, d2, d3 or d4 a weight"
-            )
+            raise ValueError("every distance has weight 0: give d1, d2, d3 or d4 a weight")
         knots = ",".join(str(value[f"t{t}"]) for t in range(KNOTS))
-        return Recipe.for_method(
-            f"{value['what']},{spell_distance(terms)},steps:{knots}", value["dataset"], value["ipc"], self.budget, value["seed"],
-            lam=None if value["lam_is_C"] else value["lam"], outer_loops=value["K"], inner_loops=value["T"],
-            lr_images=value["lr_images"], init=value["init"],
-        )  # fmt: skip
+        method = f"{value['what']},{spell_distance(terms)},steps:{knots}"
+        arguments = [method, value["dataset"], value["ipc"], self.budget, value["seed"]]
+        changes = {
+            "lam": None if value["lam_is_C"] else value["lam"], "outer_loops": value["K"], "inner_loops": value["T"],
+            "lr_images": value["lr_images"], "init": value["init"],
+        }  # fmt: skip
+        return arguments, changes
+
+    def recipe(self) -> Recipe:
+        """The recipe that the controls describe. Raises ValueError if their values do not fit together."""
+        arguments, changes = self._choice()
+        return Recipe.for_method(*arguments, **changes)
 
     @property
     def code(self) -> str:
-        """The same without a panel: Python that makes the S which the controls ask for. Raises as `recipe` does."""
-        recipe, epochs = self.recipe(), BUDGETS[self.budget].epochs
-        chosen = {
-            f.name: value for f in fields(Recipe)
-            if (value := getattr(recipe, f.name)) != f.default or f.name in ("dataset", "ipc", "what", "how", "where")
-        }  # fmt: skip
-        arguments = [f"{name}={value!r}" for name, value in chosen.items()]
-        lines = [
-            "import gmlib as gm",
-            "from gmlib.reach import angles",
-            "",
-            f"data = gm.load_data({recipe.dataset!r}{f', data_dir={self.data_dir!r}' if self.data_dir else ''})",
-            "recipe = gm.Recipe(",
-            f"    {', '.join(arguments[:5])},",
-            f"    {', '.join(arguments[5:])},",
-            ")",
-            "S = gm.condense(data, recipe)",
-            "print(angles(S, data, recipe, k=recipe.outer_loops))  # at a network that the run did not meet",
-            f"print(gm.evaluate(S, data, n_networks={self._networks}, epochs={epochs}, seed=recipe.seed))",
-        ]
-        return "\n".join(lines)
+        """Python code that makes the same S without the panel. Raises ValueError as `recipe` does."""
+        recipe = self.recipe()
+        arguments, changes = self._choice()
+        data_dir = f", data_dir={self.data_dir!r}" if self.data_dir else ""
+        evaluation = f"n_networks={self._n_networks}, epochs={BUDGETS[self.budget].epochs}, seed={recipe.seed}"
+        return f"""\
+import gmlib as gm
+from gmlib.analysis.matching import angles
+
+data = gm.load_data({recipe.dataset!r}{data_dir})
+recipe = gm.Recipe.for_method(
+    {", ".join(map(repr, arguments))},
+    {", ".join(f"{name}={value!r}" for name, value in changes.items())},
+)
+S = gm.condense(data, recipe)
+print(angles(S, data, recipe, k=recipe.outer_loops))  # at a network that the run never uses
+print(gm.evaluate(S, data, {evaluation}))"""
 
     # ---- what the buttons do
 
     def run(self) -> None:
-        """Condense from the beginning, as the controls say."""
+        """Condense from the beginning."""
         try:
             recipe = self.recipe()
         except ValueError as error:
             return self._say(str(error))
-        self._begin(lambda: self._condense(recipe, afresh=True))
+        self._start(lambda: self._condense(recipe))
 
     def go_on(self) -> None:
-        """Continue the run that was stopped, with the recipe it was begun with; it ends as if it had not been stopped."""
-        if self._unfinished:
-            self._begin(lambda: self._condense(self._recipe, afresh=False))
-        else:
-            self._say("There is no run that was stopped: press Run.")
+        """Continue the run that was stopped, with its own recipe. It ends as if it had not been stopped."""
+        if self._run is None and not self.running:
+            return self._say("There is no run that was stopped: press Run.")
+        self._start(self._follow)
 
     def stop(self) -> None:
-        """End what is running after its present update of S, or its present network."""
+        """End the work after the present update of S, or the present network."""
         self._stop.set()
 
     def evaluate(self) -> None:
-        """Train networks on the present S and, by the same protocol, on as many random real images."""
+        """Train networks on S and, by the same protocol, on as many random real images."""
         if self.S is None:
-            self._say("There are no images yet: press Run.")
-        else:
-            self._begin(self._evaluate)
+            return self._say("There are no images yet: press Run.")
+        self._start(self._evaluate)
 
     @property
     def running(self) -> bool:
+        """True while there is work in the background."""
         return self._thread is not None and self._thread.is_alive()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until what is running has ended, for `timeout` seconds at most."""
+        """Wait for the end of the work, for ``timeout`` seconds at most."""
         if self._thread is not None:
             self._thread.join(timeout)
 
-    # ---- in the background
+    # ---- the work, in a thread of its own
 
-    def _begin(self, work: Callable[[], str]) -> None:
+    def _start(self, work: Callable[[], str]) -> None:
         if self.running:
             return self._say("A run is going on: press Stop first.")
-        other = Playground._running
-        if other is not None:  # perhaps one whose cell was run again: nobody could stop it any more
+        other = Playground._active
+        if other is not None:  # perhaps its cell was run again, and its buttons are gone
             other.stop()
             other.join()
-        Playground._running = self
+        Playground._active = self
         self._stop.clear()
-        self._allow(busy=True)
+        self._enable_buttons(busy=True)
         self._thread = threading.Thread(target=self._work, args=(work,), name="playground", daemon=True)
         self._thread.start()
 
     def _work(self, work: Callable[[], str]) -> None:
         try:
-            said = work()
+            message = work()
         except _Stopped:
-            said = "Stopped."
-        except Exception as error:  # of whatever kind: in a thread nobody would see it
-            known = isinstance(error, (ValueError, OSError, Diverged))
-            said = str(error) if known else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        Playground._running = None
-        self._say(said)
-        self._allow(busy=False)
+            message = "Stopped."
+        except Exception as error:  # of any type: nobody would see it in a thread
+            is_for_readers = isinstance(error, (ValueError, OSError, Diverged))
+            message = str(error) if is_for_readers else f"{type(error).__name__}: {error}"
+            message = message.partition("\n")[0].removesuffix(": ")
+        Playground._active = None
+        self._say(message)
+        self._enable_buttons(busy=False)
 
-    def _condense(self, recipe: Recipe, *, afresh: bool) -> str:
-        if self.data is None or self.data.name != recipe.dataset:
+    def _condense(self, recipe: Recipe) -> str:
+        data = self.data
+        if data is None or data.name != recipe.dataset:
             self._say("Loading the data.")
-            self.data = load_data(recipe.dataset, data_dir=self.data_dir, download=False, progress=False).to(
-                self.device
-            )
-        if afresh:
-            check(self.data, recipe)
-            self._run, self._recipe, self._scores.value = Progress(State.initial(self.data, recipe)), recipe, ""
-            self._take()
-            self._draw()
-        run, shown = self._run, -math.inf
-        with matmul_precision(recipe.precision):
-            for _ in follow(self.data, recipe, run):
-                self._take()
-                done, stopped = run.state.k == recipe.outer_loops, self._stop.is_set()
-                if done or stopped or time.monotonic() - shown > REFRESH:
-                    self._draw()
-                    shown = time.monotonic()
-                if stopped and not done:
-                    return f"Stopped after {run.state.k} of {recipe.outer_loops} outer iterations: Go on continues, Run starts anew."
-        return f"Done: {recipe.outer_loops} outer iterations of {recipe.method}."
+            data = load_data(recipe.dataset, data_dir=self.data_dir, download=False, progress=False).to(self.device)
+        check(data, recipe)
+        self.data, self._recipe, self._run = data, recipe, Progress(State.initial(data, recipe))
+        self._scores.value = ""
+        self._show(self._run)
+        return self._follow()
 
-    def _take(self) -> None:
-        self.S = as_set(self._run.state.S, self.data, self._recipe, self._run.history)
+    def _follow(self) -> str:
+        recipe, run = self._recipe, self._run
+        self._run = None  # an error ends the run: its state may be halfway through an update
+        last, is_shown = -math.inf, False
+        try:
+            with matmul_precision(recipe.precision):
+                for update in follow(self.data, recipe, run):
+                    is_shown = time.monotonic() - last > REFRESH
+                    if is_shown:
+                        self._show(run, update)
+                        last = time.monotonic()
+                    if self._stop.is_set():
+                        break
+                if not is_shown:
+                    self._show(run, update)
+        except Diverged as error:
+            self.S = error.S
+            raise
+        k, K = run.state.k, recipe.outer_loops
+        if k == K:
+            return f"Done: {counted(K, 'outer iteration')} of {recipe.method}."
+        self._run = run
+        return f"Stopped after {k} of {counted(K, 'outer iteration')}: Go on continues, Run starts again."
+
+    def _show(self, run: Progress, update: Update | None = None) -> None:
+        if update is not None:
+            read_losses(self.data, self._recipe, run, update)  # raises Diverged if S is not finite
+        self.S = as_set(run.state.S, self.data, self._recipe, list(run.history))
+        self._draw()
 
     def _draw(self) -> None:
         k, K = len(self.S.history), self._recipe.outer_loops
-        found = angles(self.S, self.data, self._recipe, K, device=self.device)
-        fig = session_figure(self.S, [entry["loss"] for entry in self.S.history], found, k=k, K=K)
-        self._picture.value = img(png(fig), _alt(k, K, found))
-        loss = f", matching loss {self.S.history[-1]['loss']:.4g}" if k else ""
-        self._say(f"{k} of {K} outer iterations{loss}; {in_words(found)}.")
+        losses = [entry["loss"] for entry in self.S.history]
+        table = angles(self.S, self.data, self._recipe, K, device=self.device)
+        self._picture.value = img(png(session_figure(self.S, losses, table, k=k, K=K)), alt_text(k, K, table))
+        loss = f", matching loss {losses[-1]:.4g}" if losses else ""
+        self._say(f"{k} of {counted(K, 'outer iteration')}{loss}; {in_words(table)}.")
 
     def _evaluate(self) -> str:
-        recipe, n = self._recipe, self._networks
+        recipe, n = self._recipe, self._n_networks
         R = coreset("random", self.data, recipe.ipc, recipe.seed, device=self.device)
         size = {"width": recipe.width, "depth": recipe.depth, "epochs": BUDGETS[self.budget].epochs}
-        said = []
-        for name, images in ((f"S after {len(self.S.history)} outer iterations", self.S), ("random real images", R)):
+        k = len(self.S.history)
+        scores = []
+        for name, images in ((f"S after {counted(k, 'outer iteration')}", self.S), ("random real images", R)):
             self._say(f"Training {n} networks on {name}.")
-            found = evaluate(
-                images,
-                self.data,
-                recipe.network,
-                n,
-                recipe.seed,
-                device=self.device,
-                progress=False,
-                each=self._look,
-                **size,
-            )
-            said.append(f"{name}: {found}")
-            self._scores.value = f"<p>Test accuracy. {html.escape('; '.join(said))}</p>"
+            score = evaluate(
+                images, self.data, recipe.network, n, recipe.seed, device=self.device, progress=False,
+                each=self._check_stop, **size,
+            )  # fmt: skip
+            scores.append(f"{name}: {score}")
+            self._scores.value = f"<p>Test accuracy. {html.escape('; '.join(scores))}</p>"
         return "Done: networks trained and tested."
 
-    def _look(self, found: Evaluation) -> None:
+    def _check_stop(self, score: Evaluation) -> None:
         if self._stop.is_set():
             raise _Stopped
 
-    # ---- what is to be seen
+    # ---- what the panel shows
 
     @property
-    def _networks(self) -> int:
-        """As many as the budget trains on a set, but no more than one can wait for."""
+    def _n_networks(self) -> int:
+        """As many as the budget trains per set, but not more than one can wait for."""
         return min(BUDGETS[self.budget].networks, 5)
-
-    @property
-    def _unfinished(self) -> bool:
-        return self.S is not None and len(self.S.history) < self._recipe.outer_loops
 
     def _say(self, sentence: str) -> None:
         self._status.value = f'<p role="status">{html.escape(sentence)}</p>'
 
-    def _allow(self, *, busy: bool) -> None:
-        possible = {"run": True, "go on": self._unfinished, "evaluate": self.S is not None}
+    def _enable_buttons(self, *, busy: bool) -> None:
+        possible = {"run": True, "go on": self._run is not None, "evaluate": self.S is not None}
         for name, button in self.buttons.items():
             button.disabled = not busy if name == "stop" else busy or not possible[name]
 
-    def _link(self) -> None:
-        """What a control does to others."""
-        c = self.controls
-        c["ipc"].observe(self._budgets_values, names="value")
-        c["T"].observe(lambda _: self._usable(), names="value")
-        c["lam_is_C"].observe(lambda _: self._usable(), names="value")
-        for control in c.values():
-            control.observe(lambda _: self._show_code(), names="value")
-        self._usable()
-
-    def _usable(self) -> None:
-        """Sliders that would change nothing are greyed out: theta moves T - 1 times."""
-        self.controls["lam"].disabled = self.controls["lam_is_C"].value
-        for t in range(KNOTS):
-            self.controls[f"t{t}"].disabled = t >= self.controls["T"].value - 1
-
-    def _budgets_values(self, change: dict) -> None:
-        """K, T, the steps of theta and the rate go with the number of images per class."""
+    def _take_budget(self, change: dict[str, Any]) -> None:
+        """Set K, T, the steps of theta and the rate to the budget's for this number of images per class."""
         try:
             recipe = Recipe.for_method(self.method, self.controls["dataset"].value, change["new"], self.budget)
-        except ValueError:  # the budget has no schedule for this number: the sliders stay
+        except ValueError:  # the budget has no values for this number
             return
         for name, value in _budgeted(recipe).items():
             self.controls[name].value = value
 
-    def _show_code(self) -> None:
+    def _update(self, change: dict[str, Any] | None = None) -> None:
+        """Disable sliders that change nothing, and show the code."""
+        c = self.controls
+        c["lam"].disabled = c["lam_is_C"].value
+        for t in range(KNOTS):
+            c[f"t{t}"].disabled = t >= c["T"].value - 1  # theta moves T - 1 times
         try:
             code = self.code
         except ValueError as error:
@@ -424,19 +328,17 @@ class Playground:
         self._code.value = f'<pre style="white-space: pre-wrap">{html.escape(code)}</pre>'
 
     def _panel(self) -> ipywidgets.Widget:
-        c, column = self.controls, {"layout": {"width": "24em"}}
+        c = self.controls
         columns = [
-            ["dataset", "ipc", "init", "seed", "K", "T", "lr_images"],
-            ["what", "lam_is_C", "lam", *DISTANCES],
-            [f"t{t}" for t in range(KNOTS)],
+            [c[name] for name in ("dataset", "ipc", "init", "seed", "K", "T", "lr_images")],
+            [c[name] for name in ("what", "lam_is_C", "lam", *DISTANCES)],
+            [ipywidgets.HTML("steps of theta after the update at"), *(c[f"t{t}"] for t in range(KNOTS))],
         ]
-        boxes = [ipywidgets.VBox([c[name] for name in names], **column) for names in columns]
-        boxes[2].children = [ipywidgets.HTML("steps of theta after the update at"), *boxes[2].children]
+        boxes = [ipywidgets.VBox(column, layout={"width": "24em"}) for column in columns]
+        controls = ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap"})
+        buttons = ipywidgets.HBox(list(self.buttons.values()))
         code = ipywidgets.Accordion([self._code], titles=["The same in code"])
-        return ipywidgets.VBox([
-            ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox(list(self.buttons.values())), self._status, self._picture, self._scores, code,
-        ])  # fmt: skip
+        return ipywidgets.VBox([controls, buttons, self._status, self._picture, self._scores, code])
 
     def __repr__(self) -> str:
         return f"Playground: {', '.join(self.controls['dataset'].options)}"
@@ -444,65 +346,70 @@ class Playground:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
         from IPython import get_ipython
 
-        live = getattr(get_ipython(), "kernel", None) is not None
-        widget = self._widget._repr_mimebundle_() if live else {}
+        has_kernel = getattr(get_ipython(), "kernel", None) is not None
+        widget = self._widget._repr_mimebundle_() if has_kernel else {}
         return widget | {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def _repr_html_(self) -> str:
         return (
-            '<div class="gm-table"><p><strong>The panel needs a running kernel, and this page has none.</strong> In a clone of '
-            "the repository, <code>make setup</code> installs what it takes, and <code>.venv/bin/jupyter lab</code> runs it: "
-            "right-click <code>notebooks/playground.md</code>, Open With, Notebook, and run all cells.</p></div>"
+            '<div class="gm-table"><p><strong>The panel needs a running kernel, and this page has none.</strong> '
+            "In a clone of the repository, <code>make setup</code> installs what is needed. Then start "
+            "<code>.venv/bin/jupyter lab</code>, right-click <code>notebooks/playground.md</code>, choose Open With, "
+            "Notebook, and run all cells.</p></div>"
         )
 
 
 @atexit.register
 def _leave() -> None:
-    """Python may end only when no thread is inside torch: it would abort."""
-    panel = Playground._running
+    """Stop the background work before Python ends: it aborts if a thread is inside torch."""
+    panel = Playground._active
     if panel is not None:
         panel.stop()
         panel.join()
 
 
+def _button(description: str, tooltip: str, act: Callable[[], None], **options: str) -> ipywidgets.Button:
+    button = ipywidgets.Button(description=description, tooltip=tooltip, **options)
+    button.on_click(lambda _: act())
+    return button
+
+
 def _controls(datasets: list[str], start: Recipe) -> dict[str, ipywidgets.Widget]:
     """The controls by name, with the values of `start`."""
-    weights = {name: weight for weight, name in parse_distance(start.how)}
     values = _budgeted(start)
-    wide = {"style": {"description_width": "9em"}, "layout": {"width": "23em"}}
-    slow = {**wide, "continuous_update": False}
-    controls: dict[str, ipywidgets.Widget] = {
-        "dataset": ipywidgets.Dropdown(options=datasets, description="data set", **wide),
-        "ipc": ipywidgets.BoundedIntText(start.ipc, min=1, max=500, description="images per class", **wide),
-        "init": ipywidgets.Dropdown(options=INIT, value=start.init, description="S begins as", **wide),
-        "seed": ipywidgets.BoundedIntText(start.seed, min=0, max=2**31, description="seed", **wide),
-        "K": ipywidgets.BoundedIntText(values["K"], min=1, max=10**6, description="K, outer iterations", **wide),
-        "T": ipywidgets.IntSlider(values["T"], min=1, max=50, description="T, updates each", **slow),
-        "lr_images": ipywidgets.FloatLogSlider(
-            values["lr_images"], min=-3, max=2, step=0.1, description="rate of S", **slow
-        ),
-        "what": ipywidgets.Dropdown(options=list(WHAT), value=start.what, description="what", **wide),
-        "lam_is_C": ipywidgets.Checkbox(start.lam is None, description="lam = C, as in the paper", **wide),
-        "lam": ipywidgets.FloatLogSlider(start.lam or 10, min=-2, max=3, step=0.1, description="lam", **slow),
-    }
+    weights = {name: weight for weight, name in parse_distance(start.how)}
+    controls = {}
+
+    def add(name: str, kind: type[ipywidgets.Widget], description: str, **options: Any) -> None:
+        look = {"style": {"description_width": "9em"}, "layout": {"width": "23em"}}
+        controls[name] = kind(description=description, **look, **options)
+
+    def add_slider(name: str, description: str, kind: type = ipywidgets.IntSlider, **options: Any) -> None:
+        add(name, kind, description, continuous_update=False, **options)
+
+    add("dataset", ipywidgets.Dropdown, "data set", options=datasets)
+    add("ipc", ipywidgets.BoundedIntText, "images per class", value=start.ipc, min=1, max=500)
+    add("init", ipywidgets.Dropdown, "S starts as", options=INIT, value=start.init)
+    add("seed", ipywidgets.BoundedIntText, "seed", value=start.seed, min=0, max=2**31)
+    add("K", ipywidgets.BoundedIntText, "K, outer iterations", value=values["K"], min=1, max=10**6)
+    add_slider("T", "T, updates each", value=values["T"], min=1, max=50)
+    log = {"kind": ipywidgets.FloatLogSlider, "step": 0.1}
+    add_slider("lr_images", "rate of S", value=values["lr_images"], min=-3, max=2, **log)
+    add("what", ipywidgets.Dropdown, "what", options=list(WHAT), value=start.what)
+    add("lam_is_C", ipywidgets.Checkbox, "lam = C, as in the paper", value=start.lam is None)
+    add_slider("lam", "lam", value=start.lam or 10, min=-2, max=3, **log)
     for name, words in zip(DISTANCES, ("angle", "Euclidean", "sum of squares", "mean of squares"), strict=True):
         weight = weights.get(name, 0)
-        controls[name] = ipywidgets.SelectionSlider(
-            options=[(f"{w:g}", w) for w in sorted({*WEIGHTS, weight})],
-            value=weight,
-            description=f"{name}, {words}",
-            **slow,
-        )
+        options = [(f"{w:g}", w) for w in sorted({*WEIGHTS, weight})]
+        add_slider(name, f"{name}, {words}", ipywidgets.SelectionSlider, options=options, value=weight)
     for t in range(KNOTS):
         words = f"t = {t}" if t < KNOTS - 1 else f"t = {t} and later"
-        controls[f"t{t}"] = ipywidgets.IntSlider(
-            values[f"t{t}"], min=0, max=where.MAX_STEPS, description=words, **slow
-        )
+        add_slider(f"t{t}", words, value=values[f"t{t}"], min=0, max=where.MAX_STEPS)
     return controls
 
 
 def _budgeted(recipe: Recipe) -> dict[str, float]:
-    """The values of the controls that a budget sets by images per class."""
+    """The values of the controls that a budget sets for its number of images per class."""
     T, zeta = recipe.schedule()
     steps = {f"t{t}": where.steps(recipe.where, t, zeta) for t in range(KNOTS)}
     return {"K": recipe.outer_loops, "T": T, "lr_images": recipe.lr_images, **steps}

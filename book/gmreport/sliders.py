@@ -1,4 +1,4 @@
-"""Sliders through pictures: widgets where a kernel runs, plain HTML in a static page."""
+"""Sliders through pictures: widgets with a kernel, plain HTML in a static page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from .figures import sheet_of, show_sheet
 from .style import STYLE, colour, img, png
 
-# Where a page has several copies of one slider they share the id, so each copy is wired by itself, once.
+# Copies of one slider in a page share an id, so the script connects each copy that is not connected yet.
 _SCRIPT = """
 document.querySelectorAll('#%(id)s:not([data-ready])').forEach(function (box) {
   var input = box.querySelector('input'), name = box.querySelector('output');
@@ -33,12 +33,24 @@ document.querySelectorAll('#%(id)s:not([data-ready])').forEach(function (box) {
 
 @dataclass
 class Slider:
-    """A slider through pictures, with two faces: ipywidgets where a kernel runs, plain HTML in a static page.
+    """A slider through pictures. It is an ipywidget if there is a kernel, else plain HTML.
 
-    frames: (caption, content, alt) each, where content is PNG bytes, a Figure (drawn and closed) or a string
-    of HTML, and alt says in words what is to be seen.
-    label: what the slider moves along; names: what it reads at each frame (default: 0, 1, ...).
-    start: the frame shown first, in print and where scripts are off, so it should carry the message.
+    Attributes
+    ----------
+    frames : sequence of (str, bytes or Figure or str, str)
+        Caption, content and alternative text of each frame. The content is PNG bytes, a Figure (which is closed) or
+        HTML.
+    label : str
+        What the slider moves along.
+    names : sequence, optional
+        The label of each frame; None takes 0, 1, ...
+    start : int
+        The first frame that is shown. It is the only one in print and without scripts.
+
+    Raises
+    ------
+    ValueError
+        If there is no frame, a frame has no alternative text, or ``names`` or ``start`` do not fit.
     """
 
     frames: Sequence[tuple[str, bytes | Figure | str, str]]
@@ -50,16 +62,16 @@ class Slider:
 
     def __post_init__(self):
         if not self.frames:
-            raise ValueError("a slider needs at least one frame.")
+            raise ValueError("a slider needs at least one frame")
         self.names = [str(n) for n in (range(len(self.frames)) if self.names is None else self.names)]
         if len(self.names) != len(self.frames):
-            raise ValueError(f"{len(self.names)} names for {len(self.frames)} frames: pass one per frame.")
+            raise ValueError(f"{len(self.names)} names for {len(self.frames)} frames: give one per frame")
         if not -len(self.frames) <= self.start < len(self.frames):
-            raise ValueError(f"start={self.start} is outside the {len(self.frames)} frames.")
+            raise ValueError(f"start={self.start} is outside the {len(self.frames)} frames: give a smaller one")
         self.start %= len(self.frames)
         for caption, content, alt in self.frames:
             if not alt.strip():
-                raise ValueError(f"frame {caption!r} has no alt: say in a sentence what it shows.")
+                raise ValueError(f"frame {caption!r} has no alternative text: describe it in a sentence")
             if isinstance(content, str):
                 body = f'<div role="group" aria-label="{html.escape(alt)}">{content}</div>'
             else:
@@ -71,7 +83,7 @@ class Slider:
 
     @property
     def id(self) -> str:
-        """Made from the content alone: the same slider has the same id in every build."""
+        """The id of its HTML element. It depends only on the content, so builds are reproducible."""
         content = json.dumps([self.label, self.names, self.start, self._html])
         return "gm-slider-" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -84,7 +96,7 @@ class Slider:
             f'<input type="range" min="0" max="{len(self._html) - 1}" step="1" value="{self.start}" '
             f'aria-label="{html.escape(self.label)}" aria-valuetext="{name}"></label>'
         )
-        # "<" is escaped because a name that holds "</script>" would end the script.
+        # A name that contains "</script>" must not end the script.
         names = json.dumps(self.names).replace("<", "\\u003c")
         script = _SCRIPT % {"id": self.id, "names": names, "start": self.start}
         return f'<div class="gm-slider" id="{self.id}">{control}{frames}</div><script>{script}</script>'
@@ -94,7 +106,7 @@ class Slider:
         return self._widget_bundle() | bundle
 
     def _widget_bundle(self) -> dict[str, object]:
-        """The ipywidgets face, or nothing where there is no kernel to answer it."""
+        """The ipywidget, or nothing if there is no kernel."""
         try:
             import ipywidgets
             from IPython import get_ipython
@@ -118,30 +130,48 @@ class Slider:
 
 
 def trace_slider(
-    trace: Mapping[int, tuple[object, Sequence[float]]], n_classes: int, *, method: str, titles=None
+    trace: Mapping[int, tuple[object, Sequence[float]]],
+    n_classes: int,
+    *,
+    method: str,
+    titles: Sequence[str] | None = None,
 ) -> Slider:
-    """A slider through the outer iterations of one run: the images, and where their accuracy stands on its way.
+    """A slider through the outer iterations of one run. It shows the images and the accuracy so far.
 
-    trace: {number of outer iterations k: (images as `image_grid` takes them, accuracies in percent of the
-    networks trained on them)}. It opens at the last k.
+    Parameters
+    ----------
+    trace : mapping
+        {number of outer iterations k: (images, accuracies in percent of the networks trained on them)}. The images
+        are as in `image_grid`.
+    n_classes : int
+    method : str
+    titles : sequence of str, optional
+        Class names above the columns.
+
+    Returns
+    -------
+    Slider
+        It starts at the last k.
     """
     ks = list(trace)
     means = [float(np.mean(accuracies)) for _, accuracies in trace.values()]
     frames = []
     for k, mean, (images, accuracies) in zip(ks, means, trace.values(), strict=True):
         sheet, centres = sheet_of(images, n_classes)
-        tall = 7.2 * sheet.shape[0] / sheet.shape[1] + 0.3
+        height = 7.2 * sheet.shape[0] / sheet.shape[1] + 0.3
         with sns.axes_style("whitegrid", rc=STYLE):
-            fig = Figure(figsize=(7.2, tall + 2.0), layout="constrained")
-            pictures, way = fig.subplots(2, 1, height_ratios=[tall, 2.0])
+            fig = Figure(figsize=(7.2, height + 2.0), layout="constrained")
+            pictures, curve = fig.subplots(2, 1, height_ratios=[height, 2.0])
         pictures.grid(visible=False)
         show_sheet(pictures, sheet, centres, titles)
         for at, (_, each) in trace.items():
-            way.plot([at] * len(each), each, "o", color=colour(method), alpha=0.35, markersize=3, markeredgewidth=0)
-        way.plot(ks, means, color=colour(method), linewidth=1.5)
-        way.plot([k], [mean], "o", color="black", markersize=7)
-        way.set(xlabel="outer iteration k", ylabel="test accuracy (%)")
+            curve.plot([at] * len(each), each, "o", color=colour(method), alpha=0.35, markersize=3, markeredgewidth=0)
+        curve.plot(ks, means, color=colour(method), linewidth=1.5)
+        curve.plot([k], [mean], "o", color="black", markersize=7)
+        curve.set(xlabel="outer iteration k", ylabel="test accuracy (%)")
         caption = f"k = {k}: networks trained on these images reach {mean:.1f} % (mean of {len(accuracies)})"
-        alt = f"The images after {k} outer iterations of {method}, one column for each class; below them accuracy against k"
+        alt = (
+            f"The images after {k} outer iterations of {method}, one column for each class; below, accuracy against k"
+        )
         frames.append((caption, fig, alt))
     return Slider(frames, names=ks, start=len(ks) - 1)

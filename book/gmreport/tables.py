@@ -1,4 +1,4 @@
-"""Tables of accuracies, and of what else is known of each method: ours beside the paper's."""
+"""Tables of accuracies and of other measurements, with the paper's numbers where it has them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from IPython.display import Markdown
 
-from gmlib import networks
-from gmlib.runtime import generator
+from gmlib import how
+from gmlib.recipe import Recipe
 
-from .numbers import checked, select, summarise, verdict
 from .style import counted, method_order
+from .summaries import checked, select, summarise
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text: `cells[row, column]` is a list of lines. HTML in a page, plain text elsewhere."""
+    """A table of text: HTML in a page, plain text elsewhere.
 
+    Attributes
+    ----------
+    rows, columns : list of str
+    cells : dict
+        (row, column) -> lines of text. Lines after the first are small.
+    caption : str
+    corner : str
+        What the rows are.
+    """
+
+    # HTML by hand: great_tables adds 9 kB of CSS to every table and has no caption; pandas' Styler writes no scope
+    # attribute, which screen readers need.
     rows: list[str]
     columns: list[str]
     cells: dict[tuple[str, str], list[str]]
@@ -65,18 +76,39 @@ def accuracy_table(
     caption: str = "Test accuracy in percent",
     decimals: int = 1,
 ) -> Table:
-    """Methods in rows, (dataset, images per class) in columns; in a cell ours, the paper's under it.
+    """Accuracies with methods in rows and (dataset, images per class) in columns; the paper's number is under ours.
 
-    methods, columns: what to show (default: what `results` hold); a cell that was not run says so, with the
-    reason from `why[dataset, ipc, method]` where there is one; a reason "not applicable: ..." stands alone.
-    labels: what the row of a method reads, where that is not its name. corner: what the rows are.
-    paper: the published numbers, columns dataset, ipc, method, value, std (percent).
-    network: the trained architecture, needed when `results` hold several.
-    A cell run under another budget than "paper" is not set against the paper's figure; the caption or, where
-    budgets are mixed, the cell names the budget.
+    If the runs had another budget than "paper", ours is not compared with the paper's number. The caption names the
+    budget; if there are several, each cell names its own.
+
+    Parameters
+    ----------
+    results
+        Long form. May have no rows if ``methods`` and ``columns`` are given.
+    paper
+        The published numbers: columns dataset, ipc, method, value, std (percent).
+    methods, columns
+        What to show. By default everything in ``results``.
+    network
+        The trained network, needed if ``results`` have several.
+    why
+        (dataset, ipc, method) -> why a cell was not run. A reason "not applicable: ..." is shown without "not run".
+    labels
+        Method -> the text of its row, if that is not its name.
+    corner
+        What the rows are.
+    caption
+        Without the full stop: a note on numbers and budgets follows.
+    decimals
+        Digits after the decimal point.
+
+    Raises
+    ------
+    ValueError
+        If the results are not in long form, or if two rows would have the same text.
     """
     if results.empty and methods is not None and columns is not None:
-        summary = results.assign(mean=0.0, std=0.0, n=0, n_sets=0, ci95=0.0)  # no row: every cell says "not run"
+        summary = results.assign(mean=0.0, std=0.0, n=0, n_sets=0, ci95=0.0)
     else:
         summary = summarise(select(checked(results), network=network))
     methods = list(methods) if methods is not None else method_order(summary["method"])
@@ -85,7 +117,7 @@ def accuracy_table(
     budgets = list(dict.fromkeys(summary["budget"]))
     cells, rows = {}, [(labels or {}).get(method, method) for method in methods]
     if len(set(rows)) < len(rows):
-        raise ValueError(f"two rows would read the same ({', '.join(rows)}): give each method a label of its own.")
+        raise ValueError(f"two rows have the same label ({', '.join(rows)}): give each method its own.")
     for method, row in zip(methods, rows, strict=True):
         for dataset, ipc in columns:
             where = (summary["dataset"] == dataset) & (summary["ipc"] == ipc) & (summary["method"] == method)
@@ -94,11 +126,7 @@ def accuracy_table(
             for _, s in summary[where].iterrows():
                 lines += _cell_lines(s, decimals, name_budget=len(budgets) > 1)
             if not lines:
-                reason = (why or {}).get((dataset, ipc, method), "")
-                said = (
-                    reason if reason.startswith("not applicable") else f"not run: {reason}" if reason else "not run"
-                )
-                lines = [said]
+                lines = [_not_run((why or {}).get((dataset, ipc, method), ""))]
             if paper is not None:
                 lines += [_against_paper(theirs, summary[where], decimals)]
             cells[row, f"{dataset}, IPC {ipc}"] = lines
@@ -112,8 +140,54 @@ def accuracy_table(
     return Table(rows, [f"{d}, IPC {i}" for d, i in columns], cells, f"{caption} ({note}).", corner)
 
 
+def _not_run(reason: str) -> str:
+    if reason.startswith("not applicable"):
+        return reason
+    return f"not run: {reason}" if reason else "not run"
+
+
+def distance_names(
+    dataset: str, ipcs: Sequence[int], distances: Sequence[str]
+) -> tuple[dict[tuple[int, str], str], dict[str, str]]:
+    """One name for each distance, as rows of a table, whatever the number of images per class.
+
+    With multi-level matching and fixed steps, a distance can be one method at one size and another at the next: on
+    CIFAR-10, MD is d1 + d2 at 1 image per class and d1 + 0.1*d2 at 50 (footnote 5). So each distance has the name of
+    its method at 1 image per class.
+
+    Parameters
+    ----------
+    dataset
+        Its name.
+    ipcs
+        Numbers of images per class.
+    distances
+        As `how.parse_distance` reads them.
+
+    Returns
+    -------
+    names : dict
+        (ipc, method) -> the distance's name, in the order of ``ipcs`` and ``distances``.
+    labels : dict
+        The distance's name -> the text of its row, such as "d1 + 0.1 d2".
+    """
+
+    def method(distance: str, ipc: int) -> str:
+        return Recipe(dataset=dataset, ipc=ipc, what="multi", how=distance, where="fixed").method
+
+    spelled = [how.spell_distance(how.parse_distance(d)) for d in distances]
+    names = {(ipc, method(d, ipc)): method(d, 1) for ipc in ipcs for d in spelled}
+    return names, {method(d, 1): d.replace("*", " ") for d in spelled}
+
+
 def components_table(found: pd.DataFrame) -> Table:
-    """What condensation adds, in parts: methods in rows; found: as `components` returns them, of one network and budget."""
+    """What condensation adds, in parts, methods in rows.
+
+    Parameters
+    ----------
+    found
+        From `components`, of one network and budget.
+    """
     cells, column = {}, _column_names(found)
     for c in found.itertuples():
         at = column(c.dataset, c.ipc)
@@ -130,9 +204,12 @@ def components_table(found: pd.DataFrame) -> Table:
 
 
 def noise_table(results: pd.DataFrame) -> Table:
-    """Standard deviations between sets and between the networks of one set, apart; methods in rows.
+    """Standard deviations between sets, and between the networks of one set (see `between_sets`); methods in rows.
 
-    results: of one network and budget. `numbers.between_sets` says how the two are told apart.
+    Parameters
+    ----------
+    results
+        Long form, of one network and budget.
     """
     cells, column = {}, _column_names(results)
     for s in summarise(select(checked(results), network=None, budget=None)).itertuples():
@@ -141,48 +218,67 @@ def noise_table(results: pd.DataFrame) -> Table:
         if not math.isnan(s.std_between_sets):
             between += [f"95% interval {s.between_low:.2f} to {s.between_high:.2f}"]
         if not math.isnan(s.std_set_means):
-            between += [f"of the means as they are: {s.std_set_means:.2f}"]
+            between += [f"of the set means: {s.std_set_means:.2f}"]
         cells[s.method, f"{at}: between sets"] = [*between, counted(s.n_sets, "set")]
         cells[s.method, f"{at}: between networks"] = [*_unless_missing(s.std_within_sets, "{:.2f}"), f"n={s.n}"]
     caption = (
-        "Standard deviation of test accuracy, in points: between sets, without the share that their networks have in the spread "
-        "of the means, and of networks around their set's mean."
+        "Standard deviation of test accuracy, in points: between sets, without the part that comes from their "
+        "networks, and between the networks of one set."
     )
     return filled(method_order(results["method"]), cells, caption)
 
 
 def matching_table(found: pd.DataFrame, labels: Mapping[str, str] | None = None, corner: str = "method") -> Table:
-    """How far matching came, mean±std over sets, methods in rows; found: as `matching` returns it. labels: as in `table`."""
+    """How far matching came, mean±std over sets, methods in rows.
+
+    Parameters
+    ----------
+    found
+        From `matching`.
+    labels, corner
+        As in `accuracy_table`.
+    """
+    columns = {
+        "loss at first": ("first", 0),
+        "loss at the end": ("last", 0),
+        "of the first, in percent": ("left", 0),
+        "images moved by": ("moved", 2),
+    }
     cells = {}
     for method, rows in found.groupby("method", sort=False):
         row = (labels or {}).get(method, method)
-        for name, column, decimals in (
-            ("loss at first", "first", 0), ("loss in the end", "last", 0), ("of the first, in percent", "left", 0),
-            ("images moved by", "moved", 2),
-        ):  # fmt: skip
+        for name, (column, decimals) in columns.items():
             std = f"±{rows[column].std():.{decimals}f}" if len(rows) > 1 else ""
             cells[row, name] = [f"{rows[column].mean():.{decimals}f}{std}"]
     caption = (
-        "Matching loss over the first and the last tenth of the outer iterations, each in the units of its own distance, and how "
-        "far S moved, relative to the norm it began with; mean±std over sets."
+        "Matching loss over the first and the last tenth of the outer iterations, in the units of its own distance, "
+        "and how far S moved, relative to its norm at the start; mean±std over sets."
     )
     return filled(list(dict.fromkeys(row for row, _ in cells)), cells, caption, corner)
 
 
 def neighbours_table(found: pd.DataFrame) -> Table:
-    """Published figures of other methods, data sets in columns; found: as `paper.neighbours` returns them."""
+    """Published numbers of other methods, data sets in columns.
+
+    Parameters
+    ----------
+    found
+        From `paper.neighbours`.
+    """
     cells: dict[tuple[str, str], list[str]] = {}
     for (method, venue, dataset), rows in found.groupby(["method", "venue", "dataset"], sort=False):
-        figures, ipcs = " / ".join(f"{value:.1f}" for value in rows["value"]), " / ".join(map(str, rows["ipc"]))
-        cells[f"{method} ({venue})", dataset] = [figures, f"IPC {ipcs}"]
+        numbers = " / ".join(f"{value:.1f}" for value in rows["value"])
+        ipcs = " / ".join(map(str, rows["ipc"]))
+        cells[f"{method} ({venue})", dataset] = [numbers, f"IPC {ipcs}"]
     caption = (
-        "Published test accuracy in percent, by images per class, as later papers quote it; each by its own protocol."
+        "Published test accuracy in percent, by images per class, as later papers quote it. Each method has its own "
+        "protocol."
     )
     return filled(list(dict.fromkeys(row for row, _ in cells)), cells, caption, empty="none")
 
 
 def _column_names(found: pd.DataFrame) -> Callable[[str, int], str]:
-    """What stands above a column: the data set is named where there are several."""
+    """How to name a column: with the data set if there are several."""
     several = found["dataset"].nunique() > 1
     return lambda dataset, ipc: f"{dataset}, IPC {ipc}" if several else f"IPC {ipc}"
 
@@ -198,14 +294,15 @@ def filled(
     corner: str = "method",
     empty: str = "not run",
 ) -> Table:
-    """A table of these cells; those that are not there say `empty`."""
+    """A table of these cells. A missing cell says ``empty``."""
     columns = list(dict.fromkeys(column for _, column in cells))
     return Table(rows, columns, {(r, c): cells.get((r, c), [empty]) for r in rows for c in columns}, caption, corner)
 
 
 def text_table(frame: pd.DataFrame, caption: str, corner: str = "method") -> Table:
-    """A table of what is already text: the index in rows, the columns in columns; a line break in a cell makes a small line."""
-    rows, columns = list(map(str, frame.index)), list(map(str, frame.columns))
+    """A table from a DataFrame of text. Lines after the first in a cell are small."""
+    rows = list(map(str, frame.index))
+    columns = list(map(str, frame.columns))
     cells = {
         (row, column): str(frame.iat[i, j]).split("\n")
         for i, row in enumerate(rows)
@@ -239,207 +336,3 @@ def _against_paper(theirs: tuple[float, float] | None, ours: pd.DataFrame, decim
     low, high = same["low"].iloc[0], same["high"].iloc[0]
     side = "ours above" if low > value else "ours below" if high < value else "inside our interval"
     return f"{text} ({side})"
-
-
-def reach_table(sums: pd.DataFrame, budget: str) -> Table:
-    """Distances to the nearest trap, methods in rows, thresholds in columns; one row of `sums` per set and threshold.
-
-    sums: `reach.by_eps(..., by=["method", "set"])`.
-    """
-    methods, eps = method_order(sums["method"]), sorted(sums["eps"].unique(), reverse=True)
-    cells = {}
-    for method in methods:
-        for e in eps:
-            rows = sums[(sums["method"] == method) & (sums["eps"] == e)]
-            distances = rows["min_distance"].dropna()
-            spread = f"±{distances.std():.2f}" if len(distances) > 1 else ""
-            first = f"{distances.mean():.2f}{spread}" if len(distances) else "not reached"
-            starts, arrived = rows["starts"].sum(), (rows["starts"] * rows["reached"]).sum()
-            cells[method, f"eps = {e:g}"] = [first, f"{counted(len(rows), 'set')}, {arrived:.0f} of {starts} starts"]
-    caption = f"Distance from the start to the nearest trap, mean±std over sets; sets, and starts that reached it (budget: {budget})."
-    return Table(methods, [f"eps = {e:g}" for e in eps], cells, caption)
-
-
-# ---- source x target: Table 4 ------------------------------------------------------------------------------
-
-
-def network_sizes(
-    names: Sequence[str], shape: tuple[int, int, int], n_classes: int, *, width: int = 128, depth: int = 3
-) -> pd.DataFrame:
-    """What `networks.build` makes of each name for images of `shape` (channels, height, width), one row each.
-
-    Columns: network; parameters, how many numbers there are to train; weights, the shapes of the arrays whose gradients are
-    matched, input first; convolutional, whether one of these is a convolution's; reason, why a network does not fit the
-    images, or "". Raises ValueError for an unknown name.
-    """
-    rows = []
-    for name in dict.fromkeys(names):
-        networks.parse_name(name)  # an unknown name is a mistake, and no network that does not fit
-        row = {"network": name, "parameters": 0, "weights": [], "convolutional": False, "reason": ""}
-        try:
-            size = {"width": width, "depth": depth}
-            network = networks.build(name, shape, n_classes, generator=generator(0, "sizes"), **size)
-        except ValueError as reason:
-            rows.append(row | {"reason": str(reason)})
-            continue
-        weights = [tuple(weight.shape) for _, weight in networks.matched(network)]
-        parameters = sum(p.numel() for p in network.parameters())
-        convolutional = any(len(shape) == 4 for shape in weights)
-        rows.append(row | {"parameters": parameters, "weights": weights, "convolutional": convolutional})
-    return pd.DataFrame(rows)
-
-
-def network_table(sizes: Mapping[str, pd.DataFrame]) -> Table:
-    """Networks in rows, data in columns: parameters and matched weights, or why the network does not fit.
-
-    sizes: what stands above a column -> `network_sizes` of the same networks for these data.
-    """
-    cells = {
-        (row.network, column): [row.reason] if row.reason else _size_lines(row)
-        for column, rows in sizes.items()
-        for row in rows.itertuples()
-    }
-    names = list(dict.fromkeys(name for name, _ in cells))
-    caption = (
-        "Parameters; under them the arrays of weights whose gradients are matched: how many, the first and the last."
-    )
-    return Table(names, list(sizes), cells, caption, corner="network")
-
-
-def _size_lines(row) -> list[str]:
-    first, last = ("×".join(map(str, row.weights[i])) for i in (0, -1))
-    return [f"{row.parameters:,}", f"{len(row.weights)}: {first} to {last}"]
-
-
-def transfer_table(
-    results: pd.DataFrame,
-    paper: pd.DataFrame | None = None,
-    *,
-    sources: Mapping[str, str],
-    targets: Sequence[str],
-    dataset: str,
-    ipc: int,
-    why: Mapping[tuple[str, int, str], str] | None = None,
-    unfit: Mapping[str, str] | None = None,
-) -> Table:
-    """Source networks in rows, target networks in columns, as Table 4 has them; the cells are those of `table`.
-
-    sources: method -> what its row reads, {"MD@lenet": "lenet"}. paper: the published numbers, columns dataset, ipc, method,
-    network, value, std; left out where they hold none for (dataset, ipc). why[dataset, ipc, method] and unfit[target] say
-    why a cell is empty.
-    """
-    if paper is not None:
-        paper = paper[(paper["dataset"] == dataset) & (paper["ipc"] == ipc)]
-        paper = None if paper.empty else paper
-    results = results[(results["dataset"] == dataset) & (results["ipc"] == ipc)]
-    cells, note = {}, ""
-    for target in targets:
-        theirs = None if paper is None else paper[paper["network"] == target]
-        reasons = dict(why or {}) | {
-            (dataset, ipc, m): (unfit or {})[target] for m in sources if target in (unfit or {})
-        }
-        column = accuracy_table(
-            results[results["network"] == target], theirs, methods=list(sources), columns=[(dataset, ipc)], why=reasons,
-            caption=f"{dataset}, IPC {ipc}: test accuracy in percent, sources in rows, targets in columns",
-        )  # fmt: skip
-        for method, label in sources.items():
-            cells[label, target] = column.cells[method, f"{dataset}, IPC {ipc}"]
-        if not note or (results["network"] == target).any():
-            note = column.caption
-    return Table(list(sources.values()), list(targets), cells, note, corner="source \\ target")
-
-
-def generalisation(
-    results: pd.DataFrame, sources: Mapping[str, str], targets: Sequence[str], control: str = "random"
-) -> Markdown:
-    """Whether what was condensed with a source helps other networks: one sentence, of one (dataset, ipc, budget).
-
-    sources, targets: method -> name of its source network, and names of networks; the convolutional ones, as the paper says
-    it of them. Rule: a source generalises to another network if that is trained to a higher accuracy by the source's images
-    than by those of `control`, beyond noise (`verdict`).
-    """
-    found = {
-        f"{source} to {target}": verdict(results, method, control, network=target).outcome
-        for method, source in sources.items()
-        for target in targets
-        if target != source and {method, control} <= _methods(results, target)
-    }
-    if not found:
-        return Markdown(
-            f"Whether sources generalise cannot be said: no pair of different networks was run beside {control}."
-        )
-    pairs = {outcome: [pair for pair in found if found[pair] == outcome] for outcome in dict.fromkeys(found.values())}
-    rest = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in pairs.items() if outcome != "held")
-    return Markdown(
-        f"**In {len(pairs.get('held', ()))} of {len(found)} pair{'s' if len(found) > 1 else ''} of a source and another target, "
-        "both convolutional, the condensed images train the target better than random real images do, beyond noise.**"
-        f"{f' Else {rest}.' if rest else ''}"
-    )
-
-
-def best_source(results: pd.DataFrame, best: str, sources: Mapping[str, str], targets: Sequence[str]) -> Markdown:
-    """Whether `best` is the best source for every target: one sentence, of one (dataset, ipc, budget).
-
-    best, sources: a method, and method -> name of its source network. Rule: `verdict` against each other source, target by
-    target; those targets count for which all the sources were run.
-    """
-    others = [method for method in sources if method != best]
-    compared = [target for target in targets if set(sources) <= _methods(results, target)] if others else []
-    name = sources.get(best, best)
-    if best not in sources or not compared:
-        return Markdown(f"Which source is best cannot be said: for no target was {name} run beside all the others.")
-    found = {target: [verdict(results, best, other, network=target) for other in others] for target in compared}
-    top = [target for target, all_of in found.items() if all(v.difference > 0 for v in all_of)]
-    above = [target for target, all_of in found.items() if all(v.outcome == "held" for v in all_of)]
-    below = [target for target, all_of in found.items() if any(v.outcome == "reversed" for v in all_of)]
-    return Markdown(
-        f"**{name} has the highest mean of {len(sources)} sources for {_some(top, compared)}.** It is above every other source "
-        f"beyond noise for {_some(above, compared)}, and below one of them beyond noise for {_some(below, compared)}."
-    )
-
-
-def best_target(results: pd.DataFrame, sources: Mapping[str, str], targets: Sequence[str]) -> Markdown:
-    """Whether one target is among the best whatever the source: one sentence, of one (dataset, ipc, budget).
-
-    Rule: for each source the targets are ranked by mean; the best third of them, rounded up, are among the best. Those
-    sources count with which all the targets were run. "Beyond noise" compares the target with each outside that third, by
-    `verdict` over the same sets.
-    """
-    compared = [method for method in sources if all(method in _methods(results, target) for target in targets)]
-    few = math.ceil(len(targets) / 3)
-    if not compared or len(targets) < 2:
-        return Markdown(
-            "Whether one target is among the best whatever the source cannot be said: no source was run with two."
-        )
-    means = summarise(results).pivot(index="method", columns="network", values="mean").loc[compared, list(targets)]
-    among = means.rank(axis=1, ascending=False, method="min") <= few
-    count = among.sum()
-    # Targets take the place of methods: they are compared on the same sets.
-    by_target = results.rename(columns={"method": "network", "network": "method"})
-    sentences = []
-    for target in count.index[count == count.max()]:
-        clear = [
-            method
-            for method in compared
-            if among.loc[method, target]
-            and all(
-                verdict(by_target, target, other, network=method).outcome == "held"
-                for other in targets
-                if not among.loc[method, other]
-            )
-        ]
-        sentences.append(
-            f"**{target} is {'the best' if few == 1 else f'among the best {few}'} of {len(targets)} targets for "
-            f"{count[target]} of {len(compared)} source{'s' if len(compared) > 1 else ''}**, "
-            f"and above those outside beyond noise for {len(clear)}."
-        )
-    return Markdown(" ".join(sentences))
-
-
-def _methods(results: pd.DataFrame, target: str) -> set[str]:
-    return set(results.loc[results["network"] == target, "method"])
-
-
-def _some(chosen: Sequence[str], of: Sequence[str]) -> str:
-    names = f" ({', '.join(chosen)})" if chosen else ""
-    return f"{len(chosen)} of {len(of)} target{'s' if len(of) > 1 else ''}{names}"

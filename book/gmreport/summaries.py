@@ -1,0 +1,428 @@
+"""Means, intervals and verdicts over stored accuracies.
+
+The paper (Section 4.1) reports mean and standard deviation over all networks of all sets together. Those are kept, to
+compare with its tables. But two networks trained on one set are not two independent draws of the method, so every
+interval below is a t interval on the set means: the sets are the random effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from gmlib.analysis.statistics import between_sets, half_width, welch_half_width
+from gmlib.data import Data
+from gmlib.lines import initial
+from gmlib.recipe import Recipe
+from gmlib.runs.readback import COLUMNS
+from gmlib.runs.store import Run
+
+from .style import counted, method_order, per_class
+
+OUTCOMES = ("held", "reversed", "not decided", "too few sets")  # of a `Verdict`
+SLACK = 1e-9  # for rounding errors such as in 83.8 - 83.2 <= 0.6
+CELL = ["dataset", "ipc", "method", "network", "budget"]
+
+
+def checked(results: pd.DataFrame) -> pd.DataFrame:
+    """These results, if they are in long form and complete; ValueError otherwise."""
+    missing = [c for c in COLUMNS if c not in results.columns]
+    if missing:
+        raise ValueError(f"results lack {', '.join(missing)}: give the columns {', '.join(COLUMNS)}.")
+    if results.empty:
+        raise ValueError("results have no rows: run or load at least one evaluation first.")
+    if not np.isfinite(results["accuracy"].to_numpy(float)).all():
+        raise ValueError("results have an accuracy that is not a finite number: drop that network or run it again.")
+    twice = results.duplicated(list(COLUMNS[:-1]))
+    if twice.any():
+        first = ", ".join(f"{c}={results.loc[twice, c].iloc[0]}" for c in COLUMNS[:-1])
+        raise ValueError(f"results have the same network twice (first: {first}): load each run once.")
+    return results
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean, spread and interval of each (dataset, ipc, method, network, budget).
+
+    Parameters
+    ----------
+    results
+        Long form.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell. Columns beyond those of the cell, in percent unless they count:
+
+        - mean, std: over all n networks of all sets together (std with n - 1), as in the paper.
+        - n, n_sets: networks, sets.
+        - ci95: half width of the 95% t interval on the set means; NaN with one set.
+        - low, high: that interval, centred on the mean of the set means (which is ``mean`` if all sets have equally
+          many networks).
+        - std_within_sets: between the networks of one set, from the pooled variance; NaN if every set has one
+          network.
+        - std_set_means: standard deviation of the set means; NaN with one set.
+        - std_between_sets: between the sets alone, by `between_sets`; between_low, between_high: its 95% interval.
+        - note: why there is no ci95, or "".
+    """
+    rows = []
+    for key, group in checked(results).groupby(CELL, sort=False):
+        by_set = group.groupby("set")["accuracy"]
+        set_means = by_set.mean().to_numpy()
+        counts = by_set.count().to_numpy()
+        freedom = int((counts - 1).sum())
+        squares = float(((group["accuracy"] - by_set.transform("mean")) ** 2).sum())
+        ci95 = half_width(set_means)
+        centre = float(set_means.mean())
+        std_within = math.sqrt(squares / freedom) if freedom else math.nan
+        between, between_low, between_high = between_sets(set_means, counts, std_within)
+        rows.append(
+            dict(zip(CELL, key, strict=True))
+            | {
+                "mean": float(group["accuracy"].mean()),
+                "std": float(group["accuracy"].std(ddof=1)) if len(group) > 1 else math.nan,
+                "n": len(group),
+                "n_sets": len(set_means),
+                "ci95": ci95,
+                "low": centre - ci95,
+                "high": centre + ci95,
+                "std_within_sets": std_within,
+                "std_set_means": float(np.std(set_means, ddof=1)) if len(set_means) > 1 else math.nan,
+                "std_between_sets": between,
+                "between_low": between_low,
+                "between_high": between_high,
+                "note": "" if len(set_means) > 1 else "one set: no interval over sets",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def components(results: pd.DataFrame, whole: Mapping[str, float] | None = None, *, network=None) -> pd.DataFrame:
+    """What condensation adds, in parts, for each (dataset, ipc, method, network, budget).
+
+    Parameters
+    ----------
+    results
+        Long form.
+    whole
+        Data set -> mean test accuracy in percent after training on the whole data set.
+    network
+        The trained network, needed if ``results`` have several.
+
+    Returns
+    -------
+    DataFrame
+        Columns, in percentage points:
+
+        - mean: as in `summarise`.
+        - ior, ior_low, ior_high: improvement over random, the gain over equally many random real images under the
+          same protocol, with the 95% interval of `verdict`; NaN if "random" was not run.
+        - hlr: hard-label recovery gap, whole-data accuracy minus mean; NaN if there is no whole-data accuracy.
+        - relative: mean over whole-data accuracy, in percent.
+    """
+    summary = summarise(select(checked(results), network=network))
+    rows = []
+    for _, s in summary[summary["method"] != "random"].iterrows():
+        at = {name: s[name] for name in ("dataset", "ipc", "network", "budget")}
+        cell = select(results, **at)
+        gain = verdict(cell, s["method"], "random") if "random" in set(cell["method"]) else None
+        full = (whole or {}).get(s["dataset"], math.nan)
+        rows.append(
+            {
+                **{name: s[name] for name in CELL},
+                "mean": s["mean"],
+                "ior": gain.difference if gain else math.nan,
+                "ior_low": gain.low if gain else math.nan,
+                "ior_high": gain.high if gain else math.nan,
+                "hlr": full - s["mean"],
+                "relative": 100 * s["mean"] / full,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*CELL, "mean", "ior", "ior_low", "ior_high", "hlr", "relative"])
+
+
+def components_sentence(found: pd.DataFrame) -> Markdown:
+    """Which methods are better or worse than random real images beyond noise.
+
+    Parameters
+    ----------
+    found
+        From `components`.
+    """
+
+    def names(chosen: pd.Series) -> str:
+        return ", ".join(f"{c.method} at {c.ipc}" for c in found[chosen].itertuples()) or "none"
+
+    better, worse = names(found["ior_low"] > 0), names(found["ior_high"] < 0)
+    return Markdown(
+        f"**Better than random real images beyond noise: {better}. Worse: {worse}.** The others are not decided."
+    )
+
+
+def compression(n_real: int, n_synthetic: int, shape: Sequence[int], bytes_per_value: int = 4) -> dict[str, float]:
+    """How much smaller the synthetic set is, in images and in bytes.
+
+    Parameters
+    ----------
+    n_real, n_synthetic
+        Numbers of images.
+    shape
+        (channels, height, width).
+    bytes_per_value
+        Of a synthetic pixel: 4 for float32. A real pixel takes one byte.
+
+    Returns
+    -------
+    dict
+        real_bytes, synthetic_bytes, and the ratios real / synthetic of "images" and of "bytes".
+    """
+    values = math.prod(shape)
+    real = n_real * values
+    synthetic = n_synthetic * values * bytes_per_value
+    return {
+        "real_bytes": real,
+        "synthetic_bytes": synthetic,
+        "images": n_real / n_synthetic,
+        "bytes": real / synthetic,
+    }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether ``better`` beats ``worse`` in one cell of a table.
+
+    Attributes
+    ----------
+    better, worse : str
+        Methods.
+    dataset, ipc, budget
+        The cell.
+    difference, low, high : float
+        Difference of the means over sets and its 95% interval, in percentage points.
+    n : tuple of int
+        Sets of ``better`` and of ``worse`` in the comparison.
+    test : str
+        The kind of interval, or "none".
+    outcome : str
+        "held" (the interval lies above 0), "reversed" (below 0), "not decided" (0 lies in it), or "too few sets"
+        (fewer than two sets of one of them, so low and high are NaN).
+    """
+
+    better: str
+    worse: str
+    dataset: str
+    ipc: int
+    budget: str
+    difference: float
+    low: float
+    high: float
+    n: tuple[int, int]
+    test: str
+    outcome: str
+
+    def _sentence(self, mark: str) -> str:
+        where = f"{self.dataset}, {per_class(self.ipc)}"
+        if self.budget != "paper":
+            where += f", {self.budget} budget"
+        head = f"{where}: {self.better} minus {self.worse} is "
+        if self.outcome == "too few sets":
+            sets = f"{self.n[0]} and {self.n[1]} sets: an interval needs two of each"
+            return f"{head}{self.difference:+.2f} points ({sets}): {mark}{self.outcome}{mark}."
+        interval = f"95% interval {self.low:+.2f} to {self.high:+.2f}"
+        return f"{head}{self.difference:+.2f} points ({interval}, {self.test}): {mark}{self.outcome}{mark}."
+
+    def __str__(self) -> str:
+        return self._sentence("")
+
+    def _repr_markdown_(self) -> str:
+        return self._sentence("**")
+
+
+class Verdicts(list):
+    """A list of `Verdict`, shown as one sentence per line."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(v) for v in self)
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(f"- {v._repr_markdown_()}" for v in self)
+
+    def counted(self) -> Markdown:
+        """How many of them have which outcome, in a sentence."""
+        if not self:
+            return Markdown("Nothing can be compared: no two of these methods were run together.")
+        outcomes = [v.outcome for v in self]
+        counts = ", ".join(f"{name} in {outcomes.count(name)}" for name in OUTCOMES if name in outcomes)
+        return Markdown(f"**Of {counted(len(self), 'comparison')}: {counts}.**")
+
+
+def select(results: pd.DataFrame, **wanted) -> pd.DataFrame:
+    """The rows with these values. None means that the column has only one value; ValueError otherwise."""
+    for column, value in wanted.items():
+        known = list(dict.fromkeys(results[column]))
+        if value is not None and value not in known:
+            raise ValueError(f"no results for {column}={value!r}; known: {', '.join(map(str, known))}.")
+        if value is None and len(known) > 1:
+            raise ValueError(f"results have several values of {column}: give {column}= one of {known}.")
+        if value is not None:
+            results = results[results[column] == value]
+    return results
+
+
+def verdict(
+    results: pd.DataFrame, better: str, worse: str, *, dataset=None, ipc=None, network=None, budget=None
+) -> Verdict:
+    """Compare two methods in one cell: difference of the means over sets, with a two-sided 95% t interval.
+
+    If the methods share at least two set seeds, only these sets are compared, in pairs, and the interval is that of
+    the paired t test. Otherwise it is Welch's, over all sets. If one method has a single set, it is compared on that
+    seed.
+
+    Parameters
+    ----------
+    results
+        Long form.
+    better, worse
+        Methods.
+    dataset, ipc, network, budget
+        The cell. Each may be left out if ``results`` have one value of it.
+
+    Raises
+    ------
+    ValueError
+        If the results are not in long form, or if the cell is not there or not unique.
+    """
+    cell = select(checked(results), dataset=dataset, ipc=ipc, network=network, budget=budget)
+    a, b = (select(cell, method=m).groupby("set")["accuracy"].mean() for m in (better, worse))
+    shared = a.index.intersection(b.index)
+    paired = len(shared) > 1 or (len(shared) == 1 and min(len(a), len(b)) == 1)
+    if paired:
+        a, b = a[shared], b[shared]
+    n = (len(a), len(b))
+    difference = float(a.mean() - b.mean())
+    if paired:
+        test = f"paired t over the {n[0]} set seeds both have"
+        half = half_width((a - b).to_numpy())  # pandas pairs by index, which is the seed
+    else:
+        test = f"Welch's t over {n[0]} and {n[1]} sets"
+        half = welch_half_width(a.to_numpy(), b.to_numpy())
+    low, high = difference - half, difference + half
+    if math.isnan(half):
+        outcome, test = "too few sets", "none"
+    else:
+        outcome = "held" if low > 0 else "reversed" if high < 0 else "not decided"
+    first = cell.iloc[0]
+    at = {"dataset": str(first["dataset"]), "ipc": int(first["ipc"]), "budget": str(first["budget"])}
+    return Verdict(better, worse, **at, difference=difference, low=low, high=high, n=n, test=test, outcome=outcome)
+
+
+def verdicts(results, better: str, worse: str, *, network=None) -> Verdicts:
+    """`verdict` for every (dataset, ipc, budget) in which both methods were run; ValueError if there is none."""
+    results = select(checked(results), network=network)
+    cells = results[["dataset", "ipc", "budget"]].drop_duplicates().itertuples(index=False)
+    found = Verdicts()
+    for dataset, ipc, budget in cells:
+        cell = select(results, dataset=dataset, ipc=ipc, budget=budget)
+        if {better, worse} <= set(cell["method"]):
+            found.append(verdict(cell, better, worse))
+    if not found:
+        known = ", ".join(method_order(results["method"]))
+        raise ValueError(f"no cell has runs of both {better!r} and {worse!r}; known methods: {known}.")
+    return found
+
+
+def best_method(results: pd.DataFrame, best: str, others: Sequence[str], *, network=None) -> Markdown:
+    """Whether ``best`` is the best of these methods, by `verdict` in each (dataset, ipc, budget) with all of them.
+
+    The sentence counts the cells in which ``best`` has the highest mean, those in which it is above every other
+    beyond noise, and those in which another one is above it beyond noise.
+    """
+    if not others:
+        return Markdown(f"We cannot say whether {best} is best: there is nothing to compare it with.")
+    cells = top = above = beaten = 0
+    results = select(checked(results), network=network) if len(results) else results
+    for _, cell in results.groupby(["dataset", "ipc", "budget"], sort=False):
+        if not {best, *others} <= set(cell["method"]):
+            continue
+        found = [verdict(cell, best, other, network=network) for other in others]
+        cells += 1
+        top += all(v.difference > 0 for v in found)
+        above += all(v.outcome == "held" for v in found)
+        beaten += any(v.outcome == "reversed" for v in found)
+    names = ", ".join(others)
+    if not cells:
+        return Markdown(f"We cannot say whether {best} is best: no cell has runs of it and of {names}.")
+    return Markdown(
+        f"**{best} has the highest mean, against {names}, in {top} of {counted(cells, 'cell')}.** "
+        f"It is above all of them beyond noise in {above}, and below one of them beyond noise in {beaten}."
+    )
+
+
+def within(low: float, high: float, tolerance: float, inside: str = "held", outside: str = "reversed") -> str:
+    """Whether an interval lies inside ±tolerance or outside; "not decided" if it crosses an edge."""
+    if -tolerance <= low and high <= tolerance:
+        return inside
+    return outside if low > tolerance or high < -tolerance else "not decided"
+
+
+def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markdown:
+    """Whether two methods do equally well, a line for each cell with both. "No difference found" is not enough.
+
+    A cell is held if the 95% interval of `verdict` lies within two standard deviations of the other's networks (over
+    all sets, as the paper prints them), reversed if it lies outside, and not decided otherwise.
+
+    Raises
+    ------
+    ValueError
+        If no cell has runs of both.
+    """
+    results = select(checked(results), network=network)
+    lines = []
+    for v in verdicts(results, one, other):
+        cell = select(results, dataset=v.dataset, ipc=v.ipc, budget=v.budget, method=other)
+        margin = 2 * summarise(cell)["std"].iloc[0]
+        outcome = v.outcome
+        if outcome != "too few sets":
+            outcome = within(v.low, v.high, margin)
+        bound = "two standard deviations" if math.isnan(margin) else f"±{margin:.2f}"
+        interval = "no interval" if math.isnan(v.low) else f"95% interval {v.low:+.2f} to {v.high:+.2f}"
+        lines.append(
+            f"- {v.dataset}, {per_class(v.ipc)}: {one} is like {other} if their difference, {v.difference:+.2f} "
+            f"points ({interval}), is within {bound}: **{outcome}**."
+        )
+    return Markdown("\n".join(lines))
+
+
+def matching(runs: Collection[Run], data: Data) -> pd.DataFrame:
+    """How far matching came in each condensed set. Coresets are left out.
+
+    Parameters
+    ----------
+    runs
+        As `store.sweep` returns them.
+    data
+        The data that were condensed.
+
+    Returns
+    -------
+    DataFrame
+        Columns dataset, ipc, method, set (its seed); losses, a list with the matching loss of each outer iteration,
+        in the units of its own distance; first and last, its mean over the first and the last tenth of them (at least
+        one); left, last over first in percent; moved, ``|S - S_0| / |S_0|`` in normalised pixels.
+    """
+    rows = []
+    for r in (r for r in runs if r.record["history"]):
+        recipe = Recipe(**r.record["recipe"])
+        losses = [entry["loss"] for entry in r.record["history"]]
+        tenth = max(1, len(losses) // 10)
+        first = float(np.mean(losses[:tenth]))
+        last = float(np.mean(losses[-tenth:]))
+        S_0 = initial(data, recipe).to(r.S.images)
+        moved = float((r.S.images - S_0).norm() / S_0.norm())
+        cell = (recipe.dataset, recipe.ipc, r.record["method"], recipe.seed)
+        rows.append((*cell, losses, first, last, 100 * last / first, moved))
+    return pd.DataFrame(rows, columns=["dataset", "ipc", "method", "set", "losses", "first", "last", "left", "moved"])
