@@ -1,9 +1,9 @@
-"""What the machine can do at best: its measured rates, and the counted work of a piece of the algorithm.
+"""The best that a machine can do: its measured rates, and the counted work of a piece of the algorithm.
 
-The ceiling of a piece of work is the least time it can take: max(operations / rate of matrix products, bytes / rate of copying).
-The maximum, because arithmetic and traffic can go on at once: their sum is the time of a program that does one after the other,
-and a better one would pass it. What is counted is what cannot be left out: the operations of convolutions and matrix products,
-and their operands and results once each, as if norm, activation, pooling, distances and updates were free.
+The ceiling of a piece of work is the least time it can take: max(operations / rate of matrix products, bytes / rate
+of copying). It is the maximum and not the sum because a good program computes while it moves data. Only necessary
+work is counted: the operations of convolutions and matrix products, and their operands and results once each. Norm,
+activation, pooling, distances and updates count as free.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from gmlib.speed.precision import matmul_precision
 
-PRODUCTS = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # sides of the square matrices that are multiplied
-COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of the tensor that is copied: far more than a cache holds
+PRODUCTS = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # sides of the square matrices to multiply
+COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of the tensor to copy: far more than a cache holds
 
 
 # ---- rates ------------------------------------------------------------------------------------------------
@@ -31,14 +31,22 @@ COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of the tensor that is copied: fa
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured rates of one device."""
+    """Measured rates of one device.
 
-    products: dict[str, float]  # precision -> operations per second: "float32", and on CUDA "tf32"
-    copying: float  # bytes per second, read and written counted
+    Attributes
+    ----------
+    products : dict
+        Precision ("float32", on CUDA also "tf32") -> operations per second.
+    copying : float
+        Bytes per second; reads and writes both count.
+    """
+
+    products: dict[str, float]
+    copying: float
 
 
 def measure(device: torch.device, seconds: float = 0.5) -> Machine:
-    """Best rates seen on `device`, each size and the copy tried for about `seconds`; the first call of each is not counted."""
+    """Measure the best rates of a device. Each matrix size and the copy take about ``seconds``."""
     rates = {}
     for precision in ("float32", "tf32") if device.type == "cuda" else ("float32",):
         with matmul_precision(precision):
@@ -49,16 +57,15 @@ def measure(device: torch.device, seconds: float = 0.5) -> Machine:
 
 
 def clock(device: torch.device, call: Callable[[], object]) -> float:
-    """Seconds that `call` takes, until the device has done all of it."""
-    synchronise(device)
+    """Seconds until the device has done all work of ``call``."""
+    _synchronise(device)
     begun = time.perf_counter()
     call()
-    synchronise(device)
+    _synchronise(device)
     return time.perf_counter() - begun
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -71,7 +78,7 @@ def _products(device: torch.device, side: int, seconds: float) -> float:
 
 
 def _best(device: torch.device, call: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls that fit into `seconds`, at least one."""
+    """The shortest of as many calls as fit into ``seconds``, but at least one. The first call is not timed."""
     call()
     once = clock(device, call)
     return min([once, *(clock(device, call) for _ in range(int(seconds / once)))])
@@ -82,7 +89,7 @@ def _best(device: torch.device, call: Callable[[], object], seconds: float) -> f
 
 @dataclass(frozen=True)
 class Work:
-    """Operations (a multiplication and an addition are two), and bytes read and written."""
+    """Operations (a multiplication and an addition count as two), and bytes read and written."""
 
     flops: float
     bytes: float
@@ -94,7 +101,7 @@ class Work:
         return Work(times * self.flops, times * self.bytes)
 
     def seconds(self, machine: Machine, precision: str = "float32") -> float:
-        """The ceiling on this machine."""
+        """The least time on a machine."""
         return max(self.flops / machine.products[precision], self.bytes / machine.copying)
 
 
@@ -105,15 +112,15 @@ def forward(network: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def gradient(network: nn.Module, x: Tensor, y: Tensor) -> None:
-    """The gradient in the weights: of real images, or of a step of theta."""
+    """The gradient in the weights, of real images or of a step of theta."""
     torch.autograd.grad(F.cross_entropy(network(x), y), list(network.parameters()))
 
 
 def derivative(network: nn.Module, x: Tensor, y: Tensor) -> None:
-    """The gradient in the weights, and the derivative of a function of it in the images: of one class of S."""
+    """The gradient in the weights for one class of S, and the derivative of a function of it in the images."""
     weights = [p for p in network.parameters() if p.ndim > 1]
     x = x.detach().requires_grad_()
-    # A copy, because FlopCounterMode's hooks cannot stand the leaf itself (torch 2.14).
+    # FlopCounterMode's hooks fail on the leaf itself (torch 2.14), so pass a copy.
     g = torch.autograd.grad(F.cross_entropy(network(x.clone()), y), weights, create_graph=True)
     torch.autograd.grad(g, x, grad_outputs=[torch.ones_like(each) for each in g])
 
@@ -121,7 +128,7 @@ def derivative(network: nn.Module, x: Tensor, y: Tensor) -> None:
 def work(
     passes: Callable[[nn.Module, Tensor, Tensor], None], network: nn.Module, n: int, shape: tuple[int, int, int]
 ) -> Work:
-    """The counted work of `passes` over n images of `shape` (channels, height, width); nothing is computed."""
+    """Count the work of ``passes`` over n images of ``shape`` (channels, height, width). Nothing is computed."""
     network = copy.deepcopy(network).to("meta")
     x, y = torch.empty(n, *shape, device="meta"), torch.zeros(n, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter, _Traffic() as traffic:

@@ -1,35 +1,36 @@
-"""The C heap under which each side runs, where that is the CPU's.
+"""The settings of the C heap under which each side runs on a CPU.
 
-gmlib lets glibc keep freed memory for the next pass (`gmlib.memory.keep_heap`). The setting is of the whole process, so plain
-would profit from it too. It gets what a process comes to by itself instead: as blocks of up to 32 MiB are freed, glibc raises
-the threshold above which a block is mapped by itself, and the free memory that it keeps at the top of the heap to twice that.
+gmlib lets glibc keep freed memory for the next pass (``gmlib.speed.memory.keep_freed_memory``). This setting holds
+for the whole process, so plain would profit from it too. Plain gets the settings that glibc reaches without it:
+when blocks of up to 32 MiB are freed, glibc raises the size above which blocks are mapped separately to 32 MiB, and
+the free memory that it keeps at the top of the heap to twice that.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
-from gmlib.speed.memory import HEAP
+from gmlib.speed.memory import HEAP_SETTINGS
 
-BY_ITSELF = {"M_MMAP_THRESHOLD": 2**25, "M_TRIM_THRESHOLD": 2**26, "M_TOP_PAD": 2**17}  # bytes
+DEFAULT = {"M_MMAP_THRESHOLD": 2**25, "M_TRIM_THRESHOLD": 2**26, "M_TOP_PAD": 2**17}  # bytes
 
 
 @contextmanager
-def of(side: str, device: torch.device) -> Iterator[None]:
-    """Run under the settings of "ours" or "plain", from a heap that has handed back what was free; then gmlib's hold again.
+def settings_of(side: str, device: torch.device) -> Iterator[None]:
+    """Run a block under the settings of "ours" or "plain" and without freed memory on the heap, then restore gmlib's.
 
-    On CUDA, where gmlib leaves the heap alone, and with a C library that has no such settings nothing is done.
+    Does nothing on CUDA, where gmlib does not change the heap, and with C libraries that do not have these settings.
     """
-    gmlibs = {name: value for name, (_, value) in HEAP.items()}
     if device.type != "cpu":
         yield
         return
-    _set(BY_ITSELF if side == "plain" else gmlibs)
-    _hand_back()
+    gmlibs = {name: value for name, (_, value) in HEAP_SETTINGS.items()}
+    _set(DEFAULT if side == "plain" else gmlibs)
+    _call("malloc_trim", 0)  # returns freed memory to the system
     try:
         yield
     finally:
@@ -37,12 +38,10 @@ def of(side: str, device: torch.device) -> Iterator[None]:
 
 
 def _set(sizes: dict[str, int]) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for name, size in sizes.items() if mallopt else ():
-        mallopt(HEAP[name][0], size)
+    for name, size in sizes.items():
+        _call("mallopt", HEAP_SETTINGS[name][0], size)
 
 
-def _hand_back() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
+def _call(name: str, *arguments: int) -> None:
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        getattr(ctypes.CDLL(None), name)(*arguments)

@@ -1,9 +1,10 @@
-"""Gradient matching and evaluation as they are usually written: what the library is measured beside.
+"""Gradient matching and evaluation as they are usually written: the implementation that the library is compared with.
 
-Algorithm 1 and the training of Section 4.1 in the straightforward PyTorch of published research code: a loop over classes that
-builds a graph for each, mini-batches picked by a permutation of index lists, distances layer by layer, a DataLoader for every
-step of theta with loss and accuracy brought to the host, networks evaluated one after another, images varied one by one in SciPy.
-Nothing here is done for speed, and nothing against it. Nothing is imported from gmlib: a network is any nn.Module.
+Algorithm 1 and the training of Section 4.1 in the straightforward PyTorch of published research code: a loop over
+classes with one graph each, mini-batches by permuted index lists, distances layer by layer, a DataLoader for every
+step of theta with loss and accuracy read on the host, networks evaluated one after another, images varied one by
+one in SciPy. Nothing here is tuned for speed or made slow. Nothing is imported from gmlib: a network is any
+nn.Module.
 
 DC: class by class, d1, fixed steps (Eq. 4, 8). MDA: both levels, d1 + d2, the steps of Eq. 12 (Eq. 6, 9).
 """
@@ -20,13 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 METHODS = ("DC", "MDA")
-BATCH = 256  # images in one mini-batch of theta's steps and of the test
+BATCH = 256  # images in a mini-batch of the steps of theta and of the test
 
 # ---- phase 1: matching ------------------------------------------------------------------------------------
 
 
 def indices_by_class(labels: Tensor) -> list[list[int]]:
-    """The places of each class's images, one list for each class. labels: (N,) integers."""
+    """The indices of the images of each class. labels: (N,) integers."""
     indices: list[list[int]] = [[] for _ in range(int(labels.max()) + 1)]
     for i, c in enumerate(labels.tolist()):
         indices[c].append(i)
@@ -34,19 +35,19 @@ def indices_by_class(labels: Tensor) -> list[list[int]]:
 
 
 def batch_of_class(images: Tensor, indices: list[int], n: int, rng: np.random.Generator) -> Tensor:
-    """n images at `indices`, or all, without replacement."""
+    """n of the images at ``indices``, drawn without replacement; all if there are fewer."""
     return images[rng.permutation(indices)[:n]]
 
 
 def class_gradient(network: nn.Module, x: Tensor, c: int, create_graph: bool = False) -> Sequence[Tensor]:
-    """The gradient of the mean loss of x, all of class c: one tensor for each parameter."""
+    """The gradient of the mean loss of x, all of class c: one tensor per parameter."""
     y = torch.full((len(x),), c, device=x.device)
     loss = F.cross_entropy(network(x), y)
     return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
 
 
 def distance(gS: Sequence[Tensor], gT: Sequence[Tensor], magnitude: bool) -> Tensor:
-    """d1, or d1 + d2 with `magnitude`, summed over rows and layers; biases and norm parameters are left out."""
+    """d1, or d1 + d2 with ``magnitude``, summed over rows and layers, without biases and norm parameters."""
     total = torch.zeros((), dtype=gS[0].dtype, device=gS[0].device)
     for a, b in zip(gS, gT, strict=True):
         if a.dim() == 1:
@@ -67,7 +68,19 @@ def matching_loss(
     batch: int,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Lines 5-8 of Algorithm 1. S: (C*ipc, channels, height, width), sorted by class; images: of T, on the same device."""
+    """Lines 5-8 of Algorithm 1.
+
+    Parameters
+    ----------
+    S : Tensor
+        (C*ipc, channels, height, width), sorted by class.
+    images : Tensor
+        Those of T, on the same device.
+    indices : list of list of int
+        From `indices_by_class`.
+    batch : int
+        Real images per class.
+    """
     C, multi = len(indices), method == "MDA"
     ipc = len(S) // C
     loss = torch.zeros((), dtype=S.dtype, device=S.device)
@@ -86,22 +99,22 @@ def matching_loss(
     return loss
 
 
-def update(method: str, network: nn.Module, S: Tensor, optimise_S: torch.optim.Optimizer, *batches) -> float:
-    """Lines 5-9: one update of S, in place; returns the matching loss. batches: images to rng of `matching_loss`."""
+def update(method: str, network: nn.Module, S: Tensor, optimiser_S: torch.optim.Optimizer, *batches) -> float:
+    """Lines 5-9: update S in place and return the matching loss. batches: the last arguments of `matching_loss`."""
     loss = matching_loss(method, network, S, *batches)
-    optimise_S.zero_grad()
+    optimiser_S.zero_grad()
     loss.backward()
-    optimise_S.step()
+    optimiser_S.step()
     return loss.item()
 
 
 def epoch(
     network: nn.Module,
     loader: DataLoader,
-    optimise: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer,
     vary: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
-    """One pass over `loader`; returns mean loss and accuracy in percent."""
+    """Train for one pass over ``loader``; return mean loss and accuracy in percent."""
     device = next(network.parameters()).device
     network.train()
     loss_sum, right, seen = 0.0, 0, 0
@@ -114,14 +127,14 @@ def epoch(
         loss_sum += loss.item() * len(y)
         right += int((scores.detach().argmax(1).cpu().numpy() == y.cpu().numpy()).sum())
         seen += len(y)
-        optimise.zero_grad()
+        optimiser.zero_grad()
         loss.backward()
-        optimise.step()
+        optimiser.step()
     return loss_sum / seen, 100 * right / seen
 
 
 def steps(method: str, t: int, zeta: int) -> int:
-    """Steps of theta after the update of S at t: zeta for DC, Eq. 12 for MDA."""
+    """Steps of theta after update t of S: zeta for DC, Eq. 12 for MDA."""
     if method == "DC":
         return zeta
     if t < 4:
@@ -133,7 +146,7 @@ def outer_iteration(
     method: str,
     network: nn.Module,
     S: Tensor,
-    optimise_S: torch.optim.Optimizer,
+    optimiser_S: torch.optim.Optimizer,
     images: Tensor,
     indices: list[list[int]],
     *,
@@ -144,18 +157,18 @@ def outer_iteration(
     lr: float = 0.01,
     momentum: float = 0.5,
 ) -> float:
-    """Lines 3-13 with a fresh network: S is updated T times, in place. Returns the mean matching loss."""
+    """Lines 3-13 with a fresh network: update S in place T times and return the mean matching loss."""
     C = len(indices)
     labels = torch.arange(C, device=S.device).repeat_interleave(len(S) // C)
-    optimise_theta = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
+    optimiser_theta = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
     loss_sum = 0.0
     for t in range(T):
-        loss_sum += update(method, network, S, optimise_S, images, indices, batch, rng)
+        loss_sum += update(method, network, S, optimiser_S, images, indices, batch, rng)
         if t == T - 1:
             break
         loader = DataLoader(TensorDataset(S.detach().clone(), labels), batch_size=BATCH, shuffle=True, num_workers=0)
         for _ in range(steps(method, t, zeta)):
-            epoch(network, loader, optimise_theta)
+            epoch(network, loader, optimiser_theta)
     return loss_sum / T
 
 
@@ -170,17 +183,17 @@ def train(
     vary: Callable[[Tensor], Tensor] | None = None,
     lr: float = 0.01,
 ) -> None:
-    """Train `network` on S in place: SGD, momentum 0.9, weight decay 5e-4, the learning rate divided by 10 at half."""
+    """Train ``network`` on S by SGD, momentum 0.9, weight decay 5e-4; divide the rate by 10 after half the epochs."""
     loader = DataLoader(TensorDataset(S, labels), batch_size=BATCH, shuffle=True, num_workers=0)
-    optimise = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     for e in range(epochs):
         if e == epochs // 2:
-            optimise.param_groups[0]["lr"] = lr / 10
-        epoch(network, loader, optimise, vary)
+            optimiser.param_groups[0]["lr"] = lr / 10
+        epoch(network, loader, optimiser, vary)
 
 
 def accuracy(network: nn.Module, test: TensorDataset) -> float:
-    """Percent of the test images that `network` gets right."""
+    """Percent of the test images that ``network`` classifies correctly."""
     device = next(network.parameters()).device
     network.eval()
     right = 0
@@ -199,7 +212,7 @@ def evaluate(
     epochs: int,
     vary: Callable[[Tensor], Tensor] | None = None,
 ) -> list[float]:
-    """Train each network on S and test it, one after another; accuracies in percent."""
+    """Train each network on S and test it, one after another. Accuracies in percent."""
     found = []
     for network in networks:
         train(network, S, labels, epochs, vary)
@@ -208,45 +221,47 @@ def evaluate(
 
 
 # ---- phase 2: varied images -------------------------------------------------------------------------------
-# One image at a time, in numpy: (channels, height, width). fill: (channels, 1, 1), what comes in from outside.
+# One image at a time, in numpy: (channels, height, width). fill: (channels, 1, 1), the value outside the image.
 
-PAD, STRETCH, TURN = 4, 0.2, 45  # pixels, part of the size, degrees
+MAX_SHIFT = 4  # pixels
+MAX_ZOOM = 0.2  # scale by 0.8 to 1.2
+MAX_ANGLE = 45  # degrees
 
 
 def crop(image: np.ndarray, down: int, right: int, fill: np.ndarray) -> np.ndarray:
-    """Moved by whole pixels, at most PAD of them."""
+    """Shift by at most MAX_SHIFT whole pixels."""
     channels, height, width = image.shape
-    padded = np.empty((channels, height + 2 * PAD, width + 2 * PAD), image.dtype)
+    padded = np.empty((channels, height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT), image.dtype)
     padded[:] = fill
-    padded[:, PAD : PAD + height, PAD : PAD + width] = image
-    top, left = PAD - down, PAD - right
+    padded[:, MAX_SHIFT : MAX_SHIFT + height, MAX_SHIFT : MAX_SHIFT + width] = image
+    top, left = MAX_SHIFT - down, MAX_SHIFT - right
     return padded[:, top : top + height, left : left + width]
 
 
 def scale(image: np.ndarray, factor: float, fill: np.ndarray) -> np.ndarray:
-    """`factor` times the size, about the centre."""
+    """Scale by ``factor`` about the centre."""
     middle = (np.array(image.shape) - 1) / 2
     step = np.array([1, 1 / factor, 1 / factor])
     return ndimage.affine_transform(image - fill, step, middle * (1 - step), order=1) + fill
 
 
 def rotate(image: np.ndarray, degrees: float, fill: np.ndarray) -> np.ndarray:
-    """Turned anticlockwise about the centre."""
+    """Turn anticlockwise about the centre."""
     return ndimage.rotate(image - fill, degrees, axes=(1, 2), reshape=False, order=1) + fill
 
 
 def augmented(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """A varied copy of x (n, channels, height, width): to each image one of crop, scale and rotate (the list for MNIST)."""
+    """Vary each image of x (n, channels, height, width) by crop, scale or rotate, the operations for MNIST."""
     images = x.cpu().numpy()
     fill = images.mean(axis=(0, 2, 3)).reshape(-1, 1, 1)
     varied = np.empty_like(images)
     for i, image in enumerate(images):
         operation = rng.choice(["crop", "scale", "rotate"])
         if operation == "crop":
-            down, right = rng.integers(-PAD, PAD + 1, 2)
+            down, right = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
             varied[i] = crop(image, down, right, fill)
         elif operation == "scale":
-            varied[i] = scale(image, rng.uniform(1 - STRETCH, 1 + STRETCH), fill)
+            varied[i] = scale(image, rng.uniform(1 - MAX_ZOOM, 1 + MAX_ZOOM), fill)
         else:
-            varied[i] = rotate(image, rng.uniform(-TURN, TURN), fill)
+            varied[i] = rotate(image, rng.uniform(-MAX_ANGLE, MAX_ANGLE), fill)
     return torch.from_numpy(varied).to(x.device)
