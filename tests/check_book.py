@@ -1,9 +1,14 @@
 """Check a built report: `python tests/check_book.py book/_build/html`.
 
-Names every page that (a) shows a traceback, (b) loads a script, style sheet, image, font or frame from
-another host, (c) has a picture without alternative text, or (d) links to a local file or anchor that is not
-there. Style sheets and scripts of the report are read too: for what they import, and for names of content
-delivery networks. Plain links that a reader may click are fine. Exits with status 1 when anything was found.
+It lists every page that
+
+- shows a traceback,
+- loads a script, style sheet, image, font or frame from another host,
+- has a picture without alternative text, or
+- links to a local file or anchor that does not exist.
+
+Style sheets and scripts are checked for imports and content delivery networks. Links to other sites are allowed.
+Exit status: 0 nothing was found; 1 something was found.
 """
 
 import re
@@ -12,7 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LOADS = {  # tag -> the attributes from which a browser loads something by itself
+LOADS = {  # tag -> attributes from which a browser loads something without a click
     "script": ["src"], "img": ["src", "srcset"], "iframe": ["src", "srcdoc"], "embed": ["src"],
     "object": ["data"], "source": ["src", "srcset"], "video": ["src", "poster"], "audio": ["src"],
     "track": ["src"], "image": ["href"], "use": ["href"], "input": ["src"],
@@ -25,17 +30,19 @@ SCRIPT_LOADS = re.compile(
     r"""|\bfrom\s*["']((?:https?:)?//[^"']+)"""
 )
 CDN = re.compile(r"unpkg\.com|jsdelivr\.net|cdnjs\.\w+\.com|skypack\.dev|esm\.sh|(?:googleapis|gstatic)\.com")
-# MathJax names a CDN for its speech engine, which no page starts: the menu that could is off in _config.yml.
-NAMES_A_CDN_BUT_DOES_NOT_ASK = {"_static/mathjax/tex-chtml.js"}
+# MathJax contains the address of a CDN for its speech engine. No page starts it: _config.yml turns its menu off.
+MAY_NAME_A_CDN = {"_static/mathjax/tex-chtml.js"}
 
 
 class Page(HTMLParser):
-    """What one page loads, links to, and can be linked at."""
+    """What one page loads, where it links to, and its anchors."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
-        self.loads, self.links, self.anchors, self.no_alt = [], [], set(), []
-        self.styles, self.scripts, self._inside = [], [], None
+        self.loads, self.links, self.no_alt = [], [], []
+        self.styles, self.scripts = [], []
+        self.anchors = set()
+        self._inside = None  # a style or script element
         self.feed(text)
         self.close()
 
@@ -52,8 +59,8 @@ class Page(HTMLParser):
             elif value:
                 self.loads.append(value)
         if tag == "link" and a.get("href"):
-            quiet = set(a.get("rel", "").lower().split()) <= LINKS_THAT_LOAD_NOTHING
-            (self.links if quiet else self.loads).append(a["href"])
+            loads_nothing = set(a.get("rel", "").lower().split()) <= LINKS_THAT_LOAD_NOTHING
+            (self.links if loads_nothing else self.loads).append(a["href"])
         if tag in ("a", "area") and "href" in a:
             self.links.append(a["href"])
         if tag == "img" and not a.get("alt", "").strip() and a.get("aria-hidden") != "true":
@@ -82,11 +89,11 @@ def script_problems(script: str) -> list[str]:
 
 
 def link_problem(root: Path, path: Path, link: str, pages: dict[Path, Page]) -> str | None:
-    """Why a link out of the page at `path` is broken, or None. Addresses with a scheme are not followed."""
+    """What is wrong with a link in the page at `path`, or None. Links to other sites are not checked."""
     try:
         parts = urlsplit(link)
     except ValueError:
-        return f"has a link that is no address: {link}"
+        return f"has a link that is not an address: {link}"
     if parts.scheme or parts.netloc:
         return None
     target = path if not parts.path else (path.parent / unquote(parts.path)).resolve()
@@ -103,25 +110,25 @@ def link_problem(root: Path, path: Path, link: str, pages: dict[Path, Page]) -> 
 
 
 def problems(root: Path) -> list[str]:
-    """Everything wrong with the report in folder `root`, one line each."""
+    """List everything that is wrong with the report in the folder `root`, one line each."""
     root = root.resolve()
     texts = {p: p.read_text("utf-8") for p in sorted(root.rglob("*.html")) if "_static" not in p.parts}
     pages = {path: Page(text) for path, text in texts.items()}
     found = []
     for path, page in pages.items():
-        here = []
+        found_here = []
         if 'class="output traceback' in texts[path]:
-            here.append("shows a traceback")
-        here += [f"loads {x} from another host" for x in page.loads if REMOTE.match(x)]
-        here += [x for css in page.styles for x in style_problems(css)]
-        here += [x for script in page.scripts for x in script_problems(script)]
-        here += [f"has a picture without alternative text: {src}" for src in page.no_alt]
+            found_here.append("shows a traceback")
+        found_here += [f"loads {x} from another host" for x in page.loads if REMOTE.match(x)]
+        found_here += [x for css in page.styles for x in style_problems(css)]
+        found_here += [x for script in page.scripts for x in script_problems(script)]
+        found_here += [f"has a picture without alternative text: {src}" for src in page.no_alt]
         local = [x for x in page.loads if not REMOTE.match(x) and not x.startswith("data:")]
-        here += filter(None, (link_problem(root, path, x, pages) for x in page.links + local))
-        found += [f"{path.relative_to(root)}: {x}" for x in dict.fromkeys(here)]
+        found_here += filter(None, (link_problem(root, path, x, pages) for x in page.links + local))
+        found += [f"{path.relative_to(root)}: {x}" for x in dict.fromkeys(found_here)]
     for path in sorted(root.rglob("*.css")) + sorted(root.rglob("*.js")):
         name = path.relative_to(root).as_posix()
-        if name == "searchindex.js" or name in NAMES_A_CDN_BUT_DOES_NOT_ASK:
+        if name == "searchindex.js" or name in MAY_NAME_A_CDN:
             continue
         check = style_problems if path.suffix == ".css" else script_problems
         found += [f"{name}: {x}" for x in dict.fromkeys(check(path.read_text("utf-8")))]
@@ -134,5 +141,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python tests/check_book.py book/_build/html")
     wrong = problems(Path(sys.argv[1]))
-    print("\n".join(wrong) if wrong else "the report is whole: no traceback, no other host, no broken link")
+    print("\n".join(wrong) if wrong else "the report is sound: no traceback, no other host, no broken link")
     sys.exit(1 if wrong else 0)

@@ -1,8 +1,8 @@
 """Build the wheel and use it outside the checkout: `python tests/check_wheel.py build/wheel`.
 
-A new environment gets the wheel and what the wheel asks for, and nothing else: the packages are those of this environment, linked
-one by one. First without extras: arrays are condensed, a set is saved and loaded, and a missing extra is named in one sentence.
-Then with the extra "data": the first example of the README runs.
+A new environment gets the wheel and the packages it needs, and nothing else. The packages are those of this environment,
+linked one by one. First without extras: arrays are condensed, a set is saved and loaded, and a missing extra is named in
+one sentence. Then with the extra "data": the first example of the README runs.
 """
 
 import re
@@ -86,7 +86,10 @@ def environment(folder: Path, wheel: Path, requirement: str) -> Path:
     subprocess.run([*command, "--disable-pip-version-check"], check=True)
     link(closure(requirement) - {"gmlib"}, folder / "needs")
     where = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     Path(where.stdout.strip(), "needs.pth").write_text(f"{folder / 'needs'}\n")
     return python

@@ -1,4 +1,4 @@
-"""Small data and recipes that many tests share."""
+"""Small data and recipes that many tests share, and recorded steps without a GPU."""
 
 import pytest
 import torch
@@ -6,19 +6,19 @@ import torch
 from gmlib import Data, Recipe, load_data
 from gmlib.speed import recording
 
-# The tensors here are tiny: a second thread gains nothing, and where tests run side by side it costs.
+# The tensors of the tests are tiny. More threads gain nothing and slow down tests that run in parallel.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Some tests choose another number of threads, and a campaign leaves its own: each leaves one to the next."""
+    """Go back to one thread after a test that changes the number of threads."""
     yield
     torch.set_num_threads(1)
 
 
 def make_data(counts=(12, 12, 12), shape=(1, 8, 8), n_test=9, seed=0, dtype=torch.float64) -> Data:
-    """Made-up images of classes that differ in brightness and structure; `counts` training images of each class."""
+    """Random images whose classes differ in brightness and structure, with `counts` training images of each class."""
     rng = torch.Generator().manual_seed(seed)
     pattern = torch.rand(len(counts), *shape, generator=rng)
 
@@ -32,16 +32,8 @@ def make_data(counts=(12, 12, 12), shape=(1, 8, 8), n_test=9, seed=0, dtype=torc
 
 def tiny_recipe(**overrides) -> Recipe:
     """A recipe for `make_data` that takes milliseconds."""
-    tiny = {
-        "dataset": "made-up",
-        "width": 4,
-        "depth": 2,
-        "outer_loops": 2,
-        "batch_real": 5,
-        "how": "d1",
-        "where": "fixed",
-    }
-    return Recipe(**{**tiny, **overrides})
+    tiny = {"dataset": "made-up", "width": 4, "depth": 2, "outer_loops": 2, "batch_real": 5}
+    return Recipe(**{**tiny, "how": "d1", "where": "fixed", **overrides})
 
 
 @pytest.fixture(scope="session")
@@ -50,26 +42,29 @@ def digits() -> Data:
 
 
 class Echo:
-    """Stands in for a CUDA graph on a CPU: a replay calls the function again, on its own inputs, into its first outputs."""
+    """A stand-in for a CUDA graph: a replay calls the function on its input buffers and fills the first outputs."""
 
     made = 0
 
     def __init__(self, function, inputs, device):
-        self.function, self.inputs, self.outputs = function, [x.detach().clone() for x in inputs], None
+        self.function = function
+        self.inputs = [x.detach().clone() for x in inputs]
+        self.outputs = None
         Echo.made += 1
 
     def __call__(self, *inputs):
-        for here, x in zip(self.inputs, inputs, strict=True):
-            here.copy_(x)
+        for buffer, x in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(x)
         new = self.function(*self.inputs)
         if self.outputs is None:
             self.outputs = new
-        for here, value in zip(tensors(self.outputs), tensors(new), strict=True):
-            here.data.copy_(value)
+        for buffer, value in zip(tensors(self.outputs), tensors(new), strict=True):
+            buffer.data.copy_(value)
         return self.outputs
 
 
 def tensors(outputs):
+    """All tensors in nested lists and tuples."""
     if isinstance(outputs, torch.Tensor):
         return [outputs]
     return [tensor for part in outputs or () for tensor in tensors(part)]
@@ -77,7 +72,7 @@ def tensors(outputs):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Steps are recorded and replayed as on CUDA, by graphs that are made up: what is left of an earlier call shows."""
+    """Steps are recorded and replayed as on CUDA, with `Echo` as the graph. A call overwrites earlier outputs."""
     monkeypatch.setattr(recording, "recordable", lambda device: True)
     monkeypatch.setattr(recording, "Graph", Echo)
     monkeypatch.setattr(Echo, "made", 0)

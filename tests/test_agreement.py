@@ -1,4 +1,4 @@
-"""gmlib against tests/reference.py, the paper written out plainly in float64."""
+"""gmlib against tests/reference.py, a plain version of the paper in float64."""
 
 import itertools
 from dataclasses import replace
@@ -33,7 +33,7 @@ def relative(ours, theirs):
 
 
 def problem(shape, ipc, counts, seed=0):
-    """A network, S and real class batches (of unequal sizes where `counts` are), all float64."""
+    """Data, a network, S, its labels and all real images of each class, in float64."""
     data = make_data(counts, shape, seed=seed)
     network = networks.build(
         "convnet", shape, len(counts), generator=generator(seed, "test"), width=4, depth=2, dtype=torch.float64
@@ -44,27 +44,26 @@ def problem(shape, ipc, counts, seed=0):
     return data, network, S, labels, real
 
 
-@pytest.mark.parametrize("way", gradients.WAYS)
+@pytest.mark.parametrize("way", gradients.IMPLEMENTATIONS)
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 @pytest.mark.parametrize("mode", WHAT)
 def test_matching_loss_and_its_gradient(mode, expression, way):
     for shape, ipc, counts in itertools.product([(1, 8, 8), (3, 8, 8)], [1, 3], [(4, 4, 4), (7, 2, 4)]):
         data, network, S, labels, real = problem(shape, ipc, counts)
         S.requires_grad_()
-        gT = gradients.class_gradients(
-            network, real, way="loop" if way == "vmap" else way
-        )  # vmap wants classes of one size
-        gS = gradients.class_gradients(network, S.split(ipc), create_graph=True, way=way)
+        gT_way = "loop" if way == "vmap" else way  # vmap needs classes of equal size
+        gT = gradients.class_gradients(network, real, implementation=gT_way)
+        gS = gradients.class_gradients(network, S.split(ipc), create_graph=True, implementation=way)
         for k in (0, 1):
             loss = WHAT[mode](how.distance(expression), gS, gT, lam=2.5, weights=data.class_weights, k=k)
             (ours,) = torch.autograd.grad(loss, S, retain_graph=True)
+            theta, weights = list(network.parameters()), [n / sum(counts) for n in counts]
             value, theirs = reference.matching_gradient(
-                list(network.parameters()), S, labels, real, mode, EXPRESSIONS[expression], 2.5, k,
-                [n / sum(counts) for n in counts],
-            )  # fmt: skip
-            where_ = f"{shape} ipc {ipc} counts {counts} k {k}"
-            assert abs(loss.item() - value) <= 1e-10 * max(1, abs(value)), where_
-            assert relative(ours, theirs) < 1e-8, where_
+                theta, S, labels, real, mode, EXPRESSIONS[expression], 2.5, k, weights
+            )
+            case = f"{shape} ipc {ipc} counts {counts} k {k}"
+            assert abs(loss.item() - value) <= 1e-10 * max(1, abs(value)), case
+            assert relative(ours, theirs) < 1e-8, case
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -84,21 +83,15 @@ def test_grey_28_pixels_are_padded_to_32():
     assert relative(network(S), reference.convnet(theta, S)) < 1e-12
     S.requires_grad_()
     gS = gradients.class_gradients(network, S.split(1), create_graph=True)
-    loss = WHAT["multi"](
-        how.distance("d1 + d2"),
-        gS,
-        gradients.class_gradients(network, real),
-        lam=2,
-        weights=torch.tensor([0.5, 0.5]),
-        k=0,
-    )
+    gT = gradients.class_gradients(network, real)
+    loss = WHAT["multi"](how.distance("d1 + d2"), gS, gT, lam=2, weights=torch.tensor([0.5, 0.5]), k=0)
     (ours,) = torch.autograd.grad(loss, S)
     _, theirs = reference.matching_gradient(theta, S, labels, real, "multi", EXPRESSIONS["d1 + d2"])
     assert relative(ours, theirs) < 1e-8
 
 
-def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
-    """Against torch's own gradient of one mixed batch; sizes differ, so the weights matter."""
+def test_eq_5_gives_the_gradient_of_the_union_batch():
+    """Compared with torch's own gradient of one mixed batch. The sizes differ, so the weights matter."""
     _, network, _, _, real = problem((3, 8, 8), 1, (5, 2, 4))
     sizes = torch.tensor([5, 2, 4], dtype=torch.float64)
     ours = union(gradients.class_gradients(network, real), sizes / sizes.sum())
@@ -108,12 +101,10 @@ def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
     for layer, theirs in zip(ours, torch.autograd.grad(loss, weights), strict=True):
         assert relative(layer, theirs.flatten(1)) < 1e-12
     unweighted = union(gradients.class_gradients(network, real), torch.full((3,), 1 / 3, dtype=torch.float64))
-    assert any(relative(a, b) > 1e-3 for a, b in zip(unweighted, ours, strict=True)), (
-        "the weights make a difference here"
-    )
+    assert any(relative(a, b) > 1e-3 for a, b in zip(unweighted, ours, strict=True)), "the weights matter here"
 
 
-@pytest.mark.parametrize("way", [*gradients.WAYS, "recorded"])
+@pytest.mark.parametrize("way", [*gradients.IMPLEMENTATIONS, "recorded"])
 @pytest.mark.parametrize(
     "choice",
     [
@@ -128,13 +119,13 @@ def test_eq5_union_of_class_gradients_is_the_gradient_of_the_union_batch():
     ids=lambda choice: f"{choice['what']}-{choice['where']}",
 )
 def test_whole_runs_of_algorithm_1(choice, way, monkeypatch, request):
-    """The same networks and batches, drawn here as `condense` draws them, give the same S step by step."""
+    """The reference gets the networks and batches that `condense` draws, and must find the same S and losses."""
     if way == "recorded":
         graphs = request.getfixturevalue("recorded")
-        choice = {**choice, "outer_loops": 3}  # some more steps than those before a recording
-    else:  # vmap wants classes of one size
+        choice = {**choice, "outer_loops": 3}  # so that there are steps after the recording
+    else:  # vmap needs classes of equal size
         fits = lambda x: way != "vmap" or len({*map(len, x)}) == 1  # noqa: E731
-        monkeypatch.setattr(gradients, "best_way", lambda network, x, *_: way if fits(x) else "loop")
+        monkeypatch.setattr(gradients, "fastest_implementation", lambda network, x, *_: way if fits(x) else "loop")
     data = make_data((8, 6, 7), (1, 8, 8))
     recipe = tiny_recipe(**{"ipc": 2, "seed": 5, "momentum_network": 0.5, "class_weights": "share", **choice})
     T, zeta = recipe.schedule()
@@ -146,28 +137,37 @@ def test_whole_runs_of_algorithm_1(choice, way, monkeypatch, request):
         held_out = [generator(recipe.seed, "validation", k, t) for t in range(T)]
         validation.append([data.sample_any(where.VALIDATION_BATCH, rng) for rng in held_out])
     S = gm.condense(data, recipe, device="cpu", progress=False)
+    schedules = {"fixed": lambda t: zeta, "adaptive": reference.zeta_adaptive, "steps:3,1": lambda t: (3, 1, 1)[t]}
     theirs, losses = reference.algorithm1(
-        initial(data, recipe), S.labels, theta0, batches, recipe.what, EXPRESSIONS[recipe.how], 3, T,
-        {"fixed": lambda t: zeta, "adaptive": reference.zeta_adaptive, "steps:3,1": lambda t: (3, 1, 1)[t]}.get(
-            recipe.where, lambda t: 50
-        ),
-        recipe.lr_images, recipe.momentum_images, recipe.lr_network, recipe.momentum_network,
+        initial(data, recipe),
+        S.labels,
+        theta0,
+        batches,
+        recipe.what,
+        EXPRESSIONS[recipe.how],
+        3,
+        T,
+        schedules.get(recipe.where, lambda t: where.MAX_STEPS),
+        recipe.lr_images,
+        recipe.momentum_images,
+        recipe.lr_network,
+        recipe.momentum_network,
         weights=[8 / 21, 6 / 21, 7 / 21] if recipe.class_weights == "share" else None,
         val_batches=validation if recipe.where.startswith("overfit") else None,
         gap=recipe.gap if recipe.where == "overfit-gap" else None,
-    )  # fmt: skip
+    )
     assert relative(S.images, theirs) < 1e-8
     assert way != "recorded" or graphs.made > 0
     for k, entry in enumerate(S.history):
         assert entry["loss"] == pytest.approx(sum(losses[k * T : (k + 1) * T]) / T, rel=1e-9)
     if recipe.where.startswith("overfit"):
         seen = [d for entry in S.history for d in entry["detections"]]
-        assert seen, "overfitting must be detected at least once for this case to test anything"
+        assert seen, "without a detection this case tests nothing"
         assert any(i < where.MAX_STEPS - 1 for _, i, *_ in seen)
     assert S.images.dtype == torch.float64
 
 
-def test_float32_stays_within_rounding_of_float64():
+def test_float32_equals_float64_up_to_rounding():
     data = make_data((8, 8, 8), (1, 8, 8))
     recipe = tiny_recipe(ipc=2, how="d1 + d2", what="multi", outer_loops=1, inner_loops=1, zeta_theta=1)
     double = gm.condense(data, recipe, device="cpu", progress=False).images
@@ -176,8 +176,8 @@ def test_float32_stays_within_rounding_of_float64():
     assert relative(single.double(), double) < 1e-4
 
 
-def test_several_updates_at_each_theta():
-    """zeta_S = 3 with one theta is Algorithm 1 with three inner iterations between which theta does not move (Eq. 10)."""
+def test_eq_10_several_updates_of_S_at_each_theta():
+    """zeta_S = 3 equals three inner iterations of the reference in which theta takes no step."""
     data = make_data((8, 6, 7))
     recipe = tiny_recipe(ipc=2, what="multi", outer_loops=1, inner_loops=1, zeta_theta=1, zeta_S=3)
     rng = generator(recipe.seed, "batches", 0, 0)
@@ -185,14 +185,25 @@ def test_several_updates_at_each_theta():
     theta0 = [[p.detach() for p in fresh_network(data, recipe, 0).parameters()]]
     S = gm.condense(data, recipe, device="cpu", progress=False)
     theirs, _ = reference.algorithm1(
-        initial(data, recipe), S.labels, theta0, batches, "multi", EXPRESSIONS["d1"], 3, 3, lambda t: 0,
-        recipe.lr_images, recipe.momentum_images, 0.01, 0.5,
-    )  # fmt: skip
+        initial(data, recipe),
+        S.labels,
+        theta0,
+        batches,
+        "multi",
+        EXPRESSIONS["d1"],
+        3,
+        3,
+        lambda t: 0,
+        recipe.lr_images,
+        recipe.momentum_images,
+        0.01,
+        0.5,
+    )
     assert relative(S.images, theirs) < 1e-8
 
 
 def test_sampled_inter_class_batches():
-    """One update with mixed batches (the released scripts' way): Eq. 6 by hand on the same draws."""
+    """One update with mixed batches, as in the released scripts, compared with Eq. 6 by hand."""
     data = make_data((8, 6, 7))
     once = {"outer_loops": 1, "inner_loops": 1, "zeta_theta": 1}
     recipe = tiny_recipe(ipc=2, what="multi", inter_batches="sampled", momentum_images=0, **once)
@@ -202,7 +213,7 @@ def test_sampled_inter_class_batches():
     real = [data.sample(c, recipe.batch_real, rng) for c in range(3)]
     chosen = torch.randperm(6, generator=mixed)
     x, y = data.sample_any(1024, mixed)
-    assert len(y) == 21 and sorted(y.tolist()) == data.train_labels.tolist(), "21 real images are all there are"
+    assert len(y) == 21 and sorted(y.tolist()) == data.train_labels.tolist(), "all real images"
     S0 = initial(data, recipe).requires_grad_()
     labels = torch.arange(3).repeat_interleave(2)
     gS = [reference.gradient(theta, S0[2 * c : 2 * c + 2], labels[2 * c : 2 * c + 2], True) for c in range(3)]
@@ -216,8 +227,8 @@ def test_sampled_inter_class_batches():
     assert S.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-10)
 
 
-def test_how_hard_each_part_pulls():
-    """Value and gradient of each term alone, within and across classes, at every theta of one outer iteration."""
+def test_pulls_of_each_part_of_the_loss():
+    """Value and gradient of each term alone, at both levels, at every theta of one outer iteration."""
     data = make_data()
     recipe = tiny_recipe(
         ipc=2, what="multi", how="d1 + 0.1*d2", where="fixed", inner_loops=3, zeta_theta=2, lr_images=0.3
@@ -230,13 +241,12 @@ def test_how_hard_each_part_pulls():
         theta = [p.requires_grad_() for p in theta]
         real = data.sample_classes(recipe.batch_real, streams_of(recipe, 1, t)["batches"])
         of_class = [reference.gradient(theta, *reference.of_class(S, labels, c)) for c in range(3)]
-        sizes = {"inter": [reference.union_gradient(of_class)], "intra": of_class}
-        for what, (how_, term) in itertools.product(
-            ("intra", "inter"), {"d1": (1.0, "d1"), "0.1*d2": (0.1, "d2")}.items()
-        ):
-            ours = found.loc[t, what, how_]
-            loss, dS = reference.matching_gradient(theta, S, labels, real, what, [term])
-            rows = [row for g in sizes[what] for parameter in g for row in reference.rows(parameter)]
+        matched = {"inter": [reference.union_gradient(of_class)], "intra": of_class}
+        terms = {"d1": (1.0, "d1"), "0.1*d2": (0.1, "d2")}
+        for what, name in itertools.product(matched, terms):
+            ours = found.loc[t, what, name]
+            loss, dS = reference.matching_gradient(theta, S, labels, real, what, [terms[name]])
+            rows = [row for g in matched[what] for parameter in g for row in reference.rows(parameter)]
             assert ours["loss"] == pytest.approx(loss, rel=1e-10)
             assert ours["pull"] == pytest.approx(dS.norm().item(), rel=1e-10)
             assert ours["step"] == pytest.approx(0.3 * (dS.norm() / S.norm()).item(), rel=1e-10)
@@ -247,7 +257,7 @@ def test_how_hard_each_part_pulls():
         )
 
 
-def test_pulls_of_one_level_and_of_a_set_of_its_own():
+def test_pulls_of_one_level_and_of_a_given_set():
     fields = {"ipc": 2, "inner_loops": 2, "zeta_theta": 1}
     data, recipe = make_data(), tiny_recipe(**fields, what="intra")
     found = pulls(data, recipe, device="cpu")
@@ -255,24 +265,30 @@ def test_pulls_of_one_level_and_of_a_set_of_its_own():
     S = gm.condense(data, recipe, "cpu", progress=False)
     of_S = pulls(data, recipe, S, device="cpu")
     assert not of_S["pull"].equals(found["pull"])
-    assert of_S.equals(pulls(data, recipe, S, device="cpu")), "bit for bit"
-    other = make_data(counts=(12, 12))
-    for bad, sentence in (
-        ({"S": noise_set(other, 2)}, "3 of"), ({"k": -1}, "k=-1 does not fit"), ({"S": 3}, "give a SyntheticSet")
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=sentence):
-            pulls(data, recipe, device="cpu", **bad)
+    assert of_S.equals(pulls(data, recipe, S, device="cpu")), "the same bits again"
     for k, level in ((0, "intra"), (1, "inter")):
-        turn, alone = (pulls(data, tiny_recipe(**fields, what=what), k=k) for what in ("interleaved", level))
-        assert turn.equals(alone), "of the level whose turn it is"
-    with pytest.raises(ValueError, match='take a recipe with inter_batches="classes"'):
-        pulls(data, tiny_recipe(**fields, inter_batches="sampled"))
-    with pytest.raises(ValueError, match="the set has 5 images per class and the recipe 2"):
-        pulls(data, recipe, noise_set(data, 5), device="cpu")
+        interleaved, alone = (pulls(data, tiny_recipe(**fields, what=what), k=k) for what in ("interleaved", level))
+        assert interleaved.equals(alone)
 
 
-def test_the_angle_across_classes_pulls_harder_the_better_theta_fits_S(digits):
-    """Why M and MD throw real images about where theta takes many steps: that part's step grows, the others' stay small."""
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({}, {"S": noise_set(make_data(counts=(12, 12)), 2)}, "3 of"),
+        ({}, {"S": noise_set(make_data(), 5)}, "5 images"),
+        ({}, {"S": 3}, "SyntheticSet"),
+        ({}, {"k": -1}, "k=-1"),
+        ({"what": "multi", "inter_batches": "sampled"}, {}, "inter_batches"),
+    ],
+)
+def test_pulls_raises_if_its_arguments_do_not_fit(fields, options, message):
+    recipe = tiny_recipe(ipc=2, inner_loops=2, zeta_theta=1, **{"what": "intra", **fields})
+    with pytest.raises(ValueError, match=message):
+        pulls(make_data(), recipe, device="cpu", **options)
+
+
+def test_the_inter_class_angle_pulls_harder_the_better_theta_fits_S(digits):
+    """This is why M and MD change real images a lot if theta takes many steps. The other parts stay small."""
     fields = {"width": 16, "outer_loops": 1, "inner_loops": 6, "zeta_theta": 50}
     found = pulls(digits, gm.Recipe.for_method("MD", "digits", 10, "smoke", **fields), device="cpu")
     steps = found.pivot(index="t", columns=["what", "how"], values="step")
@@ -281,16 +297,16 @@ def test_the_angle_across_classes_pulls_harder_the_better_theta_fits_S(digits):
     assert rose.idxmax() == ("inter", "d1") and rose["inter", "d1"] > 5
     assert steps.iloc[-1]["inter", "d1"] > 5 * steps.iloc[-1].drop(("inter", "d1")).max()
     union = found[(found["what"] == "inter") & (found["how"] == "d1")]["gradient"]
-    assert union.iloc[-1] < 0.7 * union.iloc[0], "the gradient that theta is trained to lose"
+    assert union.iloc[-1] < 0.7 * union.iloc[0], "training theta on S makes this gradient small"
 
 
-def test_images_three_times_as_large_are_moved_by_a_ninth(digits):
-    """Behind instance norm they are the same images: the pull is a third, and |S| is three times as long."""
+def test_images_three_times_as_large_move_a_ninth_as_far(digits):
+    """Instance norm makes the images equal, so the pull is a third, and |S| is three times as large."""
     recipe = gm.Recipe.for_method("MD", "digits", 10, "smoke", width=16, inner_loops=2, zeta_theta=20)
     images = initial(digits, recipe)
     small, large = (
         pulls(digits, recipe, replace(noise_set(digits, 10), images=factor * images), device="cpu")
         for factor in (1, 3)
     )
-    assert small.equals(pulls(digits, recipe, device="cpu")), "S_0 is what it begins with"
+    assert small.equals(pulls(digits, recipe, device="cpu")), "pulls takes S_0 by default"
     assert (9 * large["step"] / small["step"]).tolist() == pytest.approx([1.0] * len(small), abs=0.25)

@@ -1,4 +1,4 @@
-"""Augmentation: pixel by pixel against numpy and scipy, gradients against finite differences, draws against their odds."""
+"""Augmentation: pixels against numpy and scipy, gradients against finite differences, draws against probabilities."""
 
 import math
 
@@ -15,12 +15,11 @@ from gmlib.augment import (
     OPERATIONS,
     SIAMESE,
     Transform,
+    apply_operations,
+    apply_transforms,
     draw_transform,
-    independent,
-    one_of,
     operations_for,
     parse_strategy,
-    siamese,
     siamese_for,
 )
 from gmlib.runtime import generator
@@ -32,14 +31,22 @@ def images(n=3, channels=3, height=12, width=16, seed=0, dtype=torch.float64):
     return torch.randn(n, channels, height, width, generator=generator(seed, "images"), dtype=torch.float64).to(dtype)
 
 
+def one_of(x, operations, rng):
+    return apply_operations(x, operations, [rng])[0]
+
+
+def independent(x, strategy, rng):
+    return apply_transforms(x, strategy, [rng])[0]
+
+
 def image_with_dot(n, row, column, side=28):
     x = torch.zeros(n, 1, side, side)
     x[:, :, row, column] = 1.0
     return x
 
 
-def moved_by_hand(image, down, right, fill):
-    """Padding by numpy, then a window: image (channels, height, width), fill (channels,)."""
+def shifted_by_hand(image, down, right, fill):
+    """Pad with numpy, then cut out: image (channels, height, width), fill (channels,)."""
     channels, height, width = image.shape
     padded = np.empty((channels, height + 40, width + 40))
     padded[:] = np.asarray(fill)[:, None, None]
@@ -48,7 +55,7 @@ def moved_by_hand(image, down, right, fill):
 
 
 def sampled_by_scipy(image, matrix, fill=0.0):
-    """Bilinear, `fill` outside: pixel (row, column) from the centre is read at matrix @ (row, column)."""
+    """Bilinear with ``fill`` outside: each pixel, counted from the centre, is read at matrix @ (row, column)."""
     centre = (np.array(image.shape[1:]) - 1) / 2
     offset = centre - matrix @ centre
     return np.stack(
@@ -63,25 +70,24 @@ def within_4_sigma(count, n, p):
 # ---- phase 2 of the paper
 
 
-def test_what_the_papers_protocol_varies():
+def test_operations_of_the_papers_protocol():
     assert operations_for("MNIST") == ("crop", "scale", "rotate")
     assert all(operations_for(name) == () for name in ("digits", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100"))
     assert operations_for("CIFAR10", has_batchnorm=True) == operations_for("MNIST", True) == ("crop", "noise")
-    assert {name for names in (*augment.AUGMENTED.values(), augment.WITH_BATCHNORM) for name in names} == set(
-        OPERATIONS
-    )
+    used = {*augment.BATCHNORM_OPERATIONS, *(name for names in augment.DATASET_OPERATIONS.values() for name in names)}
+    assert used == set(OPERATIONS)
 
 
-def test_crop_moves_by_whole_pixels_and_fills_with_the_mean():
+def test_crop_shifts_by_whole_pixels_and_fills_with_the_mean():
     x = image_with_dot(1000, 14, 14)
     dots = [divmod(int(image.argmax()), 28) for image in one_of(x, ("crop",), generator(0, "crop"))]
     assert set(dots) == {(r, c) for r in range(10, 19) for c in range(10, 19)}, (
-        "every shift from -4 to 4, and no other"
+        "all shifts from -4 to 4, and no others"
     )
     x = images(30) + torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     mean = x.mean((0, 2, 3)).numpy()
     for image, found in zip(x.numpy(), one_of(x, ("crop",), generator(1, "crop")).numpy(), strict=True):
-        every = [moved_by_hand(image, down, right, mean) for down in range(-4, 5) for right in range(-4, 5)]
+        every = [shifted_by_hand(image, down, right, mean) for down in range(-4, 5) for right in range(-4, 5)]
         assert sum(np.allclose(found, expected, rtol=0, atol=1e-15) for expected in every) == 1
 
 
@@ -91,14 +97,14 @@ def test_rotate_and_scale_stay_in_their_ranges():
     angles = [math.degrees(math.atan2(r - 13.5, c - 13.5)) for r, c in turned]
     assert -49 < min(angles) < -38 and 38 < max(angles) < 49
     radii = [math.hypot(r - 13.5, c - 13.5) for r, c in turned]
-    assert max(abs(r - 10.51) for r in radii) < 1.2, "turning keeps the distance from the centre"
+    assert max(abs(r - 10.51) for r in radii) < 1.2, "rotation keeps the distance from the centre"
     scaled = [divmod(int(i.argmax()), 28) for i in one_of(far, ("scale",), generator(0, "s"))]
     radii = [math.hypot(r - 13.5, c - 13.5) for r, c in scaled]
     assert 8.0 < min(radii) < 9.2 and 11.8 < max(radii) < 13.2, "between 0.8 and 1.2 times as far"
 
 
 def ramps(n, side=33):
-    """Channels (row, column) of each pixel from the centre: the middle of a varied copy tells where it was read."""
+    """Images whose channels are each pixel's row and column from the centre: a copy shows where it was read."""
     place = torch.arange(side, dtype=torch.float64) - side // 2
     return (
         torch.stack([place[:, None].expand(side, side), place[None].expand(side, side)]).expand(n, -1, -1, -1).clone()
@@ -106,7 +112,7 @@ def ramps(n, side=33):
 
 
 def read_at(varied):
-    """(n, 2, 2): rows d(row read), d(column read), by step down and by step right, around the middle of `ramps`."""
+    """(n, 2, 2): how far the reading place moves per step down and per step right, at the centre of ``ramps``."""
     m = varied.shape[-1] // 2
     down = (varied[:, :, m + 4, m] - varied[:, :, m - 4, m]) / 8
     right = (varied[:, :, m, m + 4] - varied[:, :, m, m - 4]) / 8
@@ -120,7 +126,7 @@ def read_at(varied):
         ("rotate", lambda m: torch.atan2(m[:, 0, 1], m[:, 0, 0]).rad2deg(), -45, 45),
     ],
 )
-def test_strengths_of_phase_2_are_even_over_their_range(name, of, low, high):
+def test_strengths_of_phase_2_are_uniform_over_their_range(name, of, low, high):
     matrix = read_at(one_of(ramps(1000), (name,), generator(0, name)))
     strength = of(matrix)
     assert low - 1e-9 < strength.min() < low + 0.01 * (high - low)
@@ -128,7 +134,7 @@ def test_strengths_of_phase_2_are_even_over_their_range(name, of, low, high):
     width = (high - low) / math.sqrt(12 * 1000)
     assert abs(strength.mean() - (low + high) / 2) < 4 * width
     determinant = {"scale": strength**-2, "rotate": torch.ones(1000)}[name]
-    assert torch.allclose(torch.linalg.det(matrix), determinant.double()), "the same down and across, nothing sheared"
+    assert torch.allclose(torch.linalg.det(matrix), determinant.double()), "equal down and across, without shear"
 
 
 def test_noise_has_the_papers_standard_deviation():
@@ -137,16 +143,16 @@ def test_noise_has_the_papers_standard_deviation():
     n = noise.size
     assert abs(noise.mean()) < 4 * 0.001 / math.sqrt(n)
     assert noise.std() == pytest.approx(0.001, rel=4 / math.sqrt(2 * n))
-    assert len(np.unique(noise)) > 0.99 * n, "every pixel has its own"
+    assert len(np.unique(noise)) > 0.99 * n, "every pixel has its own noise"
 
 
-def test_each_image_gets_exactly_one_operation_evenly():
-    """A mirror-symmetric image stays so when scaled, hardly changes by noise, and moves by whole pixels when cropped."""
+def test_each_image_gets_one_operation_and_all_are_equally_likely():
+    """A symmetric image stays symmetric if scaled, hardly changes by noise, and shifts by whole pixels if cropped."""
     half = images(1, 1, 16, 8)
     x = torch.cat([half, half.flip(-1)], -1).expand(1200, -1, -1, -1)
     counts = dict.fromkeys(OPERATIONS, 0)
     mean = [float(x.mean())]
-    every = np.stack([moved_by_hand(x[0].numpy(), d, r, mean) for d in range(-4, 5) for r in range(-4, 5)])
+    every = np.stack([shifted_by_hand(x[0].numpy(), d, r, mean) for d in range(-4, 5) for r in range(-4, 5)])
     for image in one_of(x, tuple(OPERATIONS), generator(0, "all")):
         if (abs(every - image.numpy()).max((1, 2, 3)) < 1e-12).any():
             counts["crop"] += 1
@@ -157,18 +163,18 @@ def test_each_image_gets_exactly_one_operation_evenly():
     assert all(within_4_sigma(count, 1200, 1 / 4) for count in counts.values()), counts
 
 
-def test_what_comes_in_from_outside_is_the_mean():
+def test_pixels_from_outside_are_the_mean_of_their_channel():
     x = torch.stack([torch.full((2, 16, 16), 3.0), torch.full((2, 16, 16), 5.0)]).repeat(20, 1, 1, 1)
     x[:, 1] *= -1
     for name in ("crop", "scale", "rotate"):
         varied = one_of(x, (name,), generator(0, name))
         assert torch.allclose(varied[:, 0], -varied[:, 1])
         values = varied[:, 0].reshape(20, 2, -1)
-        assert values[:, 0].min() == 3 and values[:, 1].max() == 5, "the middle is left as it was"
-        assert values[:, 0].max() == values[:, 1].min() == 4, "and outside lies the mean of the channel"
+        assert values[:, 0].min() == 3 and values[:, 1].max() == 5, "the middle is unchanged"
+        assert values[:, 0].max() == values[:, 1].min() == 4, "and outside is the mean of the channel"
 
 
-def test_no_operation_leaves_images_and_generator_as_they_are():
+def test_without_operations_images_and_generator_stay_unchanged():
     rng, x = generator(0), images()
     before = rng.get_state()
     assert torch.equal(one_of(x, (), rng), x)
@@ -176,17 +182,17 @@ def test_no_operation_leaves_images_and_generator_as_they_are():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_phase_2_seeds_and_dtypes(name):
+def test_operations_depend_on_the_seed_and_not_on_the_dtype(name):
     x = images(8)
     first = one_of(x, (name,), generator(0, "a"))
     assert torch.equal(first, one_of(x, (name,), generator(0, "a")))
     assert not torch.equal(first, one_of(x, (name,), generator(1, "a")))
     single = one_of(x.float(), (name,), generator(0, "a"))
     assert single.dtype == torch.float32 and first.dtype == torch.float64
-    assert torch.allclose(single.double(), first, atol=1e-5), "the same draws in every dtype"
+    assert torch.allclose(single.double(), first, atol=1e-5), "draws are the same in every dtype"
 
 
-# ---- Siamese augmentation, one operation after the other
+# ---- Siamese augmentation, one operation at a time
 
 
 def test_flip_is_an_exact_mirror():
@@ -205,25 +211,25 @@ def test_flip_is_an_exact_mirror():
         ((0.19, 0.81, 0), -2, 2),
     ],
 )
-def test_crop_moves_by_an_eighth_and_fills_with_0(u, down, right):
+def test_siamese_crop_shifts_by_up_to_an_eighth_and_fills_with_0(u, down, right):
     x = images()  # 12 * 0.125 rounds to 2, as does 16 * 0.125
-    expected = np.stack([moved_by_hand(image, down, right, [0, 0, 0]) for image in x.numpy()])
+    expected = np.stack([shifted_by_hand(image, down, right, [0, 0, 0]) for image in x.numpy()])
     assert np.array_equal(Transform("crop", u)(x).numpy(), expected)
 
 
-@pytest.mark.parametrize(("side", "most"), [(8, 1), (28, 4), (32, 4), (64, 8)])
-def test_crop_on_each_size_of_image(side, most):
+@pytest.mark.parametrize(("side", "limit"), [(8, 1), (28, 4), (32, 4), (64, 8)])
+def test_siamese_crop_on_several_sizes(side, limit):
     x = image_with_dot(1, side // 2, side // 2, side)
     rng = generator(0, side)
     dots = {divmod(int(draw_transform("crop", rng)(x).argmax()), side) for _ in range(1500 if side == 64 else 800)}
-    reach = range(side // 2 - most, side // 2 + most + 1)
+    reach = range(side // 2 - limit, side // 2 + limit + 1)
     assert {r for r, _ in dots} == {c for _, c in dots} == set(reach)
-    assert len(dots) > 0.9 * len(reach) ** 2, "down and right are drawn apart"
+    assert len(dots) > 0.9 * len(reach) ** 2, "down and right are drawn independently"
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 16), (9, 13)])
 def test_cutout_hides_half_of_each_side(height, width):
-    """Every place of the middle occurs, none other; the rest of the image is untouched."""
+    """All possible centres occur, and no others. The rest of the image is unchanged."""
     x = images(1, 2, height, width).abs() + 1
     size = [int(side * 0.5 + 0.5) for side in (height, width)]
     places = [side + (1 if length % 2 == 0 else 0) for side, length in zip((height, width), size, strict=True)]
@@ -253,7 +259,7 @@ def test_scale_and_rotate_against_scipy(u, channels):
         assert np.allclose(Transform(name, (*u, 0))(x).numpy(), expected, atol=1e-12), name
 
 
-def test_a_positive_turn_is_anticlockwise():
+def test_a_positive_angle_turns_anticlockwise():
     x = torch.zeros(1, 1, 29, 29)
     x[0, 0, 14, 26] = 1  # 12 pixels right of the centre; 15 degrees up from there: (14 - 3.1, 14 + 11.6)
     row, column = divmod(int(Transform("rotate", (ALMOST_1, 0, 0))(x).argmax()), 29)
@@ -275,15 +281,15 @@ def test_the_middle_of_each_range_changes_nothing(name, u):
     assert torch.allclose(Transform(name, u)(x), x, atol=1e-12)
 
 
-def test_colour_by_hand():
+def test_colour_against_a_calculation_by_hand():
     x = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]], dtype=torch.float64).view(1, 3, 1, 2)
-    # Brightness adds 0.25: (3.25, 0.25, 0.25), of mean 1.25, in both pixels, one way round or the other. Saturation 0.5 halves
-    # what differs from that mean; contrast 1.25 widens what differs from the mean over the image, which is again 1.25.
+    # Brightness adds 0.25: both pixels hold 3.25, 0.25, 0.25 in some order, with mean 1.25. Saturation 0.5 halves the
+    # distance to that mean. Contrast 1.25 multiplies the distance to the mean of the image, which is 1.25 too.
     expected = torch.tensor([[2.5, 0.625], [0.625, 2.5], [0.625, 0.625]], dtype=torch.float64).view(1, 3, 1, 2)
     assert torch.allclose(Transform("colour", (0.75, 0.25, 0.75))(x), expected, rtol=1e-15)
 
 
-def test_saturation_does_nothing_to_grey_images():
+def test_saturation_does_not_change_grey_images():
     x = images(4, 1)
     colourless, vivid = (Transform("colour", (0.7, u, 0.3))(x) for u in (0, ALMOST_1))
     assert torch.equal(colourless, vivid)
@@ -292,7 +298,7 @@ def test_saturation_does_nothing_to_grey_images():
 
 
 def test_ranges_of_the_colours():
-    """Four pixels of light +-1 and colour (+-1, 0, -+1): light tells the contrast, colour the contrast times saturation."""
+    """Four pixels of light +-1 and colour (+-1, 0, -+1): light shows contrast, colour contrast times saturation."""
     light = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     colour = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     x = torch.stack([light + colour, light, light - colour]).view(1, 3, 2, 2).expand(3000, -1, -1, -1)
@@ -304,7 +310,7 @@ def test_ranges_of_the_colours():
         edge = 0.01 * (high - low)
         assert low - 1e-9 <= strength.min() < low + edge and high - edge < strength.max() <= high + 1e-9
     three = torch.stack([brightness, saturation, contrast])
-    assert torch.corrcoef(three).fill_diagonal_(0).abs().max() < 4 / math.sqrt(3000), "drawn apart from each other"
+    assert torch.corrcoef(three).fill_diagonal_(0).abs().max() < 4 / math.sqrt(3000), "drawn independently"
 
 
 def test_ranges_of_scale_and_rotate():
@@ -325,9 +331,9 @@ def test_strategies():
     every = ("flip", "crop", "cutout", "scale", "rotate", "colour")
     assert tuple(SIAMESE) == every
     for name in ("digits", "MNIST", "SVHN"):
-        assert augment.strategy_for(name) == every[1:]
+        assert augment.published_strategy(name) == every[1:]
     for name in ("FashionMNIST", "CIFAR10", "CIFAR100", "TinyImageNet", "imagefolder:cats"):
-        assert augment.strategy_for(name) == every
+        assert augment.published_strategy(name) == every
     assert (
         parse_strategy("flip+crop")
         == parse_strategy("flip + crop")
@@ -338,22 +344,22 @@ def test_strategies():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", SIAMESE)
-def test_both_sides_meet_the_same_transformation(name, channels):
+def test_both_sides_get_the_same_transformation(name, channels):
     x = images(5, channels)
-    both = siamese(name, generator(0, "both", name))
+    both = draw_transform(name, generator(0, "both", name))
     varied = both(x)
     assert varied.shape == x.shape
     assert torch.equal(both(x), varied), "a drawn transformation does not draw again"
-    assert torch.equal(both(x[2:4]), varied[2:4]), "whatever else is in the batch"
-    other = {siamese(name, generator(i, "both", name)) for i in range(20)}
+    assert torch.equal(both(x[2:4]), varied[2:4]), "also in another batch"
+    other = {draw_transform(name, generator(i, "both", name)) for i in range(20)}
     assert len({tuple(t(x).flatten().tolist()) for t in other}) > 1
     small = both(x[:, :, :8, :8])
-    assert small.shape == (5, channels, 8, 8), "and whatever the size"
+    assert small.shape == (5, channels, 8, 8), "and for another size"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SIAMESE)
-def test_seeds_and_dtypes(name, dtype):
+def test_transforms_depend_on_the_seed_and_not_on_the_dtype(name, dtype):
     x = images(6, dtype=dtype)
     varied = independent(x, (name,), generator(3, "x"))
     assert varied.dtype == dtype
@@ -366,7 +372,7 @@ def test_seeds_and_dtypes(name, dtype):
     )
 
 
-def test_drawing_leaves_the_callers_random_state_and_images_alone():
+def test_global_random_state_and_images_stay_unchanged():
     state, x = torch.get_rng_state(), images()
     before = x.clone()
     one_of(x, tuple(OPERATIONS), generator(0))
@@ -377,7 +383,7 @@ def test_drawing_leaves_the_callers_random_state_and_images_alone():
     assert torch.equal(x, before)
 
 
-def test_operations_are_drawn_evenly():
+def test_all_siamese_operations_are_equally_likely():
     rng, n = generator(0, "even"), 6000
     drawn = [draw_transform(tuple(SIAMESE), rng) for _ in range(n)]
     for name in SIAMESE:
@@ -388,21 +394,21 @@ def test_operations_are_drawn_evenly():
     assert {draw_transform("crop+flip", rng).operation for _ in range(50)} == {"crop", "flip"}
 
 
-def test_each_image_has_a_draw_of_its_own():
+def test_each_image_has_its_own_draw():
     n = 2000
     x = images(1, 1, 4, 4).expand(n, -1, -1, -1)
     varied = independent(x, "flip+colour", generator(0, "own"))
     same, mirrored = ((varied == y).flatten(1).all(1) for y in (x, x.flip(3)))
-    assert within_4_sigma(int(same.sum()), n, 1 / 4), "flip drawn, but not to be flipped"
+    assert within_4_sigma(int(same.sum()), n, 1 / 4), "flip was drawn, with a strength that does not flip"
     assert within_4_sigma(int(mirrored.sum()), n, 1 / 4)
     rest = varied[~(same | mirrored)]
-    assert len(rest.unique(dim=0)) == len(rest), "no two by the same strength"
+    assert len(rest.unique(dim=0)) == len(rest), "no two have the same strength"
     slope = (rest - rest.mean((1, 2, 3), keepdim=True)) / (x[0] - x[0].mean())
-    assert torch.allclose(slope, slope[:, :1, :1, :1].expand_as(slope)), "and all others by colour alone"
+    assert torch.allclose(slope, slope[:, :1, :1, :1].expand_as(slope)), "and all others changed by colour alone"
 
 
-def test_images_keep_their_places():
-    """The images are told apart by their sizes, far beyond what any operation changes."""
+def test_images_keep_their_order():
+    """The images differ in brightness by far more than any operation changes it."""
     size = 100.0 ** torch.arange(5, dtype=torch.float64)
     x = (size.view(-1, 1, 1, 1) * (1 + 0.1 * torch.rand(5, 1, 8, 8, generator=generator(0)))).repeat(8, 1, 1, 1)
     for seed in range(3):
@@ -414,21 +420,21 @@ def test_images_keep_their_places():
             assert torch.equal((middle / size.repeat(8)).round(), torch.ones(40))
 
 
-# ---- many copies at once, for networks trained side by side
+# ---- several generators at once, for networks trained side by side
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("each", "alone", "names"),
     [
-        (augment.one_of_for_each, one_of, ("crop", "scale", "rotate")),
-        (augment.one_of_for_each, one_of, tuple(OPERATIONS)),
-        (augment.one_of_for_each, one_of, ("noise",)),
-        (augment.independent_for_each, independent, tuple(SIAMESE)),
+        (apply_operations, one_of, ("crop", "scale", "rotate")),
+        (apply_operations, one_of, tuple(OPERATIONS)),
+        (apply_operations, one_of, ("noise",)),
+        (apply_transforms, independent, tuple(SIAMESE)),
     ],
 )
-def test_each_generator_draws_as_it_does_alone(each, alone, names, channels):
-    """Epoch after epoch: the copies, and what every generator draws next."""
+def test_each_generator_draws_the_same_as_alone(each, alone, names, channels):
+    """For several epochs: the copies, and the state of every generator afterwards."""
     x = images(7, channels)
     together, apart = ([generator(j, "copies") for j in range(5)] for _ in range(2))
     for _ in range(3):
@@ -438,10 +444,10 @@ def test_each_generator_draws_as_it_does_alone(each, alone, names, channels):
     assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(together, apart, strict=True))
 
 
-def test_copies_of_nothing_varied_are_the_images():
+def test_without_operations_all_copies_are_the_images():
     x, rngs = images(), [generator(0), generator(1)]
     before = [rng.get_state() for rng in rngs]
-    assert torch.equal(augment.one_of_for_each(x, (), rngs), torch.stack([x, x]))
+    assert torch.equal(apply_operations(x, (), rngs), torch.stack([x, x]))
     assert all(torch.equal(rng.get_state(), state) for rng, state in zip(rngs, before, strict=True))
 
 
@@ -457,8 +463,8 @@ def test_gradients_against_finite_differences(name, channels):
 
 
 @pytest.mark.parametrize("name", SIAMESE)
-def test_the_matching_loss_has_a_gradient_through_the_transformation(name):
-    """As in Algorithm 1: the distance of two gradients with respect to theta, differentiated with respect to S."""
+def test_the_matching_loss_has_a_gradient_through_a_transform(name):
+    """As in Algorithm 1: the distance of two gradients in theta, differentiated in S."""
     real, S = images(4, 1, 5, 5, seed=1), images(2, 1, 5, 5).requires_grad_()
     theta = torch.randn(3, 25, generator=generator(0, "theta"), dtype=torch.float64).requires_grad_()
     both = Transform(name, (0.31, 0.83, 0.64))
@@ -475,10 +481,10 @@ def test_the_matching_loss_has_a_gradient_through_the_transformation(name):
     assert torch.autograd.grad(matching_loss(S), S)[0].abs().max() > 0
 
 
-# ---- the switch of the recipe, devices, refusals
+# ---- the augment field of a recipe, devices, errors
 
 
-def test_the_switch_of_the_recipe():
+def test_the_augment_field_of_a_recipe():
     x = images()
     assert siamese_for("none", "CIFAR10", generator(0))(x) is x
     rng = generator(0)
@@ -488,27 +494,26 @@ def test_the_switch_of_the_recipe():
         "crop+cutout+scale+rotate+colour", generator(5)
     )
     own = {siamese_for("dsa:crop+scale", "CIFAR10", rng).operation for _ in range(50)}
-    assert own == {"crop", "scale"}, "letters of one's own are not mirrored"
+    assert own == {"crop", "scale"}, "only the listed operations"
 
 
-def test_a_strategy_of_ones_own_in_both_phases():
+def test_a_users_strategy_in_both_phases():
     recipe = Recipe(augment="dsa:crop+scale")
     assert Recipe(**recipe.as_dict()) == recipe
     data = make_data(dtype=torch.float32)
     network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
-    assert Protocol(augment="dsa:crop+scale").settled(data, network)["augment"] == "dsa+crop+scale"
-    for wrong, sentence in {
-        "dsb": "unknown augment 'dsb': choose from none, dsa, or dsa: and operations of your own, as in dsa:crop",
-        "dsa:": "the strategy is empty", "none:crop": "the strategy is empty", "dsa:crops": "unknown Siamese operation 'crops'",
+    assert Protocol(augment="dsa:crop+scale").resolve(data, network)["augment"] == "dsa+crop+scale"
+    for wrong, word in {
+        "dsb": "'dsb'", "dsa:": "empty", "none:crop": "empty", "dsa:crops": "'crops'",
     }.items():  # fmt: skip
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=word):
             Recipe(augment=wrong)
-    with pytest.raises(ValueError, match="augment varies batches of one class, not mixed ones"):
+    with pytest.raises(ValueError, match="augment"):
         Recipe(what="inter", inter_batches="sampled", augment="dsa")
 
 
-def test_operations_run_where_the_images_lie():
-    """Tensors without memory that stand for ones on a GPU: mixing them with the CPU's is an error, as it is there."""
+def test_operations_run_on_the_device_of_the_images():
+    """Fake tensors stand for ones on a GPU: mixing them with CPU tensors is an error, as it is there."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(4, 3, 8, 8, device="cuda")
         with pytest.raises(RuntimeError, match="device"):
@@ -517,51 +522,45 @@ def test_operations_run_where_the_images_lie():
             for n in (1, 4):
                 assert vary(x, torch.empty(n, 3, dtype=torch.float64)).device.type == "cuda"
         for operation in OPERATIONS.values():
-            drawn, fill = (
-                operation.draw_transform(4, x.shape[1:], torch.Generator()),
-                torch.empty(1, 3, 1, 1, device="cuda"),
-            )
-            assert drawn.device.type == "cpu" and operation.move(x, drawn, fill).device.type == "cuda"
+            drawn = operation.draw(4, x.shape[1:], torch.Generator())
+            fill = torch.empty(1, 3, 1, 1, device="cuda")
+            assert drawn.device.type == "cpu" and operation.apply(x, drawn, fill).device.type == "cuda"
 
 
 @pytest.mark.parametrize("strategy", ["", (), [], " "])
 def test_empty_strategies(strategy):
-    sentence = r"the strategy is empty: join one or more of flip, crop, cutout, scale, rotate, colour by \+"
-    for refused in (
-        lambda: draw_transform(strategy, generator(0)),
-        lambda: independent(images(), strategy, generator(0)),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            refused()
+    with pytest.raises(ValueError, match="empty"):
+        draw_transform(strategy, generator(0))
+    with pytest.raises(ValueError, match="empty"):
+        independent(images(), strategy, generator(0))
 
 
 @pytest.mark.parametrize("strategy", ["flip+color", ("flip", "color"), "color"])
 def test_unknown_operations(strategy):
-    with pytest.raises(ValueError, match="unknown Siamese operation 'color': choose from flip, crop, cutout"):
-        siamese(strategy, generator(0))
+    with pytest.raises(ValueError, match="'color'"):
+        draw_transform(strategy, generator(0))
 
 
 @pytest.mark.parametrize("strategy", ["flip+", "+", "flip++crop"])
-def test_a_plus_too_many(strategy):
-    with pytest.raises(ValueError, match="unknown Siamese operation ''"):
+def test_strategies_with_an_extra_plus(strategy):
+    with pytest.raises(ValueError, match="''"):
         parse_strategy(strategy)
 
 
 def test_unknown_operation_of_phase_2():
-    with pytest.raises(ValueError, match="unknown operation 'cutout': choose from crop, scale, rotate, noise"):
+    with pytest.raises(ValueError, match="'cutout'"):
         one_of(images(), ("crop", "cutout"), generator(0))
 
 
 @pytest.mark.parametrize(
     "x", [torch.zeros(8, 8), torch.zeros(0, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)]
 )
-def test_what_is_no_image(x):
-    phase_2, siamese_2 = (
-        (lambda x: one_of(x, ("crop",), generator(0))),
-        (lambda x: independent(x, "flip", generator(0))),
+def test_tensors_that_are_not_images(x):
+    calls = (
+        Transform("flip", (0, 0, 0)),
+        lambda x: one_of(x, ("crop",), generator(0)),
+        lambda x: independent(x, "flip", generator(0)),
     )
-    for refused in (Transform("flip", (0, 0, 0)), phase_2, siamese_2):
-        with pytest.raises(
-            ValueError, match=r"cannot vary torch\..*: give floats \(n, channels, height, width\), n above 0"
-        ):
-            refused(x)
+    for call in calls:
+        with pytest.raises(ValueError, match="cannot vary"):
+            call(x)

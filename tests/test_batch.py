@@ -1,7 +1,9 @@
-"""Notebooks as batch jobs: parameters, refusals, failing cells, kills, and a log that can be read."""
+"""Notebooks as batch jobs: parameters, bad input, failing cells, kills, and a log that can be read."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +11,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from gmreport import batch
+
+# papermill warns about MyST; `batch` hides that, but pytest makes warnings errors again.
+pytestmark = pytest.mark.filterwarnings(r"ignore:The specified file \(myst")
 
 PAGE = """---
 kernelspec: {display_name: Python 3, language: python, name: python3}
@@ -35,7 +41,7 @@ CODE
 
 
 def page(folder: Path, code: str = "") -> str:
-    """The path of a notebook with that code in its second cell."""
+    """Write a notebook with that code in its second cell; return its path."""
     path = folder / "page.md"
     path.write_text(PAGE.replace("CODE", code))
     return str(path)
@@ -47,7 +53,7 @@ def outputs(path: str | Path) -> list:
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """Tests work in a folder of their own, where a "python3" is installed that cannot run."""
+    """Run each test in its own folder, where a kernel "python3" is installed that cannot run."""
     foreign = tmp_path / "jupyter" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Python 3", "language": "python"}
@@ -56,47 +62,61 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_parameters_reach_the_cells_with_their_types_and_this_python_runs_them(tmp_path, capfd):
+def test_cells_get_typed_parameters_and_run_with_this_python(tmp_path, capfd):
     code = """
 import os, sys
 from tqdm import tqdm
 print(repr((dataset, ipc, rate, device)), sys.executable, os.getcwd(), sep="|")
 print("\\x1b[31mwarned\\x1b[0m", file=sys.stderr)
-for i in tqdm(range(3), desc="sets", mininterval=0):
+for i in tqdm(range(3), desc="sets", mininterval=10):
     sys.stderr.flush()
 """
     given = ["-p", "dataset", "MNIST,SVHN", "-p", "ipc", "[1, 30]", "-p", "rate", "1e-3", "-p", "device", "None"]
     assert batch.main([page(tmp_path, code), "made/out.ipynb", *given]) == 0
     assert os.listdir("made") == ["out.ipynb"]
+    assert nbformat.read("made/out.ipynb", 4).metadata.papermill["output_path"] == "made/out.ipynb"
     printed = [output.text for output in outputs("made/out.ipynb") if output.name == "stdout"]
     assert printed == [f"('MNIST,SVHN', [1, 30], 0.001, None)|{sys.executable}|{tmp_path}\n"]
-    assert [len(output.text.split("\r")) for output in outputs("made/out.ipynb") if output.name == "stderr"] == [1]
+    on_stderr = [output.text for output in outputs("made/out.ipynb") if output.name == "stderr"]
+    assert [text.count("\r") for text in on_stderr] == [0]  # the last state of the bar is kept
     log = capfd.readouterr()
-    assert log.out == printed[0]
-    assert not {"\r", "\x1b"} & set(log.err)
-    lines = log.err.splitlines()
-    assert [line.split(" ", 1)[1] for line in lines if "cell" in line] == [
-        "cell 1 of 3, A page", "cell 2 of 3, A page", "cell 3 of 3, The run",
-    ]  # fmt: skip
-    assert lines.count("warned") == 1
-    states = [line for line in lines if line.startswith("sets")]
-    assert (
-        len(states) == 2 and "0/3" in states[0] and "3/3" in states[1]
-    )  # the first and the last: it took no ten seconds
-    assert lines[-1].endswith("done: made/out.ipynb")
-    assert len(lines) == 7, "\n".join(lines)  # nothing that the kernel or papermill has to say about themselves
+    assert log.err == ""  # the kernel and papermill say nothing about themselves
+    assert not {"\r", "\x1b"} & set(log.out)
+    lines = [re.sub(r"^\d+ s: ", "", line) for line in log.out.splitlines()]
+    assert lines[:3] == ["cell 1 of 3, A page", "cell 2 of 3, A page", "cell 3 of 3, The run"]
+    assert printed[0].rstrip() in lines and "warned" in lines
+    first, last = (line for line in lines if line.startswith("sets"))
+    assert "0/3" in first and "3/3" in last
+    assert len(lines) == 8 and lines[-1] == "done, see made/out.ipynb"
 
 
-def test_a_failing_cell_is_one_line_and_stands_in_the_output(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("True", True),
+        ("None", None),
+        ("7", 7),
+        ("1e-3", 0.001),
+        ("true", "true"),
+        ("1,10", "1,10"),
+        ("[1, 10]", [1, 10]),
+        ("[DC, M]", ["DC", "M"]),
+        ('["DC", "multi,d1,fixed"]', ["DC", "multi,d1,fixed"]),
+    ],
+)
+def test_values_are_read_as_papermill_reads_them_and_lists_too(text, value):
+    found = batch._value(text)
+    assert found == value and type(found) is type(value)
+
+
+def test_the_output_holds_the_error_of_a_failing_cell(tmp_path, capsys):
     out = tmp_path / "out.ipynb"
     out.write_text("an older one")
     code = 'print("first", end="")\nraise ValueError("no such thing:\\ngive another")'
     assert batch.main([page(tmp_path, code), "out.ipynb"]) == 1
     log = capsys.readouterr()
-    assert log.out == "first\n"
-    assert log.err.splitlines()[2:] == [
-        f"gmreport.batch: cell 2 of {tmp_path}/page.md failed, as out.ipynb shows: ValueError: no such thing:"
-    ]
+    assert log.out.splitlines()[2] == "first"
+    assert log.err == f"gmreport.batch: cell 2 of {tmp_path}/page.md failed: ValueError: no such thing:\n"
     assert [o.ename for o in outputs(out) if o.output_type == "error"] == ["ValueError"]
     assert "An Exception was encountered" in nbformat.read(out, 4).cells[0].source
     assert {path.name for path in tmp_path.iterdir()} == {"jupyter", "page.md", "out.ipynb"}
@@ -105,67 +125,78 @@ def test_a_failing_cell_is_one_line_and_stands_in_the_output(tmp_path, capsys):
 def test_a_killed_kernel_is_a_failing_cell(tmp_path, capsys):
     code = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     assert batch.main([page(tmp_path, code), "out.ipynb"]) == 1
-    assert "DeadKernelError: the kernel died" in capsys.readouterr().err.splitlines()[-1]
-    assert [o.ename for o in outputs("out.ipynb")] == ["DeadKernelError"]
+    assert "cell 2" in (message := capsys.readouterr().err) and "DeadKernelError" in message
+    assert [[o.ename for o in cell.outputs] for cell in nbformat.read("out.ipynb", 4).cells if "outputs" in cell] == [
+        [],
+        ["DeadKernelError"],
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jupyter", "out.ipynb", "page.md"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "words"),
     [
-        (
-            ["out.ipynb", "-p", "datset", "MNIST"],
-            "'datset': did you mean dataset? It takes dataset, ipc, rate, device",
-        ),
-        (["out.ipynb", "-p", "budget", "lite"], "no parameter 'budget': page.md takes dataset, ipc, rate, device"),
-        (["out.ipynb", "-p", "ipc", "1", "-p", "ipc", "10"], "ipc is given twice"),
-        (["out.ipynb", "-p", "ipc", "[1,"], "ipc=[1, is no list"),
-        (["out.md"], "ends in .ipynb"),
-        (["page.md/out.ipynb"], "the folder page.md cannot be made"),
+        (["out.ipynb", "-p", "datset", "MNIST"], ["'datset'", "did you mean dataset?", "dataset, ipc, rate, device"]),
+        (["out.ipynb", "-p", "budget", "lite"], ["no parameter 'budget'", "dataset, ipc, rate, device"]),
+        (["out.ipynb", "-p", "ipc", "1", "-p", "ipc", "10"], ["twice"]),
+        (["out.ipynb", "-p", "ipc", "[1,"], ["[1, is not a list"]),
+        (["out.md"], [".ipynb"]),
+        (["page.md/out.ipynb"], ["folder page.md"]),
     ],
 )
-def test_bad_input_is_one_sentence_and_nothing_is_written(arguments, sentence, tmp_path, capsys):
+def test_bad_input_is_one_sentence_and_nothing_is_written(arguments, words, tmp_path, capsys):
     notebook = page(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert batch.main([notebook, *arguments]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert all(word in message for word in words) and message.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_notebook_that_is_none_is_refused(tmp_path):
+def test_files_that_are_not_a_notebook_are_refused(tmp_path, capsys):
     Path("plain.md").write_text("# Only text\n")
     Path("broken.ipynb").write_text("{}")
     Path("whole.ipynb").write_text(batch.MyST.read(f"myst://{page(tmp_path)}"))
-    for notebook, sentence in {
-        "absent.md": "absent.md does not exist",
-        ".": "is no notebook",
-        "plain.md": 'no cell tagged "parameters"',
-        "broken.ipynb": "cannot be read as a notebook",
-        "whole.ipynb": "would replace the notebook",
+    for notebook, words in {
+        "absent.md": "cannot be read",
+        ".": "cannot be read",
+        "plain.md": "no cell tagged",
+        "broken.ipynb": "cannot be read",
+        "whole.ipynb": "would replace",
     }.items():
-        with pytest.raises(ValueError, match=sentence):
-            batch.run(notebook, "folder/../whole.ipynb" if notebook == "whole.ipynb" else "folder/out.ipynb", {})
+        out = "folder/../whole.ipynb" if notebook == "whole.ipynb" else "folder/out.ipynb"
+        assert batch.main([notebook, out]) == 2
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
     assert not Path("folder").exists()
 
 
-def test_a_kill_stops_the_kernel_and_writes_nothing(tmp_path):
-    code = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)"
+def test_a_signal_stops_the_kernel_and_nothing_is_written(tmp_path):
+    code = """
+import os, time
+from tqdm import tqdm
+print("started", os.getpid(), tqdm(range(3)).mininterval, flush=True)
+time.sleep(600)
+"""
     before = sorted([*tmp_path.rglob("*"), Path(page(tmp_path, code))])
-    job = subprocess.Popen(
-        [sys.executable, "-m", "gmreport.batch", "page.md", "out.ipynb"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    kernel = int(job.stdout.readline())
-    job.send_signal(signal.SIGTERM)
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == 128 + signal.SIGTERM
-    assert (
-        said.splitlines()[-1].startswith("gmreport.batch: stopped, nothing was written") and "Traceback" not in said
-    )
-    with pytest.raises(ProcessLookupError):
-        os.kill(kernel, 0)
+    jobs = {
+        number: subprocess.Popen(
+            [sys.executable, "-m", "gmreport.batch", "page.md", f"out-{number}.ipynb"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    for number, job in jobs.items():
+        _, kernel, seconds = next(line for line in job.stdout if line.startswith("started")).split()
+        assert float(seconds) == 10  # between two states of a progress bar
+        job.send_signal(number)
+        _, message = job.communicate(timeout=60)
+        assert job.returncode == 128 + number
+        assert message.startswith("gmreport.batch: stopped") and message.count("\n") == 1
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(kernel), 0)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -180,42 +211,27 @@ def test_papermill_reads_myst(tmp_path):
         "ipc",
         "1",
     ]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert said.splitlines() == ["Input Notebook:  myst://page.md", "Output Notebook: out.ipynb"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert printed.splitlines() == ["Input Notebook:  myst://page.md", "Output Notebook: out.ipynb"]
     sources = [cell.source for cell in nbformat.read("out.ipynb", 4).cells if cell.cell_type == "code"]
     assert len(sources) == 3 and sources[0].startswith('dataset = "digits"') and "ipc = 1" in sources[1]
 
 
-class Stream(list):
-    write = list.append
-
-    def flush(self):
-        pass
-
-
-def test_a_bar_is_a_line_every_ten_seconds_and_a_last_one(monkeypatch):
-    stream, now = Stream(), 0
-    monkeypatch.setattr(batch.time, "monotonic", lambda: now)
-    log = batch._Log(stream)
-    for now in range(30):
-        log.write(f"\rM: {now} of 30")
-    log.write("\rM: 30 of 30\n")
-    assert stream == ["M: 0 of 30\n", "M: 10 of 30\n", "M: 20 of 30\n", "M: 30 of 30\n"]
-    stream.clear()
-    log.write("one\ntw")
-    log.write("o\r\nthree")
-    assert stream == ["one\n", "two\n"]
-    log.end()
-    assert stream == ["one\n", "two\n", "three\n"]
+def test_each_state_of_a_progress_bar_is_a_line():
+    stream = io.StringIO()
+    log = batch._Log(stream, n_cells=1)
+    for text in ("one\ntw", "o\r\n\n", "\rM: 0 of 30", "\rM: 30 of 30", "\n", "three"):
+        log.write(text)
+    assert stream.getvalue() == "one\ntwo\nM: 0 of 30\nM: 30 of 30\nthree"
+    log.note("done")
+    assert stream.getvalue().endswith("\nthree\n0 s: done\n")
 
 
-def test_bars_within_a_bar_keep_their_own_time(monkeypatch):
+def test_a_bar_within_a_bar_is_read_too():
     """tqdm goes down a line for the inner bar and back up."""
-    stream, now = Stream(), 0
-    monkeypatch.setattr(batch.time, "monotonic", lambda: now)
-    log = batch._Log(stream)
-    for now in range(0, 30, 3):
-        if now % 15 == 0:
-            log.write(f"\rsets: {now // 15} of 2")
-        log.write(f"\n\rM: {now} of 30\x1b[A")
-    assert stream == ["sets: 0 of 2\n", "M: 0 of 30\n", "M: 12 of 30\n", "sets: 1 of 2\n", "M: 24 of 30\n"]
+    stream = io.StringIO()
+    log = batch._Log(stream, n_cells=1)
+    for step in range(2):
+        log.write(f"\rsets: {step} of 2")
+        log.write(f"\n\rM: {step} of 30\x1b[A")
+    assert stream.getvalue().splitlines() == ["sets: 0 of 2", "M: 0 of 30", "sets: 1 of 2", "M: 1 of 30"]

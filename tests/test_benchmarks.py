@@ -1,4 +1,4 @@
-"""The benchmarks: the plain side computes what the library computes, work is counted rightly, and what is measured is stored."""
+"""The benchmarks: plain computes what the library computes, work is counted correctly, and results are stored."""
 
 import copy
 import importlib
@@ -9,23 +9,23 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-import gmreport as report
 import numpy as np
 import pytest
 import torch
 from conftest import make_data, tiny_recipe
-from gmreport import benchmarks as report_benchmarks
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import gmlib as gm
+import gmreport as report
 from gmlib import augment, networks, where
 from gmlib.evaluation import accuracy
-from gmlib.lines import Batches, fresh_network, initial, match
+from gmlib.lines import Batches, class_weights, fresh_network, initial, match, runner_for
 from gmlib.runs.provenance import HOME
 from gmlib.speed import training
-from gmlib.speed.gradients import WAYS
-from gmlib.speed.memory import HEAP, Memory
+from gmlib.speed.gradients import IMPLEMENTATIONS
+from gmlib.speed.memory import HEAP_SETTINGS
+from gmreport import benchmarks as report_benchmarks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 bench, cases, ceiling, heap, plain = map(importlib.import_module, ("bench", "cases", "ceiling", "heap", "plain"))
@@ -44,13 +44,13 @@ def data():
 
 @pytest.fixture
 def small_machine(monkeypatch):
-    """Rates of the machine from products and copies that take no time."""
+    """Measure the machine with matrices and copies so small that they take no time."""
     monkeypatch.setattr(ceiling, "PRODUCTS", {"cpu": (32, 64)})
     monkeypatch.setattr(ceiling, "COPIED", {"cpu": 2**12})
 
 
-def starting(data, method, **overrides):
-    # A batch takes whole classes: the order in which it is drawn is then a matter of rounding.
+def start(data, method, **overrides):
+    # A batch takes whole classes, so the order of its images changes results only by rounding.
     recipe = tiny_recipe(
         **RECIPES[method], ipc=2, batch_real=9, inner_loops=3, zeta_theta=2, outer_loops=1, **overrides
     )
@@ -61,43 +61,51 @@ def starting(data, method, **overrides):
 
 
 @pytest.mark.parametrize("method", RECIPES)
-def test_plain_matching_is_the_librarys(data, method):
-    recipe, network, S = starting(data, method)
+def test_plain_matching_loss_equals_the_librarys(data, method):
+    recipe, network, S = start(data, method)
     indices = plain.indices_by_class(data.train_labels)
     loss = plain.matching_loss(method, network, S, data.train_images, indices, 9, np.random.default_rng(0))
     (dS,) = torch.autograd.grad(loss, S)
-    B = Batches([data.of_class(c) for c in range(3)], [lambda x: x] * 3, None, None)
-    weights, labels = torch.full((3,), 1 / 3, dtype=torch.float64), torch.arange(3).repeat_interleave(2)
-    expected, dS_expected, _, _ = match(network, S, labels, B, weights, recipe, 0, Memory(9))
+    real = [data.of_class(c) for c in range(3)]
+    B = Batches((torch.cat(real),), [len(x) for x in real], [lambda x: x] * 3)
+    run = runner_for(data, recipe)
+    expected, dS_expected, _ = match(network, S, data.labels_of(2), B, class_weights(data, recipe), recipe, 0, run)
     assert loss.item() == pytest.approx(float(expected), rel=1e-8) and dS.abs().max() > 1e-3
     torch.testing.assert_close(dS, dS_expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", RECIPES)
-def test_a_plain_outer_iteration_is_the_librarys(data, method):
-    recipe, network, S = starting(data, method)
+def test_plain_outer_iteration_equals_the_librarys(data, method):
+    recipe, network, S = start(data, method)
     expected = gm.condense(data, recipe, "cpu", progress=False)
-    before, optimise_S = (
-        S.detach().clone(),
-        torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images),
-    )
+    before = S.detach().clone()
+    optimiser_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
     indices = plain.indices_by_class(data.train_labels)
     loss = plain.outer_iteration(
-        method, network, S, optimise_S, data.train_images, indices, T=3, zeta=2, batch=9, rng=np.random.default_rng(0)
+        method,
+        network,
+        S,
+        optimiser_S,
+        data.train_images,
+        indices,
+        T=3,
+        zeta=2,
+        batch=9,
+        rng=np.random.default_rng(0),
     )
     assert loss == pytest.approx(expected.history[0]["loss"], rel=1e-8)
     assert (S.detach() - before).abs().max() > 1e-3
     torch.testing.assert_close(S.detach(), expected.images, rtol=1e-8, atol=1e-8)
 
 
-def test_plain_schedules_are_those_of_the_paper():
+def test_plain_schedules_equal_the_papers():
     for method, recipe in RECIPES.items():
         assert [plain.steps(method, t, 7) for t in range(50)] == [
             where.steps(recipe["where"], t, 7) for t in range(50)
         ]
 
 
-def test_plain_batches_are_of_one_class_without_replacement():
+def test_plain_batches_hold_one_class_without_replacement():
     labels = torch.tensor([2, 0, 1, 0, 2, 2, 0])
     indices = plain.indices_by_class(labels)
     assert indices == [[1, 3, 6], [2], [0, 4, 5]]
@@ -107,8 +115,8 @@ def test_plain_batches_are_of_one_class_without_replacement():
     assert sorted(plain.batch_of_class(images, indices[0], 9, rng).tolist()) == [1, 3, 6]
 
 
-def test_plain_training_and_test_are_the_librarys(data):
-    _, network, S = starting(data, "DC")
+def test_plain_training_and_test_equal_the_librarys(data):
+    _, network, S = start(data, "DC")
     S, labels = S.detach(), torch.arange(3).repeat_interleave(2)
     expected = training.fit(copy.deepcopy(network), S, labels, epochs=5, rng=torch.Generator())
     test = TensorDataset(data.test_images, data.test_labels)
@@ -131,8 +139,8 @@ def test_plain_reports_loss_and_accuracy_of_an_epoch(data):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_plain_operations_are_the_librarys(channels):
-    # A border of the value that comes in from outside: SciPy lets nothing of it in beyond the last pixel's middle, torch does.
+def test_plain_operations_equal_the_librarys(channels):
+    # A border of the fill value: SciPy does not blend it in beyond the centre of the last pixel, torch does.
     x = torch.full((1, channels, 13, 13), 0.25, dtype=torch.float64)
     x[..., 4:9, 4:9] = torch.rand(channels, 5, 5, generator=torch.Generator().manual_seed(0))
     image, fill = x[0].numpy(), np.full((channels, 1, 1), 0.25)
@@ -142,18 +150,18 @@ def test_plain_operations_are_the_librarys(channels):
 
     pairs = [
         *(
-            (plain.crop(image, d, r, fill), augment._moved(x, one(d), one(r), 0.25))
+            (plain.crop(image, d, r, fill), augment._shift(x, one(d), one(r), 0.25))
             for d, r in ((0, 0), (4, -4), (-3, 1))
         ),
-        *((plain.scale(image, f, fill), augment._resized(x, one(1 / f), one(1 / f), 0.25)) for f in (1.0, 0.8, 1.2)),
-        *((plain.rotate(image, a, fill), augment._turned(x, one(math.radians(a)), 0.25)) for a in (0.0, 45.0, -20.0)),
+        *((plain.scale(image, f, fill), augment._zoom(x, one(1 / f), one(1 / f), 0.25)) for f in (1.0, 0.8, 1.2)),
+        *((plain.rotate(image, a, fill), augment._turn(x, one(math.radians(a)), 0.25)) for a in (0.0, 45.0, -20.0)),
     ]
     for i, (found, expected) in enumerate(pairs):
         np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-8)
         assert np.allclose(found, image, atol=1e-12) == (i % 3 == 0)  # only the first of each changes nothing
 
 
-def test_plain_augmentation_varies_each_image_by_itself():
+def test_plain_augmentation_varies_each_image_separately():
     x = torch.rand(40, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     y = plain.augmented(x, np.random.default_rng(0))
     assert y.shape == x.shape and y.dtype == x.dtype and y.isfinite().all()
@@ -161,28 +169,28 @@ def test_plain_augmentation_varies_each_image_by_itself():
     assert sum(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) >= 38
     assert torch.equal(y, plain.augmented(x, np.random.default_rng(0)))
     same = plain.augmented(torch.ones(12, 2, 9, 9), np.random.default_rng(0))
-    torch.testing.assert_close(same, torch.ones_like(same))  # what comes in is the mean of the channel
+    torch.testing.assert_close(same, torch.ones_like(same))  # the fill is the mean of the channel
 
 
 # ---- the ceiling ------------------------------------------------------------------------------------------
 
 
-def test_work_of_a_convnet_counted_by_hand():
+def test_counted_work_of_a_convnet_by_hand():
     n, network = 5, networks.build("convnet", (3, 8, 8), 10, width=4, depth=2, generator=torch.Generator())
-    # A 3x3 convolution has out * in * 9 products at every pixel, the second one sees 4x4 pixels, the linear layer 4 * 2 * 2.
+    # A 3x3 convolution has out * in * 9 products per pixel. The second sees 4x4 pixels, the linear layer 4 * 2 * 2.
     first, second, linear = 4 * 3 * 9 * 64, 4 * 4 * 9 * 16, 16 * 10
     forward = ceiling.work(ceiling.forward, network, n, (3, 8, 8))
     gradient = ceiling.work(ceiling.gradient, network, n, (3, 8, 8))
     assert forward.flops == 2 * n * (first + second + linear)
-    # Backward once more for the weights, and for the inputs of all layers but the first.
+    # Backward: once more for the weights, and once for the inputs of all layers but the first.
     assert gradient.flops == 2 * n * (2 * first + 3 * second + 3 * linear)
     images, weights = n * (3 * 64 + 4 * 64 + 4 * 16 + 4 * 16 + 16 + 10), 4 * 3 * 9 + 4 + 4 * 4 * 9 + 4 + 160 + 10
     assert forward.bytes == 4 * (images + weights)
 
 
-def test_work_of_a_second_derivative_counted_by_hand():
+def test_counted_work_of_a_second_derivative_by_hand():
     network = nn.Sequential(nn.Flatten(), nn.Linear(8, 3))
-    # Five products of 8 x 3 for each image: z = Wx, g = dz x'; then v'dz and vx from g, and W'(d dz) from z.
+    # Five 8 x 3 products per image: z = Wx, g = dz x'; then v'dz and vx from g, and W'(d dz) from z.
     assert ceiling.work(ceiling.derivative, network, 7, (2, 2, 2)).flops == 5 * 2 * 7 * 8 * 3
 
 
@@ -193,7 +201,7 @@ def test_the_ceiling_is_the_slower_of_the_two():
     assert (3 * a + b) == ceiling.Work(600.0, 40.0) and (3 * a + b).seconds(machine, "tf32") == 4.0
 
 
-def test_rates_are_operations_and_bytes_by_seconds(monkeypatch, small_machine):
+def test_rates_are_operations_and_bytes_per_second(monkeypatch, small_machine):
     assert min(ceiling.measure(CPU, 1e-3).products["float32"], ceiling.measure(CPU, 1e-3).copying) > 1e6
     monkeypatch.setattr(ceiling, "_best", lambda device, call, seconds: 0.5)
     assert ceiling.measure(CPU) == ceiling.Machine({"float32": 2 * 64**3 / 0.5}, 2 * 2**12 / 0.5)
@@ -203,30 +211,30 @@ def test_rates_are_operations_and_bytes_by_seconds(monkeypatch, small_machine):
 
 
 class Libc:
-    """A C library that notes what it is asked for."""
+    """A C library that records its calls."""
 
     def __init__(self, asked):
         self.mallopt = lambda name, size: asked.append((name, size))
         self.malloc_trim = lambda pad: asked.append("trim")
 
 
-def test_plain_has_the_heap_that_it_would_have_alone(monkeypatch):
-    asked, gmlibs, alone = [], list(HEAP.values()), [(-3, 32 * 2**20), (-1, 64 * 2**20), (-2, 128 * 2**10)]
+def test_plain_runs_with_the_default_heap_settings(monkeypatch):
+    asked, gmlibs, alone = [], list(HEAP_SETTINGS.values()), [(-3, 32 * 2**20), (-1, 64 * 2**20), (-2, 128 * 2**10)]
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: Libc(asked))
     for side, settings in (("ours", gmlibs), ("plain", alone)):
         asked.clear()
-        with pytest.raises(ZeroDivisionError), heap.of(side, CPU):
+        with pytest.raises(ZeroDivisionError), heap.settings_of(side, CPU):
             assert asked == [*settings, "trim"]
             raise ZeroDivisionError
-        assert asked[len(settings) + 1 :] == gmlibs, "whatever happens, gmlib's hold again"
+        assert asked[len(settings) + 1 :] == gmlibs, "gmlib's settings are restored after an error"
     asked.clear()
-    with heap.of("plain", torch.device("cuda")):
-        assert not asked, "on CUDA gmlib leaves the heap alone"
+    with heap.settings_of("plain", torch.device("cuda")):
+        assert not asked, "on CUDA gmlib does not change the heap"
 
 
-def test_a_c_library_without_such_settings_is_let_be(monkeypatch):
+def test_a_c_library_without_these_settings_is_not_changed(monkeypatch):
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())
-    with heap.of("plain", CPU):
+    with heap.settings_of("plain", CPU):
         assert not hasattr(heap.ctypes.CDLL(None), "mallopt")
 
 
@@ -239,7 +247,7 @@ def test_a_case_is_measured_and_stored(tmp_path, capsys, small_machine):
     assert bench.main(arguments) == 0
     stored, lines = json.loads(out.read_text()), capsys.readouterr().out.splitlines()
     names = {name.split("/")[0] for name in stored["cases"]}
-    assert names == {"step", "outer", "train", "evaluate", "ways"} and len(stored["cases"]) == 11
+    assert names == {"step", "outer", "train", "evaluate", "implementation"} and len(stored["cases"]) == 11
     assert (
         stored["environment"]["torch"] == torch.__version__
         and stored["environment"]["threads"] == torch.get_num_threads()
@@ -260,20 +268,26 @@ def test_a_case_is_measured_and_stored(tmp_path, capsys, small_machine):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["pass/1x8x8/C3", "test/3x8x8", "growth/T/2", "set/MDA/3x8x8/C3/ipc1", "ways/grouped+channels_last/1x8x8/C3"],
+    [
+        "pass/1x8x8/C3",
+        "test/3x8x8",
+        "growth/T/2",
+        "set/MDA/3x8x8/C3/ipc1",
+        "implementation/grouped+channels_last/1x8x8/C3",
+    ],
 )
 def test_the_other_cases_run(pattern, tmp_path, small_machine):
     stored = bench.run(pattern, repeats=1, quick=True, out=tmp_path / "b.json", device="cpu")
     assert stored["cases"][pattern]["ratio"] > 0
 
 
-def test_ways_compute_what_plain_computes(monkeypatch):
+def test_all_implementations_agree_with_plain(monkeypatch):
     size, given = cases.replace(cases.TOY, ipc=2), []
     monkeypatch.setattr(
         cases, "_derivative", lambda g, S: given.append((g, *torch.autograd.grad([x.sum() for x in g], S)))
     )
-    for way in cases.WAYS:
-        pair = cases.derivative(size, CPU, way)
+    for name in cases.IMPLEMENTATIONS:
+        pair = cases.derivative(size, CPU, name)
         for side in ("ours", "plain"):
             getattr(pair, side)()
         (ours, dS), (theirs, dS_plain) = given[-2:]
@@ -285,7 +299,7 @@ def test_ways_compute_what_plain_computes(monkeypatch):
         assert dS.abs().max() > 1e-3
 
 
-def test_a_whole_set_is_computed_from_its_outer_iterations(monkeypatch):
+def test_a_whole_set_is_computed_from_one_outer_iteration(monkeypatch):
     one = ceiling.Work(3.0, 2.0)
     monkeypatch.setattr(
         cases, "outer", lambda *_: cases.Pair(lambda: 0.5, lambda: 2.0, one, 2 * one, "one outer iteration")
@@ -300,11 +314,11 @@ def test_on_cuda_an_outer_iteration_is_the_difference_of_two_runs(monkeypatch):
 
     def clock(device, call):
         asked.append(call.args[1].outer_loops)
-        return 7.0 + 0.25 * asked[-1]  # seven seconds for what is done once
+        return 7.0 + 0.25 * asked[-1]  # seven seconds for work that is done once
 
     monkeypatch.setattr(cases, "clock", clock)
     monkeypatch.setattr(
-        cases, "made_up", lambda size, device: cases._made_up(size.shape, size.C, size.per_class, 9, CPU)
+        cases, "random_data", lambda size, device: cases._random_data(size.shape, size.C, size.per_class, 9, CPU)
     )
     for T, runs in ((1, [4, 24]), (2, [2, 12]), (50, [1, 5])):
         asked.clear()
@@ -313,7 +327,7 @@ def test_on_cuda_an_outer_iteration_is_the_difference_of_two_runs(monkeypatch):
         assert pair.unit.startswith(f"one outer iteration, the mean of {runs[1] - runs[0]} after the first")
 
 
-def test_an_outer_iteration_counts_its_parts():
+def test_work_of_an_outer_iteration_is_the_sum_of_its_parts():
     size = cases.replace(cases.TOY, T=3, zeta=2)
     one_pass = ceiling.work(ceiling.gradient, cases._network(size), 3, size.shape)
     for method, theta_steps in (("DC", 2 + 2), ("MDA", 50 + 40)):
@@ -337,7 +351,7 @@ def made_up_pair(log, ours=lambda: None, plain=lambda: None, flops=1.0, untimed=
 
 
 @pytest.mark.parametrize("untimed", [1, 3])
-def test_sides_take_turns_and_first_calls_do_not_count(untimed):
+def test_sides_take_turns_and_first_calls_are_not_timed(untimed):
     log, machine = [], ceiling.Machine({"float32": 2.0}, 1.0)
     found = bench.measure(lambda device: made_up_pair(log, untimed=untimed), CPU, machine, repeats=3, seconds=60)
     assert log == ["ours"] * untimed + ["plain"] * untimed + ["plain", "ours", "ours", "plain", "plain", "ours"]
@@ -349,7 +363,7 @@ def test_sides_take_turns_and_first_calls_do_not_count(untimed):
     assert found["ceiling"] == 0.5 and found["fraction_of_ceiling"] == 0.25
 
 
-def test_what_does_not_fit_is_not_run_and_says_so(monkeypatch):
+def test_cases_that_do_not_fit_are_not_run(monkeypatch):
     def found(seconds, **options):
         pair = made_up_pair(log := [], **options)
         machine = ceiling.Machine({"float32": 2.0}, 1.0)
@@ -374,7 +388,7 @@ def known_rates(monkeypatch):
     monkeypatch.setattr(ceiling, "measure", lambda device, seconds: ceiling.Machine({"float32": 2.0}, 1.0))
 
 
-def test_what_fails_says_why_in_a_line_and_does_not_end_the_run(tmp_path, monkeypatch, capsys, known_rates):
+def test_a_failing_case_gives_its_reason_and_the_run_continues(tmp_path, monkeypatch, capsys, known_rates):
     def fail():
         raise RuntimeError("\n  no such kernel\nand so on for many lines")
 
@@ -409,7 +423,7 @@ def test_what_fails_says_why_in_a_line_and_does_not_end_the_run(tmp_path, monkey
 
 @pytest.fixture
 def counted(monkeypatch, known_rates):
-    """Two cases that take no time, and how often they were prepared."""
+    """Two cases that take no time, and the list of those that were prepared."""
     prepared = []
 
     def named(name):
@@ -419,7 +433,7 @@ def counted(monkeypatch, known_rates):
     return prepared
 
 
-def test_a_run_in_parts_ends_with_one_file(tmp_path, monkeypatch, capsys, counted):
+def test_a_run_in_parts_gives_one_file(tmp_path, monkeypatch, capsys, counted):
     options = {"repeats": 1, "out": tmp_path / "b.json", "device": "cpu"}
     bench.run("two", **options)
     assert counted == ["two"]
@@ -437,56 +451,51 @@ def test_a_run_in_parts_ends_with_one_file(tmp_path, monkeypatch, capsys, counte
     counted.clear()
     stored = bench.run(**options | {"out": tmp_path / "c.json"}, seconds_total=9)
     assert counted == ["one"] and list(stored["cases"]) == ["one"]
-    assert capsys.readouterr().out.endswith("c.json; 1 of 2 cases are left: run again to go on\n")
+    assert "1 of 2 cases are left" in capsys.readouterr().out
 
 
-def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, counted):
+def test_a_file_with_other_settings_is_not_continued(tmp_path, monkeypatch, counted):
     options = {"out": tmp_path / "b.json", "device": "cpu"}
     bench.run(repeats=1, **options)
-    with pytest.raises(
-        ValueError, match=r"b.json was measured with repeats=1 and not 2: give another --out, or --again to beg"
-    ):
+    with pytest.raises(ValueError, match="repeats=1"):
         bench.run(repeats=2, **options)
     made_on = bench.environment(CPU)
     monkeypatch.setattr(bench, "environment", lambda device: made_on | {"commit": "another"})
-    with pytest.raises(ValueError, match=r"was measured with commit=.* and not 'another'"):
+    with pytest.raises(ValueError, match="commit="):
         bench.run(repeats=1, **options)
     assert len(counted) == 2
     assert list(bench.run("two", repeats=1, again=True, **options)["cases"]) == ["two"]
     for damaged in ("{", "[]", '{"cases": {}}'):
         options["out"].write_text(damaged)
-        with pytest.raises(ValueError, match=r"b.json is no file of benchmarks, or a damaged one"):
+        with pytest.raises(ValueError, match="damaged"):
             bench.run(repeats=1, **options)
 
 
-def test_names_tell_the_cases_of_a_plan():
+def test_names_of_the_cases_of_a_plan():
     full = cases.cases(cases.PLANS["cuda"])
     ipcs, kinds = (1, 10, 50), ("1x28x28/C10", "3x32x32/C10", "3x32x32/C100")
     wanted = {f"step/{m}/{kind}/ipc{n}" for m in RECIPES for kind in kinds for n in ipcs}
-    wanted |= {f"outer/{m}-beside-DC/{kind}/ipc{n}" for m in RECIPES for kind in kinds[:2] for n in ipcs}
+    wanted |= {f"outer/{m}-vs-DC/{kind}/ipc{n}" for m in RECIPES for kind in kinds[:2] for n in ipcs}
     wanted |= {
         f"{phase}/1x28x28/C10/ipc{n}/{how}"
         for phase in ("train", "evaluate")
         for n in ipcs
         for how in ("as-is", "varied")
     }
-    wanted |= {
-        f"ways/{way}/{kind}{ipc}" for way in WAYS for kind in kinds for ipc in ("", "/ipc1", "/ipc10", "/ipc50")
-    }
-    wanted |= {
-        f"ways/{way}/{kind}" for way in ("compiled", *(f"{way}+channels_last" for way in WAYS)) for kind in kinds
-    }
+    own = ("compiled", *(f"{name}+channels_last" for name in IMPLEMENTATIONS))
+    wanted |= {f"implementation/{name}/{kind}" for name in (*IMPLEMENTATIONS, *own) for kind in kinds}
+    wanted |= {f"implementation/{name}/{kind}/ipc{n}" for name in IMPLEMENTATIONS for kind in kinds for n in ipcs}
     wanted |= {"set/MDA/3x32x32/C10/ipc1", "set/MDA/3x32x32/C10/ipc10"}
     wanted |= {"growth/C/100", "growth/ipc/50", "growth/B/256", "growth/width/256", "growth/T/10"}
     assert wanted <= set(full)
     assert len(list(cases._cases(cases.PLANS["cuda"]))) == len(full)  # no name twice
-    # On a CPU neither whole sets nor the real images of all classes in one pass.
-    of_gpu = {name for name in full if name.startswith("set/") or "channels_last" in name}
-    of_gpu |= {f"ways/{way}/{kind}" for way in ("vmap", "grouped") for kind in kinds}
-    assert set(full) - set(cases.cases(cases.PLANS["cpu"])) == of_gpu
+    # A CPU has neither whole sets nor passes over the real images of all classes.
+    for_gpu = {name for name in full if name.startswith("set/") or "channels_last" in name}
+    for_gpu |= {f"implementation/{name}/{kind}" for name in ("vmap", "grouped") for kind in kinds}
+    assert set(full) - set(cases.cases(cases.PLANS["cpu"])) == for_gpu
 
 
-def test_a_plan_in_tf32_tells_the_library():
+def test_a_plan_in_tf32_passes_it_to_the_library():
     prepare = cases.cases(cases.PLANS["cuda"].in_precision("tf32"))
     sizes = [
         prepare[name].args[0]
@@ -499,7 +508,7 @@ def test_a_plan_in_tf32_tells_the_library():
 
 
 def stored_run(device, numbers):
-    """A stored run on a made-up device; numbers: case -> (ours, plain, fraction of the ceiling), or why there are none."""
+    """A stored run on a made-up device. numbers: case -> (ours, plain, fraction of the ceiling), or a reason."""
     done = {"unit": "a thing", "repeats": 3, "peak_memory_bytes_ours": 5e6, "peak_memory_bytes_plain": None}
     made = {
         name: {"not_run": found} if isinstance(found, str) else
@@ -513,7 +522,7 @@ def stored_run(device, numbers):
 
 
 def test_aims_are_kept_missed_or_not_measured():
-    assert "No run of the benchmarks is stored yet" in report.aims_sentence({}).data
+    assert "stored" in report.aims_sentence({}).data
     runs = {
         "a": stored_run(
             "cpu", {"step/DC/x/ipc1": (1, 1.4, 0.2), "step/DC/x/ipc10": (1, 1.31, 0.2), "evaluate/x": (1, 1.6, 0.1)}
@@ -521,29 +530,25 @@ def test_aims_are_kept_missed_or_not_measured():
         "b": stored_run("cpu", {"evaluate/x": (1, 1.2, 0.1), "step/DC/x/ipc1": "would take long"}),
         "c": stored_run("cuda:0", {"set/MDA/x/ipc1": (19, 400, 0.1), "pass/x": (1, 2, 0.5), "pass/y": (1, 2, 0.49)}),
     }
-    assert report.aims_sentence(runs).data == (
-        "**Of 8 aims 2 are kept in every case that was measured, 2 are not, 4 not measured yet.**"
+    assert re.findall(r"\d+", report.aims_sentence(runs).data) == ["8", "2", "2", "4"], (
+        "all, kept, missed, unmeasured"
     )
     table = report.aims_table(runs)
-    cells = {row: [table.cells[row, column] for column in ("measured", "kept")] for row in table.rows}
-    assert cells["CPU: a matching step, beside plain"] == [
-        ["a: 1.31 times as fast to 1.4 times as fast, 2 cases"],
-        ["yes"],
-    ]
-    assert cells["CPU: evaluation, beside plain"][0] == [
-        "a: 1.6 times as fast, 1 case",
-        "b: 1.2 times as fast, 1 case",
-    ]
-    assert cells["CPU: evaluation, beside plain"][1] == ["in 1 of 2 cases"]
-    assert cells["GPU: a set of CIFAR-10's size, 1 image per class"] == [["c: 19 s, 1 case"], ["yes"]]
-    assert cells["GPU: the pass over real images, of the ceiling"] == [
-        ["c: 49 % to 50 %, 2 cases"],
-        ["in 1 of 2 cases"],
-    ]
-    assert cells["GPU: evaluation of 50 networks, beside plain"] == [["not measured yet"], [""]]
+
+    def cells(*words):
+        (row,) = [row for row in table.rows if all(word in row for word in words)]
+        return [table.cells[row, column] for column in ("measured", "kept")]
+
+    assert cells("CPU", "step") == [["a: 1.31 times as fast to 1.4 times as fast, 2 cases"], ["yes"]]
+    measured, kept = cells("CPU", "evaluation")
+    assert measured == ["a: 1.6 times as fast, 1 case", "b: 1.2 times as fast, 1 case"]
+    assert kept == ["in 1 of 2 cases"]
+    assert cells("GPU", "a set", "1 image ") == [["c: 19 s, 1 case"], ["yes"]]
+    assert cells("GPU", "real images") == [["c: 49 % to 50 %, 2 cases"], ["in 1 of 2 cases"]]
+    assert cells("GPU", "evaluation") == [["not measured yet"], [""]]
 
 
-def test_every_aim_is_of_cases_that_there_are():
+def test_every_aim_matches_a_case():
     for aim in report_benchmarks.AIMS:
         assert any(report_benchmarks.fnmatch(name, aim.cases) for name in cases.cases(cases.PLANS[aim.device])), aim
 
@@ -557,10 +562,18 @@ def test_a_stored_run_is_shown_whole(tmp_path, small_machine):
         "plain / ours": ["2.00"], "plain": ["1 s"], "ours": ["0.5 s", "a thing"], "of the ceiling": ["25.0 %"],
         "peak memory": ["5 MB", "plain ?"], "n": ["3"],
     }  # fmt: skip
-    assert table.caption == (
-        "Thing (cpu), 2 CPU threads, float32; float32 products 1 to 2 GFLOP/s, copying 7 GB/s; torch 2, gmlib 1 at commit abc; "
-        "2026-01-01 to 2026-01-02."
-    )
+    for part in (
+        "Thing",
+        "cpu",
+        "2 CPU threads",
+        "1 to 2 GFLOP/s",
+        "7 GB/s",
+        "torch 2",
+        "gmlib 1",
+        "abc",
+        "2026-01-02",
+    ):
+        assert part in table.caption
     bench.run("test/1x8x8", repeats=1, quick=True, out=tmp_path / "b.json", device="cpu")
     (real,) = report.stored_benchmarks(tmp_path).values()
     assert f"{real['cases']['test/1x8x8']['ratio']:.2f}" in str(report.benchmarks_table(real))
@@ -569,7 +582,7 @@ def test_a_stored_run_is_shown_whole(tmp_path, small_machine):
         report.stored_benchmarks(tmp_path)
 
 
-def test_committed_runs_are_whole_and_of_the_device_they_are_named_by():
+def test_committed_runs_are_complete_and_named_after_their_device():
     assert report.stored_benchmarks().keys() == {
         path.stem for path in (HOME / "results" / "benchmarks").glob("*.json")
     }
@@ -591,20 +604,21 @@ def test_committed_runs_are_whole_and_of_the_device_they_are_named_by():
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--cases", "nothing"], "no case fits 'nothing': choose from pass/1x8x8/C3, "),
-        (["--repeats", "0"], "repeats=0 does not fit: give a whole number of at least 1"),
-        (["--cases", "test/*", "no*"], "no case fits 'no*': choose from pass/1x8x8/C3, "),
-        (["--seconds", "0"], "seconds=0.0 does not fit: give a positive number"),
-        (["--seconds-total", "-1"], "seconds_total=-1.0 does not fit: give a positive number"),
-        (["--out", "table.csv"], "the output table.csv does not fit: give a file that ends in .json"),
-        (["--device", "cpu", "--tf32"], "TF32 is of CUDA devices, and this is cpu: leave out --tf32"),
-        (["--device", "cudax"], "the device 'cudax' cannot be used here"),
+        (["--cases", "nothing"], "'nothing'"),
+        (["--repeats", "0"], "repeats=0 "),
+        (["--cases", "test/*", "no*"], "'no*'"),
+        (["--seconds", "0"], "seconds=0.0 "),
+        (["--seconds-total", "-1"], "seconds_total=-1.0 "),
+        (["--out", "table.csv"], "table.csv "),
+        (["--device", "cpu", "--tf32"], "TF32"),
+        (["--device", "cudax"], "'cudax'"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, reason, capsys):
+def test_bad_input_gives_one_sentence(arguments, reason, capsys):
     assert bench.main(["--quick", *arguments]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(f"bench: {reason}") and said.err.count("\n") == 1 and not said.out
+    printed = capsys.readouterr()
+    assert printed.err.startswith("bench: ") and reason in printed.err and printed.err.count("\n") == 1
+    assert not printed.out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -34,7 +34,22 @@ def test_a_set_is_condensed_as_by_the_library(tmp_path, digits, capsys):
 
 def test_values_of_fields_are_json_or_words(tmp_path):
     out = tmp_path / "set.safetensors"
-    assert run("condense", "digits", "--out", out, "--set", "lr_images=0.05", "--set", "init=real", "--method", "M", *SMALL) == 0
+    assert (
+        run(
+            "condense",
+            "digits",
+            "--out",
+            out,
+            "--set",
+            "lr_images=0.05",
+            "--set",
+            "init=real",
+            "--method",
+            "M",
+            *SMALL,
+        )
+        == 0
+    )
     made = gm.SyntheticSet.load(out).recipe
     assert (made["lr_images"], made["init"], made["outer_loops"]) == (0.05, "real", 2)
 

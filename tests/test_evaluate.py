@@ -1,4 +1,4 @@
-"""Phase 2: the protocol step by step, statistics against numpy and scipy, augmentation pixel by pixel."""
+"""Phase 2: the protocol step by step, statistics against numpy and scipy, networks side by side."""
 
 import dataclasses
 import logging
@@ -11,24 +11,29 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 from conftest import make_data
+from messages import refuses
 
 import gmlib as gm
 from gmlib import evaluation, networks
-from gmlib.evaluation import TOGETHER, Evaluation, Protocol, _fitting, accuracy, settle
+from gmlib.evaluation import TOGETHER, Evaluation, Protocol, _group_size, accuracy, resolve_protocol
 from gmlib.runtime import OutOfTime, generator
 from gmlib.speed import training
 
 QUICK = {"n_networks": 2, "epochs": 3, "width": 4, "depth": 2, "device": "cpu", "progress": False}
 
 
+def first_network():
+    """Network 0 of `gm.evaluate` with the choices of QUICK and seed 0, before training."""
+    rng = generator(0, "evaluate", 0)
+    return networks.build("convnet", (1, 8, 8), 3, generator=rng, width=4, depth=2, dtype=torch.float64)
+
+
 def test_the_protocol_step_by_step():
-    """SGD with momentum and weight decay written out; lr / 10 from half the epochs on; the last epoch counts."""
+    """SGD with momentum and weight decay, written out. The second half has lr / 10, and the last epoch counts."""
     data = make_data(dtype=torch.float64, n_test=60)
     S = gm.coreset("random", data, 2)
     found = gm.evaluate(S, data, **{**QUICK, "epochs": 4, "n_networks": 1}, lr=0.05)
-    f = networks.build(
-        "convnet", (1, 8, 8), 3, generator=generator(0, "evaluate", 0), width=4, depth=2, dtype=torch.float64
-    )
+    f = first_network()
     parameters, buffers = list(f.parameters()), None
     for epoch in range(4):
         gradient = torch.autograd.grad(F.cross_entropy(f(S.images), S.labels), parameters)
@@ -37,17 +42,24 @@ def test_the_protocol_step_by_step():
         with torch.no_grad():
             for p, b in zip(parameters, buffers, strict=True):
                 p -= (0.05 if epoch < 2 else 0.005) * b
-    right = sum(
-        int(f(image[None]).argmax() == label) for image, label in zip(data.test_images, data.test_labels, strict=True)
-    )
+    images_and_labels = zip(data.test_images, data.test_labels, strict=True)
+    right = sum(int(f(image[None]).argmax() == label) for image, label in images_and_labels)
     assert found.accuracies == (100 * right / 60,)
     assert found.protocol == {
-        "width": 4, "depth": 2, "epochs": 4, "optimiser": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4,
-        "batch": 256, "augment": "none", "precision": "float32",
-    }  # fmt: skip
+        "width": 4,
+        "depth": 2,
+        "epochs": 4,
+        "optimiser": "sgd",
+        "lr": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch": 256,
+        "augment": "none",
+        "precision": "float32",
+    }
 
 
-def test_same_seed_same_accuracies_and_fewer_networks_are_the_first_of_more():
+def test_the_same_seed_gives_the_same_accuracies_and_fewer_networks_are_the_first_of_more():
     data = make_data(dtype=torch.float32, n_test=90)
     S = gm.coreset("random", data, 3)
     three = gm.evaluate(S, data, **{**QUICK, "n_networks": 3})
@@ -56,19 +68,17 @@ def test_same_seed_same_accuracies_and_fewer_networks_are_the_first_of_more():
     assert gm.evaluate(S, data, **{**QUICK, "n_networks": 3}, seed=1).accuracies != three.accuracies
 
 
-def test_copies_of_a_set_teach_the_same_as_the_set():
+def test_copies_of_the_images_change_no_accuracy():
     data = make_data(n_test=60)
     S = gm.coreset("random", data, 2)
-    copies = gm.SyntheticSet(
-        S.images.repeat_interleave(3, 0), S.labels.repeat_interleave(3), S.classes, S.mean, S.std, S.recipe
-    )
+    copies = dataclasses.replace(S, images=S.images.repeat_interleave(3, 0), labels=S.labels.repeat_interleave(3))
     assert gm.evaluate(copies, data, **QUICK).accuracies == gm.evaluate(S, data, **QUICK).accuracies
 
 
-def test_the_recipes_network_is_the_default():
+def test_the_default_network_has_the_size_in_the_recipe():
     data = make_data(dtype=torch.float32)
     S = gm.coreset("random", data, 1)
-    small = gm.SyntheticSet(S.images, S.labels, S.classes, S.mean, S.std, {"width": 4, "depth": 2})
+    small = dataclasses.replace(S, recipe={"width": 4, "depth": 2})
     found = gm.evaluate(small, data, n_networks=1, epochs=1, device="cpu", progress=False)
     assert (found.protocol["width"], found.protocol["depth"]) == (4, 2)
 
@@ -90,96 +100,95 @@ def test_accuracy_counts_every_image_once(monkeypatch):
     assert accuracy(torch.nn.Identity(), x, y) == pytest.approx(100 * 5 / 7)
 
 
-def test_only_mnist_is_augmented_by_the_papers_protocol():
-    data = make_data((5, 5), (1, 28, 28), dtype=torch.float32)
-    mnist = gm.Data.from_arrays(
-        "MNIST",
-        torch.rand(10, 28, 28, generator=generator(0)),
-        data.train_labels,
-        torch.rand(4, 28, 28),
-        [0, 1, 0, 1],
-    )
-    S = gm.coreset("random", mnist, 1)
-    quick = {**QUICK, "n_networks": 1}
-    assert gm.evaluate(S, mnist, **quick).protocol["augment"] == "crop+scale+rotate"
-    assert gm.evaluate(S, mnist, **quick, augment="none").protocol["augment"] == "none"
-    assert gm.evaluate(gm.coreset("random", data, 1), data, **quick).protocol["augment"] == "none"
-    assert gm.evaluate(S, mnist, **quick, augment="dsa").protocol["augment"] == "dsa+crop+cutout+scale+rotate+colour"
-    batchnorm = settle(gm.coreset("random", data, 1), data, "convnet:norm=batch", width=4, depth=1)
-    assert (batchnorm["augment"], batchnorm["epochs"]) == ("crop+noise", 1000)
-    assert [settle(S, mnist, "convnet", epochs=n)["epochs"] for n in (None, 7)] == [1000, 7]
-    assert settle(gm.coreset("random", data, 1), data, "convnet")["epochs"] == 300
+def test_the_paper_augments_mnist_and_networks_with_batchnorm():
+    S = gm.coreset("random", make_data((5, 5), dtype=torch.float32), 1)
+    data = make_data((5, 5), dtype=torch.float32)
+    mnist = dataclasses.replace(data, name="MNIST")
+
+    def augmented(data, network="convnet", **changes):
+        found = resolve_protocol(S, data, network, width=4, depth=1, **changes)
+        return found["augment"], found["epochs"]
+
+    assert augmented(data) == ("none", 300)
+    assert augmented(data, "convnet:norm=batch") == ("crop+noise", 1000)
+    assert augmented(mnist) == ("crop+scale+rotate", 1000)
+    assert augmented(mnist, epochs=7) == ("crop+scale+rotate", 7)
+    assert augmented(mnist, augment="none") == ("none", 300)
+    assert augmented(mnist, augment="dsa") == ("dsa+crop+cutout+scale+rotate+colour", 1000)
+    found = gm.evaluate(S, mnist, **{**QUICK, "n_networks": 1, "depth": 1})
+    assert found.protocol["augment"] == "crop+scale+rotate", "evaluate resolves its protocol in the same way"
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "words"),
     [
-        ({"network": "vit"}, "unknown network 'vit': choose from .*convnet"),
-        ({"optimiser": "lbfgs"}, "unknown optimiser 'lbfgs': choose from sgd, adam"),
-        ({"colour": 1}, "unknown protocol field 'colour': choose from width, depth"),
-        ({"width": 0}, "width=0 does not fit: give a whole number of at least 1"),
-        ({"depth": -1}, "depth=-1 does not fit"),
-        ({"lr": "a"}, "lr='a' does not fit"),
-        ({"epochs": True}, "epochs=True does not fit"),
-        ({"seed": -1}, "seed=-1 does not fit"),
-        ({"device": "cudax"}, "the device 'cudax' cannot be used here .*: try cpu"),
-        ({"augment": "cutout"}, "unknown augment 'cutout': choose from paper, none, dsa, or dsa: and operations"),
-        ({"protocol": {"epochs": 5}}, "protocol is a dict: give a Protocol, or its fields by name, as in epochs=100"),
-        ({"precision": "bf16"}, "unknown precision 'bf16': choose from float32, tf32"),
-        ({"n_networks": 0}, "n_networks=0 does not fit"),
-        ({"side_by_side": 0}, "side_by_side=0 does not fit: give a whole number of at least 1"),
-        ({"epochs": 0}, "epochs=0 does not fit"),
-        ({"lr": -1}, "lr=-1 does not fit: give a positive number"),
-        ({"momentum": 1.5}, "momentum=1.5 does not fit"),
-        ({"weight_decay": -1e-3}, "weight_decay=-0.001 does not fit"),
+        ({"network": "vit"}, ["unknown network 'vit'", "convnet"]),
+        ({"optimiser": "lbfgs"}, ["unknown optimiser 'lbfgs'", "sgd, adam"]),
+        ({"colour": 1}, ["unknown protocol field 'colour'", "width, depth"]),
+        ({"augment": "cutout"}, ["unknown augment 'cutout'", "paper, none, dsa"]),
+        ({"precision": "bf16"}, ["unknown precision 'bf16'", "float32, tf32"]),
+        ({"device": "cudax"}, ["'cudax'", "cpu"]),
+        ({"protocol": {"epochs": 5}}, ["protocol is a dict", "epochs=100"]),
+        ({"lr": -1}, ["lr=-1", "positive"]),
+        ({"width": 0}, ["width=0", "at least 1"]),
+        ({"side_by_side": 0}, ["side_by_side=0", "at least 1"]),
+        ({"depth": -1}, ["depth=-1"]),
+        ({"lr": "a"}, ["lr='a'"]),
+        ({"epochs": True}, ["epochs=True"]),
+        ({"epochs": 0}, ["epochs=0"]),
+        ({"seed": -1}, ["seed=-1"]),
+        ({"n_networks": 0}, ["n_networks=0"]),
+        ({"momentum": 1.5}, ["momentum=1.5"]),
+        ({"weight_decay": -1e-3}, ["weight_decay=-0.001"]),
     ],
 )
-def test_bad_values(change, sentence):
+def test_bad_values_are_refused(change, words):
     data = make_data(dtype=torch.float32)
-    with pytest.raises(ValueError, match=sentence):
+    with refuses(ValueError, *words):
         gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, **change})
 
 
-def test_a_set_of_another_normalisation_is_refused():
+def test_a_set_that_does_not_fit_the_data_is_refused():
     data = make_data((3, 3), dtype=torch.float32)
     S = gm.coreset("random", data, 1)
-    other = gm.SyntheticSet(S.images, S.labels, S.classes, (0.9,), (0.1,), S.recipe)
-    with pytest.raises(ValueError, match=r"normalised by mean \(0\.9,\) .* bring one to the other's"):
-        gm.evaluate(other, data, **QUICK)
+    with refuses(ValueError, "mean (0.9,)", str(data.mean)):
+        gm.evaluate(dataclasses.replace(S, mean=(0.9,)), data, **QUICK)
+    with refuses(ValueError, "2 classes", "has 3"):
+        gm.evaluate(S, make_data((3, 3, 3), dtype=torch.float32), **QUICK)
+    with refuses(ValueError, "SyntheticSet", "list"):
+        gm.evaluate([1], data, **QUICK)
 
 
 def test_augmented_training_differs_and_repeats():
     data = make_data(dtype=torch.float32, n_test=90)
     S = gm.coreset("random", data, 2)
-    plain, varied, again = (
+    plain, augmented, again = (
         gm.evaluate(S, data, **{**QUICK, "epochs": 20}, augment=a) for a in ("none", "dsa", "dsa")
     )
-    assert varied.accuracies == again.accuracies != plain.accuracies
+    assert augmented.accuracies == again.accuracies != plain.accuracies
 
 
-def test_whole_data_training_takes_every_training_image():
-    """The same as a set that happens to hold all of them."""
+def test_training_on_data_uses_every_training_image():
+    """It equals training on a set of all training images."""
     data = make_data((4, 4, 4), dtype=torch.float64, n_test=60)
     whole = gm.evaluate(data, data, **QUICK)
     everything = gm.SyntheticSet(data.train_images, data.train_labels, data.classes, data.mean, data.std)
     assert whole.accuracies == gm.evaluate(everything, data, **QUICK).accuracies
 
 
-def test_adam_is_another_optimiser():
+def test_adam_can_be_chosen():
     data = make_data(dtype=torch.float64, n_test=90)
     S = gm.coreset("random", data, 2)
     assert gm.evaluate(S, data, **QUICK, optimiser="adam").protocol["optimiser"] == "adam"
-    f = networks.build(
-        "convnet", (1, 8, 8), 3, generator=generator(0, "evaluate", 0), width=4, depth=2, dtype=torch.float64
-    )
+    f = first_network()
     before = [p.detach().clone() for p in f.parameters()]
     rng = generator(0, "x")
     training.fit(f, S.images, S.labels, epochs=1, rng=rng, optimiser="adam", lr=0.01, weight_decay=0.0)
-    # A single epoch is its own second half, at lr / 10; Adam's first step is that much wherever a gradient is well above eps.
+    # A single epoch counts as the second half, with lr / 10. This is the size of Adam's first step if the gradient is
+    # well above its epsilon.
     moved = torch.cat([(p - q).abs().flatten() for p, q in zip(f.parameters(), before, strict=True)])
-    assert moved.max().item() == pytest.approx(0.001, rel=1e-3) and moved.median().item() == pytest.approx(
-        0.001, rel=1e-2
-    )
+    assert moved.max().item() == pytest.approx(0.001, rel=1e-3)
+    assert moved.median().item() == pytest.approx(0.001, rel=1e-2)
 
 
 def test_known_accuracies_are_not_trained_again_and_each_network_is_reported():
@@ -190,30 +199,22 @@ def test_known_accuracies_are_not_trained_again_and_each_network_is_reported():
     rest = gm.evaluate(S, data, **{**QUICK, "n_networks": 3}, known=whole.accuracies[:1], each=seen.append)
     assert rest.accuracies == whole.accuracies
     assert [e.accuracies for e in seen] == [whole.accuracies[:2], whole.accuracies]
-    with pytest.raises(
-        OutOfTime, match="out of time after 0 of 2 networks: give it more time, or each= to keep what there is"
-    ):
+    with refuses(OutOfTime, "0 of 2 networks", "more time"):
         gm.evaluate(S, data, **QUICK, deadline=time.monotonic() - 1)
 
 
-def test_a_protocol_can_be_given_whole():
+def test_a_protocol_can_be_given_and_changed():
     data = make_data(dtype=torch.float32)
     S, protocol = gm.coreset("random", data, 1), Protocol(4, 2, epochs=1)
     found = gm.evaluate(S, data, n_networks=1, protocol=protocol, device="cpu", progress=False, lr=0.2)
     assert (found.protocol["width"], found.protocol["epochs"], found.protocol["lr"]) == (4, 1, 0.2)
 
 
-def test_a_set_of_other_data_is_refused():
-    S = gm.coreset("random", make_data((3, 3), dtype=torch.float32), 1)
-    with pytest.raises(ValueError, match=r"the set has 2 classes .* but made-up has 3"):
-        gm.evaluate(S, make_data((3, 3, 3), dtype=torch.float32), **QUICK)
-
-
 # ---- many networks side by side ----------------------------------------------------------------------------
 
 
-class Loose(torch.nn.Module):
-    """Which way it goes depends on the pixels."""
+class Branching(torch.nn.Module):
+    """What it computes depends on the pixels, so that its steps cannot be recorded."""
 
     def __init__(self, channels, size, n_classes):
         super().__init__()
@@ -225,7 +226,7 @@ class Loose(torch.nn.Module):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Fills with the groups that `evaluate` trains: the final weights of each network."""
+    """A list to which `evaluate` appends the final weights of each group that it trains."""
     known, fit, groups = dict(networks.NETWORKS), training.fit, []
 
     def keep(group, *args, **options):
@@ -233,14 +234,14 @@ def trained(monkeypatch):
         return group
 
     monkeypatch.setattr(evaluation, "fit", keep)
-    networks.register("loose", Loose)
+    networks.register("branching", Branching)
     yield groups
     networks.NETWORKS.clear()
     networks.NETWORKS.update(known)
 
 
 def named(name, shape):
-    """Made-up data under the name of a real set, whose images the paper's protocol may vary."""
+    """Made-up data with the name of a real set, which decides the augmentation."""
     return dataclasses.replace(make_data((6, 6, 6), shape, n_test=60), name=name)
 
 
@@ -252,12 +253,12 @@ SIDE_BY_SIDE = [
     ("made-up", (3, 8, 8), {"batch": 7}),
     ("made-up", (3, 8, 8), {"batch": 4, "network": "convnet:norm=batch"}),  # crop, noise
     ("made-up", (1, 8, 8), {"batch": 4, "optimiser": "adam"}),
-    ("made-up", (1, 8, 8), {"batch": 4, "network": "loose"}),
+    ("made-up", (1, 8, 8), {"batch": 4, "network": "branching"}),
 ]
 
 
-def check_sides(trained, name, shape, change, device, exact):
-    """One by one, by threes and all at once; returns the accuracies of one by one."""
+def check_side_by_side(trained, name, shape, change, device, exact):
+    """Train one by one, three at once, and all at once. Returns the weights of one by one."""
     data = named(name, shape)
     S, quick = gm.coreset("random", data, 3), {**QUICK, "n_networks": 4, "device": device, **change}
     found = []
@@ -266,29 +267,28 @@ def check_sides(trained, name, shape, change, device, exact):
         accuracies = gm.evaluate(S, data, **quick, side_by_side=side_by_side).accuracies
         found.append((accuracies, [weights for group in trained for weights in group]))
         assert [len(group) for group in trained] == groups
-    (accuracies, alone), *others = found
+    (accuracies, alone), *side_by_side = found
     near = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-6, "atol": 1e-9}
-    for others_accuracies, weights in others:
-        assert others_accuracies == pytest.approx(accuracies, abs=0 if exact else 2)
+    for their_accuracies, weights in side_by_side:
+        assert their_accuracies == pytest.approx(accuracies, abs=0 if exact else 2)
         for one, other in zip(alone, weights, strict=True):
             assert all(torch.allclose(one[key], other[key], **near) for key in one)
     return alone
 
 
 @pytest.mark.parametrize(("name", "shape", "change"), SIDE_BY_SIDE)
-def test_side_by_side_is_one_by_one(trained, name, shape, change):
-    """On a CPU to the bit, whoever stands beside a network."""
-    check_sides(trained, name, shape, change, "cpu", exact=True)
+def test_side_by_side_equals_one_by_one_on_a_cpu_bit_for_bit(trained, name, shape, change):
+    check_side_by_side(trained, name, shape, change, "cpu", exact=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("name", "shape", "change"), SIDE_BY_SIDE)
-def test_side_by_side_on_a_gpu_is_one_by_one_on_a_cpu(trained, caplog, name, shape, change):
-    """Steps are recorded, on several streams; where they cannot be, one line for every group says so."""
+def test_side_by_side_on_a_gpu_equals_one_by_one_on_a_cpu(trained, caplog, name, shape, change):
+    """Steps are recorded on several streams. If they cannot be recorded, each group logs one line."""
     change = {"epochs": 8, **change}
-    there = check_sides(trained, name, shape, change, "cuda", exact=False)
-    said = [r.getMessage() for r in caplog.records if "cannot be recorded as a CUDA graph" in r.getMessage()]
-    assert len(said) == (4 + 2 + 1 + 1 if change.get("network") == "loose" else 0)
+    there = check_side_by_side(trained, name, shape, change, "cuda", exact=False)
+    lines = [r.getMessage() for r in caplog.records if "CUDA graph" in r.getMessage()]
+    assert len(lines) == (4 + 2 + 1 + 1 if change.get("network") == "branching" else 0)
     trained.clear()
     gm.evaluate(
         gm.coreset("random", named(name, shape), 3), named(name, shape), **{**QUICK, "n_networks": 4, **change}
@@ -297,7 +297,7 @@ def test_side_by_side_on_a_gpu_is_one_by_one_on_a_cpu(trained, caplog, name, sha
         assert all(torch.allclose(one[key].cpu(), other[key], rtol=1e-4, atol=1e-6) for key in one)
 
 
-def test_groups_go_on_from_known_networks_and_stop_at_the_deadline(trained, monkeypatch):
+def test_groups_continue_after_known_networks_and_stop_at_the_deadline(trained, monkeypatch):
     data = make_data(dtype=torch.float32, n_test=90)
     S, five = gm.coreset("random", data, 3), {**QUICK, "n_networks": 5}
     whole, seen = gm.evaluate(S, data, **five), []
@@ -305,36 +305,36 @@ def test_groups_go_on_from_known_networks_and_stop_at_the_deadline(trained, monk
     rest = gm.evaluate(S, data, **five, side_by_side=2, known=whole.accuracies[:2], each=seen.append)
     assert rest.accuracies == whole.accuracies and [len(group) for group in trained] == [2, 1]
     assert [e.accuracies for e in seen] == [whole.accuracies[:4], whole.accuracies]
-    looked = iter([False, True])
-    monkeypatch.setattr(evaluation, "deadline_passed", lambda deadline: next(looked))
+    passed = iter([False, True])
+    monkeypatch.setattr(evaluation, "deadline_passed", lambda deadline: next(passed))
     seen.clear()
-    with pytest.raises(OutOfTime, match="out of time after 3 of 5 networks: run again to go on"):
+    with refuses(OutOfTime, "3 of 5 networks", "run again"):
         gm.evaluate(S, data, **five, side_by_side=3, each=seen.append)
     assert [e.accuracies for e in seen] == [whole.accuracies[:3]]
     assert gm.evaluate(S, data, **five, known=whole.accuracies, side_by_side=3).accuracies == whole.accuracies
 
 
 @pytest.mark.parametrize("room", [1, 2])
-def test_where_memory_runs_out_fewer_are_trained_side_by_side(trained, monkeypatch, caplog, room):
-    """A device with room for so many networks; the first attempt fails after a step."""
+def test_fewer_networks_train_side_by_side_after_memory_ran_out(trained, monkeypatch, caplog, room):
+    """The device has room for this many networks. With more, training fails after the first epoch."""
     data = make_data(dtype=torch.float32, n_test=90)
     S, five = gm.coreset("random", data, 3), {**QUICK, "n_networks": 5}
-    whole, fit = gm.evaluate(S, data, **five), training.fit
+    whole = gm.evaluate(S, data, **five)
     trained.clear()
+    fit_and_keep = evaluation.fit
 
-    def short(group, *args, **options):
+    def fit_with_little_memory(group, *args, **options):
         if len(group) > room:
-            fit(group, *args, **options | {"epochs": 1})
-            trained.clear()
+            training.fit(group, *args, **options | {"epochs": 1})
             raise torch.OutOfMemoryError("made up")
-        return fit(group, *args, **options)
+        return fit_and_keep(group, *args, **options)
 
-    monkeypatch.setattr(evaluation, "fit", short)
+    monkeypatch.setattr(evaluation, "fit", fit_with_little_memory)
     caplog.set_level(logging.WARNING)
     assert gm.evaluate(S, data, **five, side_by_side=5).accuracies == whole.accuracies
     assert [len(group) for group in trained] == {1: [1, 1, 1, 1, 1], 2: [2, 2, 1]}[room]
-    lines = [f"out of memory: going on with at most {n} images in one pass" for n in (22, 11)]  # of 5 x 9
-    assert [r.getMessage() for r in caplog.records] == lines[: 3 - room]
+    halved = [str(n) for n in (22, 11)]  # from 5 networks on 9 images each
+    assert [[n for n in halved if n in r.getMessage()] for r in caplog.records] == [[n] for n in halved[: 3 - room]]
 
 
 def test_out_of_memory_with_one_network_is_an_error(trained, monkeypatch):
@@ -350,44 +350,41 @@ def test_out_of_memory_with_one_network_is_an_error(trained, monkeypatch):
     assert [len(group) for group in trained] == [4, 2, 1]
 
 
-def test_how_many_stand_side_by_side():
-    """On CUDA their sets come to TOGETHER images, shared out evenly; large sets take one after the other."""
+def test_on_a_gpu_groups_are_few_and_of_even_size():
+    """A group has at most TOGETHER images in all. A large set gives groups of one network."""
     assert TOGETHER == 1024
-    sizes = {
-        10: 50,
-        50: 17,
-        100: 10,
-        500: 2,
-        1000: 1,
-        60_000: 1,
-    }  # of 50 networks: with 50 images three groups of 17, 17, 16
-    assert {n: _fitting(50, n) for n in sizes} == sizes
-    assert (_fitting(7, 200), _fitting(0, 10)) == (4, 0)
+    sizes = {10: 50, 50: 17, 100: 10, 500: 2, 1000: 1, 60_000: 1}  # with 50 images: three groups of 17, 17 and 16
+    assert {n: _group_size(50, n) for n in sizes} == sizes
+    assert (_group_size(7, 200), _group_size(0, 10)) == (4, 0)
 
 
-def test_on_a_cpu_large_steps_take_a_thread_each(monkeypatch):
-    """Two threads: two networks at once, one thread for each also where one is left over, and the bits of one thread alone."""
-    data, module = make_data(dtype=torch.float32, n_test=60), evaluation
-    S, seen, told = gm.coreset("random", data, 2), [], []
+def test_on_a_cpu_each_thread_trains_a_network_if_steps_are_large(monkeypatch):
+    """Two threads train two networks at once, one thread each. The bits are those of one thread."""
+    data = make_data(dtype=torch.float32, n_test=60)
+    S = gm.coreset("random", data, 2)
     options = {**QUICK, "n_networks": 5}
     alone = gm.evaluate(S, data, **options)
-    monkeypatch.setattr(
-        networks, "fit", lambda *a, real=training.fit, **o: seen.append(torch.get_num_threads()) or real(*a, **o)
-    )
+    threads, reported = [], []
+
+    def fit(*args, **given):
+        threads.append(torch.get_num_threads())
+        return training.fit(*args, **given)
+
+    monkeypatch.setattr(evaluation, "fit", fit)
     torch.set_num_threads(2)
     gm.evaluate(S, data, **options)
-    assert seen == [2] * 5, "a step of a few kilobytes is not worth it"
-    seen.clear()
-    monkeypatch.setattr(module, "LARGE", 1)
-    found = gm.evaluate(S, data, **options, each=lambda e: told.append(e.n))
-    assert seen == [1] * 5 and told == [2, 4, 5] and torch.get_num_threads() == 2
+    assert threads == [2] * 5, "a step of a few kilobytes is too small"
+    threads.clear()
+    monkeypatch.setattr(evaluation, "LARGE", 1)
+    found = gm.evaluate(S, data, **options, each=lambda e: reported.append(e.n))
+    assert threads == [1] * 5 and reported == [2, 4, 5] and torch.get_num_threads() == 2
     assert found.accuracies == alone.accuracies
     known = gm.evaluate(S, data, **options, known=found.accuracies[:4])
-    assert seen == [1] * 6 and known.accuracies == alone.accuracies
+    assert threads == [1] * 6 and known.accuracies == alone.accuracies
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_precision_holds_while_networks_are_trained_and_tested(monkeypatch, precision):
+def test_the_precision_applies_while_networks_are_trained_and_tested(monkeypatch, precision):
     seen, before = [], (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 
     def watched(real):

@@ -1,4 +1,4 @@
-"""Passes in chunks, and what happens when memory runs out; the values themselves are in test_agreement.py."""
+"""Class gradients, smaller passes when memory runs out, precision, and recorded steps. Values: test_agreement.py."""
 
 import functools
 import logging
@@ -43,7 +43,7 @@ def test_results_do_not_depend_on_the_chunk(chunk):
         assert torch.allclose(whole, parts, rtol=1e-10, atol=1e-13)
 
 
-def test_a_batch_gradient_is_the_classes_mean():
+def test_a_batch_gradient_is_the_mean_over_classes():
     _, network, S, _ = problem()
     labels = torch.arange(3).repeat_interleave(3)
     one = gradients.batch_gradient(network, S, labels)
@@ -51,8 +51,8 @@ def test_a_batch_gradient_is_the_classes_mean():
     assert all(torch.allclose(a, b.mean(0), atol=1e-14) for a, b in zip(one, each, strict=True))
 
 
-def test_running_out_of_memory_halves_the_chunk_and_the_run_goes_on(monkeypatch, caplog):
-    """A device that takes at most 3 images in a pass: the same S to rounding, and one line for each halving."""
+def test_running_out_of_memory_halves_the_chunk_and_the_run_continues(monkeypatch, caplog):
+    """A device with memory for 3 images per pass gives the same S to rounding, and one log line per halving."""
     data, recipe = make_data((8, 8, 8)), tiny_recipe(ipc=2, what="multi", inner_loops=2, zeta_theta=2, batch_real=8)
     whole = gm.condense(data, recipe, "cpu", progress=False)
     asked = []
@@ -63,22 +63,21 @@ def test_running_out_of_memory_halves_the_chunk_and_the_run_goes_on(monkeypatch,
             raise torch.OutOfMemoryError("made up")
         return real(network, x, y, create_graph, chunk)
 
-    def none_grouped(*_):
+    def out_of_memory(*_):
         raise torch.OutOfMemoryError("made up")
 
     monkeypatch.setattr(gradients, "_gradient", limited)
-    monkeypatch.setitem(gradients.WAYS, "grouped", none_grouped)
+    monkeypatch.setitem(gradients.IMPLEMENTATIONS, "grouped", out_of_memory)
     with caplog.at_level(logging.WARNING):
         chunked = gm.condense(data, recipe, "cpu", progress=False)
     assert torch.allclose(chunked.images, whole.images, rtol=1e-9, atol=1e-12)
-    assert [r.getMessage() for r in caplog.records] == [
-        f"out of memory: going on with at most {n} images in one pass" for n in (4, 2)
-    ]
-    assert asked[-1] == 2, "once halved it stays so"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2 and "4 images" in messages[0] and "2 images" in messages[1]
+    assert asked[-1] == 2, "the chunk stays small"
 
 
-class Small(torch.nn.Module):
-    """A device with room for at most `room` images in a pass."""
+class SmallMemory(torch.nn.Module):
+    """A network that runs out of memory with more than ``room`` images in a pass."""
 
     def __init__(self, network, room):
         super().__init__()
@@ -96,27 +95,24 @@ def test_running_out_of_memory_while_training_or_testing_takes_smaller_passes():
     x, y = data.train_images, data.train_labels
     build = functools.partial(networks.build, "convnet", data.shape, 3, width=4, depth=2, dtype=torch.float64)
     whole, small = (build(generator=generator(0)) for _ in range(2))
-    limited = Small(small, 5)
+    limited = SmallMemory(small, 5)
     for network in (whole, limited):
         training.fit(network, x, y, epochs=3, rng=generator(1), batch=10, lr=0.1)
-    assert max(limited.seen) == 5 and limited.seen[-5:] == [5, 5, 5, 5, 4], (
-        "10, 10 and 4 images, once halved for good"
-    )
+    assert max(limited.seen) == 5 and limited.seen[-5:] == [5, 5, 5, 5, 4], "batches of 10, 10 and 4, halved"
     for a, b in zip(whole.parameters(), small.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
     assert accuracy(limited, x, y) == accuracy(whole, x, y)
 
 
-def test_a_batch_that_batchnorm_needs_whole_is_not_split():
+def test_a_batch_for_batchnorm_is_not_split():
     data = make_data((8, 8, 8))
     network = networks.build("convnet:norm=batch", data.shape, 3, width=4, depth=2, generator=generator(0))
     with pytest.raises(torch.OutOfMemoryError):
-        training.fit(
-            Small(network, 5), data.train_images.float(), data.train_labels, epochs=1, rng=generator(1), batch=10
-        )
+        limited = SmallMemory(network, 5)
+        training.fit(limited, data.train_images.float(), data.train_labels, epochs=1, rng=generator(1), batch=10)
 
 
-def test_memory_passes_other_errors_on_and_gives_up_below_one_image():
+def test_memory_raises_other_errors_and_stops_at_one_image():
     memory = Memory(4)
     with pytest.raises(KeyError):
         for attempt in memory:
@@ -131,67 +127,63 @@ def test_memory_passes_other_errors_on_and_gives_up_below_one_image():
     assert tried == [None, 2, 1]
 
 
-def test_a_users_layer_norm_takes_the_loop(monkeypatch):
-    """torch 2.14 gives a wrong derivative for it under vmap(grad), without a word."""
+def test_a_users_layer_norm_uses_the_loop(monkeypatch):
+    """torch 2.14 gives a wrong derivative for it under vmap(grad), without a warning."""
     network = torch.nn.Sequential(
         torch.nn.Flatten(2), torch.nn.LayerNorm((1, 16)), torch.nn.Flatten(), torch.nn.Linear(16, 2)
     )
     S = torch.randn(4, 1, 4, 4, generator=generator(0), requires_grad=True)
-    way = functools.partial(gradients.best_way, create_graph=True, chunk=None)
-    assert (
-        way(network, S.split(2)) == "loop"
-        and len(gradients.class_gradients(network, S.split(2), create_graph=True)) == 3
-    )
+    fastest = functools.partial(gradients.fastest_implementation, create_graph=True, chunk=None)
+    assert fastest(network, S.split(2)) == "loop"
+    assert len(gradients.class_gradients(network, S.split(2), create_graph=True)) == 3
     plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(16), torch.nn.Linear(16, 2))
-    assert way(plain, S.split(2)) == "vmap"
+    assert fastest(plain, S.split(2)) == "vmap"
 
 
-# ---- ways, precision, recorded steps -------------------------------------------------------------------------
+# ---- implementations, precision, recorded steps -----------------------------------------------------------
 
 
-def test_the_way_is_chosen_by_the_size_of_the_work():
+def test_the_implementation_is_chosen_by_the_size_of_the_work():
     network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=32, depth=2)
-    tiny, many, odd = (
-        torch.randn(6, 1, 8, 8),
-        torch.randn(2100, 1, 8, 8),
-        [torch.randn(n, 1, 8, 8) for n in (2, 1, 2)],
-    )
+    tiny, many = torch.randn(6, 1, 8, 8), torch.randn(2100, 1, 8, 8)
+    unequal = [torch.randn(n, 1, 8, 8) for n in (2, 1, 2)]
 
-    def way(batches, create_graph=True, chunk=None):
-        return gradients.best_way(network, batches, create_graph, chunk)
+    def fastest(batches, create_graph=True, chunk=None):
+        return gradients.fastest_implementation(network, batches, create_graph, chunk)
 
-    assert way(tiny.split(2)) == "vmap"
-    assert way(tiny.split(2), create_graph=False) == way(tiny[:3].split(1)) == way(odd) == "grouped"
-    assert way(tiny.split(2), chunk=6) == "grouped" and way(tiny.split(2), chunk=5) == "loop"
-    assert way(many.split(700), create_graph=False) == "loop", "more than the cache holds"
+    assert fastest(tiny.split(2)) == "vmap"
+    assert fastest(tiny.split(2), create_graph=False) == "grouped"
+    assert fastest(tiny[:3].split(1)) == fastest(unequal) == "grouped"
+    assert fastest(tiny.split(2), chunk=6) == "grouped" and fastest(tiny.split(2), chunk=5) == "loop"
+    assert fastest(many.split(700), create_graph=False) == "loop", "more than the cache holds"
 
 
-def test_grouped_is_for_images_that_do_not_mix_and_layers_that_are_used_once():
+def test_grouped_needs_images_that_do_not_mix_and_layers_that_run_once():
     layer = torch.nn.Conv2d(1, 1, 3, padding=1)
     head = [torch.nn.Flatten(), torch.nn.Linear(16, 2)]
     fits = torch.nn.Sequential(layer, torch.nn.BatchNorm2d(1).eval(), *head)
-    assert gradients._apart(fits)
-    assert not gradients._apart(torch.nn.Sequential(layer, layer, *head)), "used twice"
-    assert not gradients._apart(fits.train()), "BatchNorm mixes"
-    assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.Dropout(0.5), *head)), "draws numbers"
-    assert not gradients._apart(torch.nn.Sequential(layer, torch.nn.LayerNorm((1, 4, 4)), *head)), (
-        "a weight of another kind"
+    assert gradients._supports_grouped(fits)
+    assert not gradients._supports_grouped(torch.nn.Sequential(layer, layer, *head)), "a layer that runs twice"
+    assert not gradients._supports_grouped(fits.train()), "BatchNorm mixes"
+    assert not gradients._supports_grouped(torch.nn.Sequential(layer, torch.nn.Dropout(0.5), *head)), "random numbers"
+    assert not gradients._supports_grouped(torch.nn.Sequential(layer, torch.nn.LayerNorm((1, 4, 4)), *head)), (
+        "a weight of another layer"
     )
-    assert not gradients._apart(torch.nn.Sequential(Small(layer, 9), *head)), "not known"
+    assert not gradients._supports_grouped(torch.nn.Sequential(SmallMemory(layer, 9), *head)), "an unknown module"
     tied = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     tied[2].weight = tied[1].weight
-    assert not gradients._apart(tied), "a weight of two layers"
+    assert not gradients._supports_grouped(tied), "a shared weight"
     padded = torch.nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")
-    assert not gradients._apart(torch.nn.Sequential(padded, *head))
+    assert not gradients._supports_grouped(torch.nn.Sequential(padded, *head))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_loop_over_large_classes_takes_a_thread_for_each(monkeypatch, precision):
-    """The bits of one thread, in either precision; a graph for S is made by all threads together."""
+def test_a_loop_over_large_classes_uses_one_thread_per_class(monkeypatch, precision):
+    """The bits are those of one thread, in both precisions. A graph for S is made by all threads together."""
     data = make_data((9, 7, 8), dtype=torch.float32)
     network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
     real, seen = [data.of_class(c) for c in range(3)], []
-    options = {"way": "loop", "precision": precision}
+    options = {"implementation": "loop", "precision": precision}
     monkeypatch.setattr(gradients, "pass_size", lambda *_: 4)
     monkeypatch.setattr(
         network, "forward", lambda x, real=network.forward: seen.append(torch.get_num_threads()) or real(x)
@@ -199,42 +191,42 @@ def test_a_loop_over_large_classes_takes_a_thread_for_each(monkeypatch, precisio
     alone = gradients.class_gradients(network, real, **options)
     torch.set_num_threads(2)
     together = gradients.class_gradients(network, real, **options)
-    assert seen == [1] * 14 and torch.get_num_threads() == 2, "three, two and two parts, twice"
+    assert seen == [1] * 14 and torch.get_num_threads() == 2, "three, two and two parts, for each of the two calls"
     gradients.class_gradients(network, real, create_graph=True, **options)
     assert seen[14:] == [2] * 3
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-@pytest.mark.parametrize("way", gradients.WAYS)
-def test_gradients_of_real_images_hold_no_graph(way):
-    """A graph would keep the activations of all images, and on CUDA for the whole run."""
+@pytest.mark.parametrize("name", gradients.IMPLEMENTATIONS)
+def test_gradients_of_real_images_hold_no_graph(name):
+    """A graph would keep the activations of all images, on CUDA for the whole run."""
     _, network, S, _ = problem()
-    assert not any(g.requires_grad for g in gradients.class_gradients(network, S.detach().split(3), way=way))
-    assert all(g.requires_grad for g in gradients.class_gradients(network, S.split(3), way=way, create_graph=True))
+    gT = gradients.class_gradients(network, S.detach().split(3), implementation=name)
+    gS = gradients.class_gradients(network, S.split(3), implementation=name, create_graph=True)
+    assert not any(g.requires_grad for g in gT) and all(g.requires_grad for g in gS)
 
 
-def test_a_linear_layer_over_rows_of_images_is_grouped_too():
+def test_grouped_supports_linear_layers_over_rows():
     network = torch.nn.Sequential(
         torch.nn.Flatten(2), torch.nn.Linear(16, 5), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(10, 2)
     ).double()
     x = torch.randn(4, 2, 4, 4, generator=generator(0), dtype=torch.float64).split(2)
-    grouped, looped = (gradients.class_gradients(network, x, way=way) for way in ("grouped", "loop"))
-    assert gradients._apart(network) and all(
-        torch.allclose(a, b, rtol=1e-12) for a, b in zip(grouped, looped, strict=True)
-    )
+    grouped, looped = (gradients.class_gradients(network, x, implementation=name) for name in ("grouped", "loop"))
+    assert gradients._supports_grouped(network)
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(grouped, looped, strict=True))
 
 
-def test_a_grouped_pass_goes_class_group_by_class_group(monkeypatch):
+def test_grouped_takes_some_classes_at_a_time_if_not_all_fit(monkeypatch):
     _, network, _, real = problem()
-    whole = gradients.class_gradients(network, real, way="grouped")
+    whole = gradients.class_gradients(network, real, implementation="grouped")
     sizes = []
     monkeypatch.setattr(gradients, "pass_size", lambda *_: 14)  # two of the largest classes
     monkeypatch.setattr(network, "forward", lambda x, real=network.forward: sizes.append(len(x)) or real(x))
-    parts = gradients.class_gradients(network, real, way="grouped")
+    parts = gradients.class_gradients(network, real, implementation="grouped")
     assert sizes == [12, 6] and all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, parts, strict=True))
 
 
-def test_bfloat16_is_for_the_real_images_alone(monkeypatch):
+def test_bfloat16_applies_to_real_images_only(monkeypatch):
     data, recipe = make_data((8, 8, 8), dtype=torch.float32), tiny_recipe(what="multi", how="d1 + d2", batch_real=8)
     asked = []
 
@@ -246,28 +238,24 @@ def test_bfloat16_is_for_the_real_images_alone(monkeypatch):
     monkeypatch.setattr(lines, "class_gradients", class_gradients)
     exact = gm.condense(data, recipe, "cpu", progress=False)
     rough = gm.condense(data, gm.Recipe(**{**recipe.as_dict(), "precision": "bf16"}), "cpu", progress=False)
-    single = {torch.float32}
-    assert (
-        asked
-        == [(True, None, single), (False, "float32", single)] * 2
-        + [(True, None, single), (False, "bf16", single)] * 2
+    of_S, in_float32, in_bf16 = (
+        (*choice, {torch.float32}) for choice in ((True, None), (False, "float32"), (False, "bf16"))
     )
+    assert asked == [of_S, in_float32] * 2 + [of_S, in_bf16] * 2
     assert not torch.equal(exact.images, rough.images) and torch.allclose(exact.images, rough.images, atol=0.02)
     network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
-    for way in ("loop", "grouped"):
-        g, g16 = (
-            torch.cat(
-                [
-                    layer.flatten()
-                    for layer in gradients.class_gradients(network, data.train_images.split(8), way=way, **p)
-                ]
-            )
-            for p in ({}, {"precision": "bf16"})
-        )
-        assert g.dtype == g16.dtype == torch.float32 and 0 < (g - g16).norm() / g.norm() < 0.05, way
+    for name in ("loop", "grouped"):
+
+        def flat(precision, name=name):
+            batches = data.train_images.split(8)
+            g = gradients.class_gradients(network, batches, implementation=name, precision=precision)
+            return torch.cat([layer.flatten() for layer in g])
+
+        g, g16 = flat("float32"), flat("bf16")
+        assert g.dtype == g16.dtype == torch.float32 and 0 < (g - g16).norm() / g.norm() < 0.05, name
 
 
-def test_precision_holds_for_its_lines_and_threads_must_agree():
+def test_precision_holds_for_its_block_and_threads_must_agree():
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
     with matmul_precision("tf32+bf16"):
@@ -275,7 +263,7 @@ def test_precision_holds_for_its_lines_and_threads_must_agree():
             assert matmul.allow_tf32 and convolution.allow_tf32
         assert matmul.allow_tf32 and convolution.allow_tf32
         with (
-            pytest.raises(RuntimeError, match="one thread wants TF32 and another does not"),
+            pytest.raises(RuntimeError, match="TF32"),
             matmul_precision("float32"),
         ):
             pass
@@ -285,7 +273,7 @@ def test_precision_holds_for_its_lines_and_threads_must_agree():
     assert (matmul.allow_tf32, convolution.allow_tf32) == before
 
 
-def test_a_step_is_recorded_at_the_third_call_and_every_call_counts(recorded):
+def test_the_third_call_of_a_step_is_recorded_and_every_call_has_its_effect(recorded):
     total, seen = torch.zeros(2), []
 
     def add(x):
@@ -304,7 +292,7 @@ def test_a_step_is_recorded_at_the_third_call_and_every_call_counts(recorded):
     assert recorded.made == 2 and torch.equal(total, torch.full((2,), 18.0))
 
 
-def test_a_step_that_cannot_be_recorded_goes_on_with_a_line_that_says_why(recorded, monkeypatch, caplog):
+def test_a_step_that_cannot_be_recorded_runs_normally_and_logs_the_reason(recorded, monkeypatch, caplog):
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -312,17 +300,17 @@ def test_a_step_that_cannot_be_recorded_goes_on_with_a_line_that_says_why(record
     step = recording.Replay(lambda x: x + 1, torch.device("cpu"))
     with caplog.at_level(logging.WARNING):
         assert [step(torch.tensor(n)).item() for n in range(5)] == [1, 2, 3, 4, 5]
-    assert [r.getMessage() for r in caplog.records] == [
-        "a step cannot be recorded as a CUDA graph (operation not permitted when stream is capturing): going on without"
-    ]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "cannot be recorded" in message and "operation not permitted when stream is capturing" in message
+    assert "more" not in message, "only the first line of the error"
     monkeypatch.setattr(recording, "Graph", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("made up")))
     step = recording.Replay(lambda x: x, torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError):
         [step(torch.tensor(0)) for _ in range(3)]
 
 
-def test_a_call_that_ran_out_of_memory_warms_nothing_up(recorded):
-    """Else a step would be recorded before its optimiser has its buffers."""
+def test_a_call_that_ran_out_of_memory_does_not_count_as_warm_up(recorded):
+    """Otherwise a step would be recorded before its optimiser has buffers."""
     room, calls = [], []
 
     def step(x):
@@ -348,7 +336,7 @@ def test_a_call_that_ran_out_of_memory_warms_nothing_up(recorded):
         ({"what": "multi", "how": "d1 + d2", "where": "adaptive"}, 2),
         ({"what": "interleaved", "where": "steps:3,1"}, 3),
         ({"what": "multi", "inter_batches": "sampled"}, 2),
-        ({"what": "multi", "augment": "dsa"}, 1),  # other transformations each time: only the step of theta
+        ({"what": "multi", "augment": "dsa"}, 1),  # transformations differ each time, so only the step of theta
         ({"what": "intra", "network": "convnet:norm=batch"}, 2),
         ({"what": "multi", "where": "overfit", "lr_network": 0.3}, 2),
         ({"what": "multi", "batch_theta": 4}, 3),  # mini-batches of 4 and of 2
@@ -356,7 +344,7 @@ def test_a_call_that_ran_out_of_memory_warms_nothing_up(recorded):
     ],
     ids=str,
 )
-def test_a_recorded_run_is_the_same_to_rounding(choice, least, request):
+def test_a_recorded_run_gives_the_same_result_to_rounding(choice, least, request):
     data = make_data((8, 6, 7))
     recipe = tiny_recipe(**{"ipc": 2, "outer_loops": 4, "inner_loops": 3, "zeta_theta": 3, **choice})
     usual = gm.condense(data, recipe, "cpu", progress=False)
@@ -368,7 +356,7 @@ def test_a_recorded_run_is_the_same_to_rounding(choice, least, request):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-9) and a["theta_steps"] == b["theta_steps"]
 
 
-def test_a_recorded_run_goes_on_from_a_checkpoint(recorded, tmp_path):
+def test_a_recorded_run_continues_from_a_checkpoint(recorded, tmp_path):
     data, recipe = make_data((8, 8, 8)), tiny_recipe(ipc=2, outer_loops=4, inner_loops=3, zeta_theta=2)
     whole = gm.condense(data, recipe, "cpu", progress=False)
     for _ in range(12):
@@ -380,22 +368,19 @@ def test_a_recorded_run_goes_on_from_a_checkpoint(recorded, tmp_path):
     assert torch.allclose(S.images, whole.images, rtol=1e-9, atol=1e-12)
 
 
-def test_a_recorded_run_that_diverges_says_where(recorded):
-    data, recipe = (
-        make_data((8, 8, 8)),
-        tiny_recipe(ipc=2, outer_loops=3, inner_loops=3, zeta_theta=1, lr_images=1e308),
-    )
+def test_a_recorded_run_that_diverges_reports_its_iteration(recorded):
+    data = make_data((8, 8, 8))
+    recipe = tiny_recipe(ipc=2, outer_loops=3, inner_loops=3, zeta_theta=1, lr_images=1e308)
     with pytest.raises(gm.Diverged) as error:
         gm.condense(data, recipe, "cpu", progress=False)
     assert error.value.k == 0 and error.value.t <= 1 and error.value.S.images.isfinite().all()
 
 
-def test_all_classes_are_drawn_at_once_as_one_by_one():
+def test_drawing_all_classes_at_once_equals_drawing_one_by_one():
     data = make_data((8, 3, 7))
     at_once = data.sample_classes(5, generator(0, "draw"))
     rng = generator(0, "draw")
-    assert all(torch.equal(x, data.sample(c, 5, rng)) for c, x in enumerate(at_once)) and [
-        len(x) for x in at_once
-    ] == [5, 3, 5]
-    with pytest.raises(ValueError, match="cannot draw 0 images"):
+    assert all(torch.equal(x, data.sample(c, 5, rng)) for c, x in enumerate(at_once))
+    assert [len(x) for x in at_once] == [5, 3, 5]
+    with pytest.raises(ValueError, match="0"):
         data.sample_classes(0, rng)

@@ -1,4 +1,4 @@
-"""Distances against hand-worked values, properties and scipy; against the reference in test_agreement.py."""
+"""Distances against values by hand, properties and scipy. test_agreement.py compares them with the reference."""
 
 import math
 
@@ -23,11 +23,11 @@ B = torch.tensor([[4.0, 3.0], [0.0, 2.0]], dtype=torch.float64)
         ("d4", 2 / 2 + 5 / 2),
     ],
 )
-def test_hand_worked_values(name, expected):
+def test_values_by_hand(name, expected):
     assert how.DISTANCES[name](A, B).item() == pytest.approx(expected, rel=1e-15)
 
 
-def gradients(draw_scale=1.0):
+def pairs_of_gradients():
     numbers = st.floats(-10, 10, allow_nan=False).map(lambda v: v if abs(v) > 1e-3 else 1.0)
     return st.integers(1, 4).flatmap(
         lambda n: st.tuples(*[st.lists(st.lists(numbers, min_size=n, max_size=n), min_size=3, max_size=3)] * 2)
@@ -35,27 +35,32 @@ def gradients(draw_scale=1.0):
 
 
 @settings(max_examples=50, deadline=None)
-@given(gradients())
-def test_properties(pair):
+@given(pairs_of_gradients())
+def test_properties_of_distances(pair):
     a, b = (torch.tensor(rows, dtype=torch.float64) for rows in pair)
     swap = torch.tensor([2, 0, 1])
     for name, d in how.DISTANCES.items():
+        value = pytest.approx(d(a, b).item(), rel=1e-12, abs=1e-12)
         assert abs(d(a, a).item()) < 1e-12, f"{name} of equal gradients"
-        assert d(a, b).item() == pytest.approx(d(b, a).item(), rel=1e-12, abs=1e-12), f"{name} is symmetric"
-        assert d(a[swap], b[swap]).item() == pytest.approx(d(a, b).item(), rel=1e-12, abs=1e-12), (
-            f"{name}: order of rows"
-        )
-    assert how.d1(3 * a, 0.5 * b).item() == pytest.approx(how.d1(a, b).item(), rel=1e-9, abs=1e-12), (
-        "d1 sees angles only"
-    )
-    assert how.d2(3 * a, 3 * b).item() == pytest.approx(3 * how.d2(a, b).item(), rel=1e-12), "d2 sees magnitudes"
+        assert d(b, a).item() == value, f"{name} is symmetric"
+        assert d(a[swap], b[swap]).item() == value, f"{name} does not depend on the order of rows"
+    # d1 depends on angles only, d2 on magnitudes too.
+    assert how.d1(3 * a, 0.5 * b).item() == pytest.approx(how.d1(a, b).item(), rel=1e-9, abs=1e-12)
+    assert how.d2(3 * a, 3 * b).item() == pytest.approx(3 * how.d2(a, b).item(), rel=1e-12)
     cosine = sum(scipy_distance.cosine(x, y) for x, y in zip(a.numpy(), b.numpy(), strict=True))
     assert how.d1(a, b).item() == pytest.approx(cosine, rel=1e-9, abs=1e-12)
     euclid = sum(scipy_distance.euclidean(x, y) for x, y in zip(a.numpy(), b.numpy(), strict=True))
     assert how.d2(a, b).item() == pytest.approx(euclid, rel=1e-12)
 
 
-def test_zero_rows_count_one_and_give_no_nan():
+def test_eq_9_is_d1_plus_d2():
+    assert how.improved(A, B).item() == pytest.approx((1 - 24 / 25) + math.sqrt(2) + 1 + math.sqrt(5), rel=1e-15)
+    assert torch.equal(how.improved(A, B), how.distance("d1 + d2")([A], [B]))
+    classes = torch.stack([A, B]), torch.stack([B, A])
+    assert torch.equal(how.improved(*classes), how.distance("d1 + d2")([classes[0]], [classes[1]]))
+
+
+def test_a_zero_row_counts_one_and_gives_no_nan():
     a = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
     b = torch.ones(1, 3, dtype=torch.float64)
     value = how.d1(a, b)
@@ -67,7 +72,7 @@ def test_zero_rows_count_one_and_give_no_nan():
     assert (gradient == 0).all()
 
 
-def test_rows_of_each_kind_of_parameter():
+def test_rows_of_each_type_of_parameter():
     g = torch.arange(2 * 24.0)
     assert how.as_rows(g.view(2, 2, 3, 2, 2), 4).shape == (2, 2, 12)  # two classes, convolution (2, 3, 2, 2)
     assert how.as_rows(g.view(2, 2, 3, 4), 3).shape == (2, 2, 12)  # layer norm (2, 3, 4)
@@ -87,24 +92,24 @@ def test_rows_of_each_kind_of_parameter():
         ("1e-1*d3 + 2 * d1", [(0.1, "d3"), (2, "d1")]),
     ],
 )
-def test_parse(expression, terms):
+def test_parse_distance(expression, terms):
     assert how.parse_distance(expression) == terms
 
 
 @pytest.mark.parametrize("expression", ["d1 + 0.1234567*d2", "16777217*d3", "1e-05*d1", "100*d4", "d1 + d2"])
-def test_a_spelling_keeps_every_digit(expression):
+def test_spelling_a_distance_keeps_every_digit(expression):
     assert how.spell_distance(how.parse_distance(expression)) == expression
 
 
 @pytest.mark.parametrize(
     "expression", ["", "d5", "d1 + d9", "-d1", "0*d1", "d1 - d2", "d1 +", "d1**2", "1.2.3*d1", "cos"]
 )
-def test_bad_expressions_list_what_is_known(expression):
+def test_bad_distances(expression):
     with pytest.raises(ValueError, match=r"d1, d2, d3, d4|positive number"):
         how.distance(expression)
 
 
-def test_sum_of_layers_keeps_the_class_dimension():
+def test_the_sum_over_layers_keeps_the_class_dimension():
     gS = [torch.stack([A, B]), torch.stack([B, B])]
     gT = [torch.stack([B, B]), torch.stack([A, B])]
     D = how.distance("d1 + 0.1*d2")

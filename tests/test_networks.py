@@ -1,4 +1,4 @@
-"""The networks' shapes and parameter counts, worked out by hand, their names, their seeding, and BatchNorm's statistics."""
+"""Networks: shapes and parameter counts by hand, names, seeding, BatchNorm's statistics, and training."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from gmlib import networks
 from gmlib.runtime import generator
 from gmlib.speed import gradients, training
 
-# Of each network: the smallest square colour images it takes, its parameters for 1x28x28 and for 3x32x32 and ten classes.
+# For each network: its smallest size of colour images, and its parameters for 1x28x28 and 3x32x32 with ten classes.
 # conv: k*k*in*out + out, linear: in*out + out, norm: 2*out
 CONVNET = 2 * (9 * 128 * 128 + 128 + 256) + 128 * 4 * 4 * 10 + 10  # all but the first block
 MLP = (128 * 128 + 128) + (128 * 10 + 10)  # all but the first layer
@@ -28,9 +28,9 @@ VGG = (
     (9 * 64 * 128 + 3 * 128) + (9 * 128 * 256 + 3 * 256) + (9 * 256 * 256 + 3 * 256)
     + (9 * 256 * 512 + 3 * 512) + 3 * (9 * 512 * 512 + 3 * 512) + 512 * 10 + 10
 )  # fmt: skip
-# Blocks without bias. A stage of `out` channels: four 3x3 convolutions, the first from out / 2 channels, a 1x1 shortcut from
-# out / 2, and five norms: 9*out*out/2 + 3*9*out*out + out*out/2 + 5*2*out = 32*out*out + 10*out. The first stage (64 to 64
-# channels) has no shortcut: 4*9*64*64 + 4*2*64; the stem's norm: 2*64.
+# Blocks have no bias. A stage of `out` channels has four 3x3 convolutions, the first from out / 2 channels, a 1x1
+# shortcut from out / 2, and five norms: 9*out*out/2 + 3*9*out*out + out*out/2 + 5*2*out = 32*out*out + 10*out. The
+# first stage (64 to 64 channels) has no shortcut: 4*9*64*64 + 4*2*64. The norm of the stem: 2*64.
 RESNET = 2 * 64 + (36 * 64 * 64 + 8 * 64) + sum(32 * out * out + 10 * out for out in (128, 256, 512))
 TABLE_4 = {
     "convnet": (8, 9 * 128 + 128 + 256 + CONVNET, 27 * 128 + 128 + 256 + CONVNET),
@@ -45,7 +45,7 @@ TABLE_4 = {
     "resnet18bn": (8, 9 * 64 + RESNET + 512 * 9 * 10 + 10, 27 * 64 + RESNET + 512 * 16 * 10 + 10),
 }
 SMALLEST = [(name, smallest) for name, (smallest, _, _) in TABLE_4.items()]
-# Totals that others have published for the colour forms (and LeNet-5's for MNIST).
+# Published totals for colour images (and of LeNet-5 for MNIST).
 KNOWN = {("lenet", 1): 61_706, ("lenet", 3): 62_006, ("vgg11bn", 3): 9_231_114, ("resnet18", 3): 11_173_962}
 
 VARIANTS = [
@@ -69,8 +69,8 @@ def noise(*shape, seed=0, dtype=torch.float32):
 
 
 @pytest.fixture
-def own_networks():
-    """Forgets what a test registers."""
+def registry():
+    """Removes what a test registers."""
     known = dict(networks.NETWORKS)
     yield
     networks.NETWORKS.clear()
@@ -94,19 +94,19 @@ def test_parameter_counts_by_hand(shape, size, parameters):
     assert network(torch.zeros(2, *shape)).shape == (2, 10)
 
 
-def test_each_image_is_normalised_by_itself():
-    """Instance norm: an image's scores do not depend on its batch."""
+def test_each_image_is_normalised_separately():
+    """With instance norm, scores of an image do not depend on its batch."""
     network = build((1, 8, 8), width=8, depth=2)
     x = torch.randn(5, 1, 8, 8, generator=generator(1, "x"))
     assert torch.allclose(network(x)[2:3], network(x[2:3]), atol=1e-6)
 
 
-def test_only_weights_with_rows_are_matched():
+def test_only_weights_with_two_or_more_dimensions_are_matched():
     names = [name for name, _ in networks.matched(build((1, 8, 8), width=8, depth=2))]
     assert names == ["0.weight", "4.weight", "9.weight"]
 
 
-def test_seeding_leaves_the_callers_random_state_alone():
+def test_the_seed_decides_the_weights_and_the_global_random_state_stays():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -116,32 +116,30 @@ def test_seeding_leaves_the_callers_random_state_alone():
     other = networks.build("convnet", (1, 8, 8), 10, generator=generator(1, "test"), width=8, depth=2)
     assert not torch.equal(next(a.parameters()), next(other.parameters()))
     double = build((1, 8, 8), width=8, depth=2, dtype=torch.float64)
-    assert torch.equal(next(double.parameters()).float(), next(a.parameters())), "the same weights in every dtype"
+    assert torch.equal(next(double.parameters()).float(), next(a.parameters())), "weights are the same in every dtype"
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "sentence"),
+    ("shape", "size", "word"),
     [
-        ((1, 8, 8), {"depth": 4}, "images of 8x8 pixels are too small for a ConvNet of depth 4: use depth 3 or less"),
-        ((3, 32, 24), {}, "images of 32x24 pixels are not square"),
+        ((1, 8, 8), {"depth": 4}, "depth 3"),
+        ((3, 32, 24), {}, "square"),
     ],
 )
-def test_images_that_do_not_fit(shape, size, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_images_that_do_not_fit(shape, size, word):
+    with pytest.raises(ValueError, match=word):
         build(shape, **size)
 
 
 def test_unknown_network():
-    with pytest.raises(
-        ValueError, match="unknown network 'vit': choose from convnet, mlp, lenet, alexnet, vgg11, resnet18"
-    ):
+    with pytest.raises(ValueError, match=r"'vit'.*convnet"):
         networks.build("vit", (1, 8, 8), 10, generator=generator(0))
 
 
 # ---- the networks of Table 4 -----------------------------------------------------------------------------
 
 
-def test_every_network_is_in_the_table():
+def test_table_4_lists_every_network():
     assert set(TABLE_4) == set(networks.NETWORKS)
 
 
@@ -165,30 +163,28 @@ def test_sizes_from_the_smallest_to_64(name, smallest):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "sentence"),
+    ("name", "shape", "words"),
     [
-        ("lenet", (3, 15, 15), "images of 15x15 pixels are too small for LeNet: use 16x16 or more"),
-        ("alexnet", (1, 7, 7), "images of 7x7 pixels are too small for AlexNet: use 8x8 or more"),
-        ("vgg11", (3, 31, 31), "images of 31x31 pixels are too small for VGG-11: use 32x32 or more"),
-        ("vgg11bn", (3, 28, 28), "images of 28x28 pixels are too small for VGG-11: use 32x32 or more"),
-        (
-            "vgg11", (1, 8, 8),
-            "images of 8x8 pixels are too small for VGG-11: use 32x32 or more, or 28x28, which is padded to that",
-        ),
-        ("resnet18", (1, 24, 24), "images of 24x24 pixels are too small for ResNet-18: use 25x25 or more"),
-        ("resnet18bn", (1, 7, 7), "images of 7x7 pixels are too small for ResNet-18 with average pooling: use 8x8 or more"),
-        ("convnet:pooling=max", (1, 8, 8), "images of 8x8 pixels are too small for a ConvNet of depth 4: use depth 3 or less"),
-        ("convnet:norm=group", (1, 16, 16), "four groups do not divide a ConvNet's width of 6: use a multiple of 4"),
+        ("lenet", (3, 15, 15), ["15x15", "LeNet", "16x16"]),
+        ("alexnet", (1, 7, 7), ["7x7", "AlexNet", "8x8"]),
+        ("vgg11", (3, 31, 31), ["31x31", "VGG-11", "32x32"]),
+        ("vgg11bn", (3, 28, 28), ["28x28", "VGG-11", "32x32"]),
+        ("vgg11", (1, 8, 8), ["8x8", "VGG-11", "32x32", "28x28"]),
+        ("resnet18", (1, 24, 24), ["24x24", "ResNet-18", "25x25"]),
+        ("resnet18bn", (1, 7, 7), ["7x7", "ResNet-18", "8x8"]),
+        ("convnet:pooling=max", (1, 8, 8), ["8x8", "depth 4", "depth 3"]),
+        ("convnet:norm=group", (1, 16, 16), ["6", "multiple of 4"]),
     ],
-)  # fmt: skip
-def test_where_an_architecture_does_not_fit(name, shape, sentence):
-    with pytest.raises(ValueError) as told:
+)
+def test_errors_say_which_sizes_fit(name, shape, words):
+    with pytest.raises(ValueError) as error:
         build(shape, name=name, width=6, depth=4)
-    assert str(told.value) == sentence
+    assert all(word in str(error.value) for word in words)
+    assert ("padded" in str(error.value)) == (name == "vgg11" and shape[0] == 1), "only grey images are padded"
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "alexnet"])
-def test_width_and_depth_are_convnets_own(name):
+def test_only_the_convnet_uses_width_and_depth(name):
     a, b = (build((3, 16, 16), name=name, width=width, depth=depth) for width, depth in ((128, 3), (2, 9)))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
@@ -224,7 +220,7 @@ def test_resnet_halves_by_stride_or_by_average_pool():
 
 @pytest.mark.parametrize(("name", "smallest"), SMALLEST)
 def test_every_network_learns(name, smallest):
-    """Three pictures, each twice. Networks without norm start with scores near zero and need a higher rate."""
+    """Three images, each twice. Networks without norm start with scores near zero and need a higher rate."""
     x, y = noise(3, 1, smallest, smallest).repeat(2, 1, 1, 1), torch.arange(6) % 3
     network = build((1, smallest, smallest), n_classes=3, name=name, width=16)
 
@@ -241,8 +237,8 @@ def test_every_network_learns(name, smallest):
 # ---- ConvNet's variants ----------------------------------------------------------------------------------
 
 
-def test_the_plain_convnet_is_what_it_always_was():
-    """Layer by layer, in the order and from the seed that stored runs were made with."""
+def test_the_default_convnet_never_changes():
+    """Its layers, their order and their seed are those of stored runs."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(0, "test").initial_seed())
         by_hand = nn.Sequential(
@@ -280,24 +276,24 @@ def test_convnet_variants(name):
         ("convnet:pooling=none,norm=none", [nn.Conv2d, nn.ReLU]),
     ],
 )
-def test_layers_of_a_variant(name, layers):
+def test_layers_of_convnet_variants(name, layers):
     assert [type(m) for m in build((1, 28, 28), name=name, width=4, depth=1)] == [*layers, nn.Flatten, nn.Linear]
 
 
-def test_what_the_layers_of_variants_compute():
+def test_group_norm_has_four_groups_and_leaky_relu_a_slope_of_001():
     assert build((1, 8, 8), name="convnet:norm=group", width=8, depth=1)[1].num_groups == 4
     leaky = build((1, 8, 8), name="convnet:activation=leaky", width=4, depth=1)[2]
     assert torch.allclose(leaky(torch.tensor([-2.0, 3.0])), torch.tensor([-0.02, 3.0]))
 
 
-def test_layer_norm_is_matched_as_rows_of_a_channel():
+def test_layer_norm_is_matched_with_one_row_per_channel():
     network = build((1, 8, 8), n_classes=2, name="convnet:norm=layer", width=4, depth=1)
     assert [name for name, _ in networks.matched(network)] == ["0.weight", "1.weight", "1.bias", "5.weight"]
     g = gradients.class_gradients(network, [noise(2, 1, 8, 8), noise(2, 1, 8, 8, seed=1)])
     assert [tuple(layer.shape) for layer in g] == [(2, 4, 9), (2, 4, 64), (2, 4, 64), (2, 2, 64)]
 
 
-def test_layer_norm_is_torchs():
+def test_layer_norm_equals_torchs():
     ours = build((1, 8, 8), name="convnet:norm=layer", width=4, depth=1)[1]
     theirs = nn.LayerNorm((4, 8, 8))
     for norm in (ours, theirs):
@@ -313,58 +309,58 @@ def test_layer_norm_is_torchs():
         ("convnet:activation=leaky, pooling=max", ("convnet", {"activation": "leaky", "pooling": "max"})),
     ],
 )
-def test_names_are_read(name, expected):
+def test_valid_names(name, expected):
     assert networks.parse_name(name) == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "word"),
     [
-        ("vit:norm=batch", "unknown network 'vit': choose from convnet, mlp"),
-        (None, "unknown network of type NoneType: choose from convnet, mlp"),
-        ([], r"unknown network \[\]: choose from convnet, mlp"),
-        ("convnet:bias=no", "unknown option of the convnet 'bias': choose from norm, pooling, activation"),
-        ("convnet:width=3", "unknown option of the convnet 'width': choose from norm, pooling, activation"),
-        ("convnet:", "unknown option of the convnet '': choose from norm, pooling, activation"),
-        ("convnet:norm", "unknown norm '': choose from instance, batch, layer, group, none"),
-        ("convnet:norm=weight", "unknown norm 'weight': choose from instance, batch, layer, group, none"),
-        ("convnet:pooling=min", "unknown pooling 'min': choose from avg, max, none"),
-        ("convnet:activation=tanh", "unknown activation 'tanh': choose from relu, sigmoid, leaky"),
-        ("convnet:norm=batch,norm=none", "the option 'norm' stands twice"),
-        ("mlp:norm=batch", "the network 'mlp' has no options: write 'mlp' alone"),
+        ("vit:norm=batch", "'vit'"),
+        (None, "NoneType"),
+        ([], r"\[\]"),
+        ("convnet:bias=no", "'bias'"),
+        ("convnet:width=3", "'width'"),
+        ("convnet:", "option .*''"),
+        ("convnet:norm", "norm ''"),
+        ("convnet:norm=weight", "norm 'weight'"),
+        ("convnet:pooling=min", "pooling 'min'"),
+        ("convnet:activation=tanh", "activation 'tanh'"),
+        ("convnet:norm=batch,norm=none", "'norm' twice"),
+        ("mlp:norm=batch", "no options"),
     ],
 )
-def test_names_that_cannot_be_read(name, sentence):
-    with pytest.raises(ValueError, match=f"^{sentence}"):
+def test_invalid_names(name, word):
+    with pytest.raises(ValueError, match=word):
         networks.parse_name(name)
-    with pytest.raises(ValueError, match=f"^{sentence}"):
+    with pytest.raises(ValueError, match=word):
         build((1, 8, 8), name=name)
 
 
-# ---- a network of one's own ------------------------------------------------------------------------------
+# ---- registered networks ------------------------------------------------------------------------------
 
 
 def linear(channels, size, n_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, n_classes))
 
 
-def test_a_factory_of_ones_own(own_networks):
+def test_a_registered_factory(registry):
     networks.register("linear-1", linear)
     assert networks.parse_name("linear-1") == ("linear-1", {})
     a, b, c = (build((3, 8, 8), 4, name="linear-1", seed=seed, width=7) for seed in (0, 0, 1))
     assert count(a) == 3 * 64 * 4 + 4 and a.training
     assert torch.equal(a[1].weight, b[1].weight) and not torch.equal(a[1].weight, c[1].weight)
     networks.register("linear-1", lambda channels, size, C: nn.Sequential(nn.Flatten(), nn.LazyLinear(C, bias=False)))
-    assert count(build((3, 8, 8), 4, name="linear-1")) == 3 * 64 * 4, "registered again, sized by its first images"
+    assert count(build((3, 8, 8), 4, name="linear-1")) == 3 * 64 * 4, "registered again, with a lazy layer"
 
 
-def test_trying_out_a_factory_leaves_its_batchnorm_as_it_was(own_networks):
+def test_checking_a_factory_does_not_change_its_batchnorm(registry):
     networks.register("normed", lambda *shape: nn.Sequential(nn.BatchNorm2d(shape[0]), linear(*shape)))
     norm = build((1, 8, 8), name="normed")[0]
     assert norm.running_mean.item() == 0 and norm.running_var.item() == 1 and norm.training
 
 
-def test_width_and_depth_reach_a_factory_that_takes_them(own_networks):
+def test_width_and_depth_reach_a_factory_that_takes_them(registry):
     seen = []
 
     def wide(channels, size, n_classes, width):
@@ -381,50 +377,43 @@ def test_width_and_depth_reach_a_factory_that_takes_them(own_networks):
     assert seen == [{"width": 7}, {"width": 7, "depth": 2}]
 
 
-def test_a_registered_network_that_does_not_work_is_told(own_networks):
+def test_registered_networks_that_fail(registry):
     networks.register("blind", lambda: linear(1, 8, 3))
-    with pytest.raises(
-        ValueError, match=r"the factory of 'blind' makes no network of \(1, 8, 3\): .*positional arguments"
-    ):
+    with pytest.raises(ValueError, match=r"'blind'.*positional arguments"):
         build((1, 8, 8), 3, name="blind")
     networks.register("small", lambda *shape: nn.Sequential(nn.Flatten(), nn.Linear(5, 3)))
-    with pytest.raises(
-        ValueError, match=r"the network 'small' takes no images of shape \(1, 8, 8\): mat1 and mat2 shapes"
-    ):
+    with pytest.raises(ValueError, match=r"'small'.*mat1 and mat2"):
         build((1, 8, 8), 3, name="small")
 
 
 @pytest.mark.parametrize(
-    ("name", "factory", "sentence"),
+    ("name", "factory", "word"),
     [
-        ("mlp", linear, "the network 'mlp' is built in: register yours under another name"),
-        ("my:net", linear, "'my:net' cannot name a network"),
-        ("my/net", linear, "'my/net' cannot name a network"),
-        ("", linear, "'' cannot name a network"),
-        (7, linear, "7 cannot name a network"),
-        ("mine", nn.Linear(2, 2).weight, "the factory of 'mine' is no function"),
+        ("mlp", linear, "built in"),
+        ("my:net", linear, "'my:net'"),
+        ("my/net", linear, "'my/net'"),
+        ("", linear, "''"),
+        (7, linear, "7 cannot"),
+        ("mine", nn.Linear(2, 2).weight, "called"),
     ],
 )
-def test_what_cannot_be_registered(own_networks, name, factory, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_names_and_factories_that_cannot_be_registered(registry, name, factory, word):
+    with pytest.raises(ValueError, match=word):
         networks.register(name, factory)
     assert set(networks.NETWORKS) == set(TABLE_4)
 
 
 @pytest.mark.parametrize(
-    ("factory", "sentence"),
+    ("factory", "word"),
     [
-        (lambda channels, size, n_classes: "net", "the factory of 'mine' returned a str: return a torch.nn.Module"),
-        (
-            lambda channels, size, n_classes: linear(channels, size, 7),
-            r"gives scores of shape \(2, 7\).*let it give \(2, 64\)",
-        ),
-        (lambda channels, size, n_classes: nn.Flatten(), "'mine' has no weights of two or more dimensions"),
+        (lambda channels, size, n_classes: "net", "a str"),
+        (lambda channels, size, n_classes: linear(channels, size, 7), r"\(2, 7\).*\(2, 64\)"),
+        (lambda channels, size, n_classes: nn.Flatten(), "dimensions"),
     ],
 )
-def test_factories_that_do_not_fit(own_networks, factory, sentence):
+def test_factories_that_do_not_fit(registry, factory, word):
     networks.register("mine", factory)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=word):
         build((1, 8, 8), 64, name="mine")
 
 
@@ -432,7 +421,7 @@ def test_factories_that_do_not_fit(own_networks, factory, sentence):
 
 
 def frozen(name="convnet:norm=batch", n=12, size=8, dtype=torch.float64, **sizes):
-    """A network with BatchNorm whose statistics were first moved by training, then taken from n images."""
+    """A network with BatchNorm whose statistics first changed by training and were then taken from n images."""
     network = build((3, size, size), n_classes=3, name=name, dtype=dtype, **sizes)
     training.fit(
         network, noise(6, 3, size, size, seed=9, dtype=dtype), torch.arange(6) % 3, epochs=1, rng=generator(0)
@@ -442,11 +431,11 @@ def frozen(name="convnet:norm=batch", n=12, size=8, dtype=torch.float64, **sizes
     return network, x
 
 
-def test_frozen_statistics_are_those_of_the_images():
+def test_frozen_statistics_equal_those_of_the_images():
     network, x = frozen(width=4, depth=2)
     conv, first, relu, pool, second_conv, second = network[:6]
     z = conv(x).detach().numpy()
-    # In the same pass the first norm gave its successors images normalised by the batch's own, biased variance.
+    # In the same pass the first norm normalised its output by the biased variance of the batch.
     normal = (z - z.mean((0, 2, 3), keepdims=True)) / np.sqrt(z.var((0, 2, 3), keepdims=True) + 1e-5)
     scale, shift = (p.detach().numpy()[:, None, None] for p in (first.weight, first.bias))
     z2 = second_conv(pool(relu(torch.from_numpy(scale * normal + shift)))).detach().numpy()
@@ -465,18 +454,18 @@ def test_frozen_scores_do_not_depend_on_the_batch(name):
         network.train()
         whole, part = network(x), network(x[:4])
     assert torch.allclose(together, alone, atol=1e-10)
-    assert not torch.allclose(whole[:4], part, atol=1e-3), "while training they do"
+    assert not torch.allclose(whole[:4], part, atol=1e-3), "in train mode they do"
 
 
 def test_freezing_again_takes_the_new_images():
-    """As where S is updated more than once between steps of theta (zeta_S)."""
+    """This happens if S is updated more than once between steps of theta (zeta_S)."""
     network, x = frozen(width=4, depth=1)
     networks.freeze_batchnorm(network, x[:5] + 3)
     z = network[0](x[:5] + 3).detach().numpy()
     np.testing.assert_allclose(network[1].running_mean.numpy(), z.mean((0, 2, 3)), rtol=1e-10)
 
 
-def test_training_lets_batchnorm_go_again():
+def test_training_unfreezes_batchnorm():
     network, x = frozen(width=4, depth=1)
     mean = network[1].running_mean.clone()
     training.fit(network, x + 1, torch.arange(12) % 3, epochs=1, rng=generator(0))
@@ -487,7 +476,7 @@ def test_training_lets_batchnorm_go_again():
 
 
 def test_one_training_pass_normalises_by_the_batch():
-    """Against the same step written out with batch statistics."""
+    """Compared with the same step written out with batch statistics."""
     network, x = frozen(width=4, depth=1)
     y = torch.arange(12) % 3
     conv, norm, last = network[0], network[1], network[5]
@@ -501,7 +490,7 @@ def test_one_training_pass_normalises_by_the_batch():
 
 
 @pytest.mark.parametrize("name", ["convnet", "convnet:norm=none", "mlp"])
-def test_nothing_to_freeze(name):
+def test_networks_without_batchnorm_are_not_changed(name):
     network = build((1, 8, 8), name=name, width=4, depth=1)
     network.eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -511,15 +500,13 @@ def test_nothing_to_freeze(name):
 
 
 def test_batchnorm_without_statistics_cannot_be_frozen():
-    with pytest.raises(
-        ValueError, match="without running statistics cannot be frozen: leave out track_running_stats=False"
-    ):
+    with pytest.raises(ValueError, match="track_running_stats"):
         networks.freeze_batchnorm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), noise(4, 3, 8, 8))
 
 
 def small_resnet(channels, size, n_classes):
     """One stage of "resnet18bn"."""
-    block = networks._Residual(channels, 4, halve=True, pooled=True, norm=nn.BatchNorm2d)
+    block = networks._ResidualBlock(channels, 4, halve=True, pooled=True, norm=nn.BatchNorm2d)
     return nn.Sequential(block, nn.Flatten(), nn.Linear(4 * (size // 2) ** 2, n_classes))
 
 
@@ -535,23 +522,23 @@ def small_resnet(channels, size, n_classes):
         "small-resnet",
     ],
 )
-def test_all_ways_to_the_class_gradients_agree(own_networks, name):
-    """All classes in one pass against a loop; so do their derivatives in the images, one of them a difference."""
+def test_all_implementations_of_class_gradients_agree(registry, name):
+    """So do their derivatives in the images, one of which is also compared with a finite difference."""
     networks.register("small-resnet", small_resnet)
     network = build((3, 8, 8), n_classes=3, name=name, dtype=torch.float64, width=4, depth=2)
     networks.freeze_batchnorm(network, noise(9, 3, 8, 8, dtype=torch.float64))
     x = noise(6, 3, 8, 8, dtype=torch.float64).requires_grad_()
 
-    def gradients_of(x, way):
-        return gradients.class_gradients(network, x.split(2), create_graph=True, way=way)
+    def gradients_of(x, implementation):
+        return gradients.class_gradients(network, x.split(2), create_graph=True, implementation=implementation)
 
-    def total(x, way="loop"):
-        return sum((layer.sin() + layer).sum() for layer in gradients_of(x, way))
+    def total(x, implementation="loop"):
+        return sum((layer.sin() + layer).sum() for layer in gradients_of(x, implementation))
 
-    whole = gradients._apart(network)
-    assert whole == (name != "small-resnet" and "norm=layer" not in name), "what is known"
-    ways = [way for way in gradients.WAYS if whole or way != "grouped"]
-    found = [[*gradients_of(x, way), *torch.autograd.grad(total(x, way), x)] for way in ways]
+    grouped = gradients._supports_grouped(network)
+    assert grouped == (name != "small-resnet" and "norm=layer" not in name)
+    supported = [each for each in gradients.IMPLEMENTATIONS if grouped or each != "grouped"]
+    found = [[*gradients_of(x, each), *torch.autograd.grad(total(x, each), x)] for each in supported]
     for looped, *others in zip(*found, strict=True):
         assert all(torch.allclose(other, looped, rtol=1e-8, atol=1e-12) for other in others)
     step = torch.zeros_like(x)
@@ -561,18 +548,18 @@ def test_all_ways_to_the_class_gradients_agree(own_networks, name):
 
 
 @pytest.mark.parametrize("side", [2, 8, 7])
-def test_the_pool_as_a_product_is_the_pool(side):
+def test_the_pool_as_a_matrix_product_equals_torchs(side):
     x = torch.randn(3, 2, side, side, dtype=torch.float64, requires_grad=True)
     ours, theirs = networks.HalvingPool(side), nn.AvgPool2d(2)
     assert torch.allclose(ours(x), theirs(x), rtol=1e-15)
     v = torch.randn_like(theirs(x))
     assert torch.allclose(*(torch.autograd.grad(pool(x), x, v)[0] for pool in (ours, theirs)), rtol=1e-15)
-    # Another size than it was made for, and images batched by vmap, are averaged all the same.
+    # It also pools other sizes than its own, and images batched by vmap.
     other = torch.randn(2, 3, 1, 6, 4)
     assert torch.equal(torch.func.vmap(ours)(other), torch.func.vmap(theirs)(other))
 
 
-def test_the_pool_adds_nothing_to_the_state_of_a_network():
+def test_the_pool_is_not_part_of_the_state():
     network = build((1, 8, 8), width=4, depth=2)
     assert not list(network.buffers()) and not any("average" in name for name in network.state_dict())
 
@@ -580,8 +567,8 @@ def test_the_pool_adds_nothing_to_the_state_of_a_network():
 # ---- several networks side by side -----------------------------------------------------------------------
 
 
-class Loose(nn.Module):
-    """Which way it goes depends on the pixels."""
+class DataDependent(nn.Module):
+    """Its control flow depends on the pixels."""
 
     def __init__(self, channels, size, n_classes):
         super().__init__()
@@ -603,10 +590,10 @@ def same_weights(one, other, **tolerance):
 
 
 @pytest.mark.parametrize("optimiser", training.OPTIMISERS)
-@pytest.mark.parametrize("name", ["convnet", "convnet:norm=batch", "mlp", "loose"])
-def test_networks_of_a_group_are_trained_as_alone(own_networks, name, optimiser):
-    """Mini-batches of 4, 4 and 1 images, each network's its own; what one leaves unused, another does not draw."""
-    networks.register("loose", Loose)
+@pytest.mark.parametrize("name", ["convnet", "convnet:norm=batch", "mlp", "data-dependent"])
+def test_networks_trained_side_by_side_equal_those_trained_alone(registry, name, optimiser):
+    """Each network has its own mini-batches of 4, 4 and 1 images, from its own generator."""
+    networks.register("data-dependent", DataDependent)
     x, y = noise(9, 1, 8, 8, dtype=torch.float64), torch.arange(9) % 3
     options = {"epochs": 4, "batch": 4, "optimiser": optimiser}
     alone, group = group_of(3, name), group_of(3, name)
@@ -619,8 +606,8 @@ def test_networks_of_a_group_are_trained_as_alone(own_networks, name, optimiser)
 
 @pytest.mark.parametrize("optimiser", training.OPTIMISERS)
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_a_step_made_to_be_recorded_is_the_same_step(optimiser, momentum):
-    """Its learning rate lies on the device, in float32, and falls there after half the epochs."""
+def test_a_recordable_step_equals_a_normal_one(optimiser, momentum):
+    """Its learning rate is on the device, in float32, and falls there after half the epochs."""
     x, y = noise(6, 1, 8, 8, dtype=torch.float64), torch.arange(6) % 3
     (usual,), (fallen,), (recorded,) = (group_of(1) for _ in range(3))
     steps = []
@@ -638,24 +625,24 @@ def test_a_step_made_to_be_recorded_is_the_same_step(optimiser, momentum):
 
 
 @pytest.mark.parametrize("optimiser", training.OPTIMISERS)
-@pytest.mark.parametrize("make", [networks.convnet, networks.vgg11bn, networks.mlp, Loose])
-def test_a_step_made_to_be_recorded_looks_at_no_value(make, optimiser):
-    """Tensors without values: asking for one is an error, as it is while a CUDA graph is recorded."""
+@pytest.mark.parametrize("make", [networks.convnet, networks.vgg11bn, networks.mlp, DataDependent])
+def test_a_recordable_step_reads_no_values(make, optimiser):
+    """Reading a value of a fake tensor is an error, as it is while a CUDA graph is recorded."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         x, y = torch.empty(5, 3, 32, 32), torch.zeros(5, dtype=torch.long)
         group = [make(3, 32, 10) for _ in range(2)]
         train = functools.partial(
             training.fit, group, x, y, epochs=3, rng=[generator(0), generator(1)], batch=4, optimiser=optimiser
         )
-        if make is Loose:
+        if make is DataDependent:
             with pytest.raises(DataDependentOutputException):
                 train(as_recorded=lambda step: step)
         else:
             train(as_recorded=lambda step: step)
 
 
-class Short(nn.Module):
-    """Has room for two images in a pass."""
+class TwoImages(nn.Module):
+    """Runs out of memory with more than two images in a pass."""
 
     def __init__(self, network):
         super().__init__()
@@ -667,22 +654,22 @@ class Short(nn.Module):
         return self.network(x)
 
 
-def test_memory_of_a_group_is_the_callers_concern():
-    """A single network takes smaller passes; several give up, so that fewer are tried."""
+def test_only_a_single_network_takes_smaller_passes():
+    """With several networks the error is raised, so that the caller can train fewer at once."""
     x, y = noise(6, 1, 8, 8, dtype=torch.float64), torch.arange(6) % 3
     group = group_of(2)
     with pytest.raises(torch.OutOfMemoryError, match="made up"):
-        training.fit([Short(network) for network in group], x, y, epochs=1, rng=[generator(0), generator(1)])
+        training.fit([TwoImages(network) for network in group], x, y, epochs=1, rng=[generator(0), generator(1)])
     for network, untouched in zip(group, group_of(2), strict=True):
         assert same_weights(network, untouched)
     (whole,) = group_of(1)
     training.fit(whole, x, y, epochs=2, rng=generator(0))
-    training.fit([Short(group[0])], x, y, epochs=2, rng=[generator(0)])
+    training.fit([TwoImages(group[0])], x, y, epochs=2, rng=[generator(0)])
     assert same_weights(whole, group[0], rtol=1e-10, atol=1e-13)
 
 
-def test_work_is_handed_out_to_streams_in_turn(monkeypatch):
-    """What came before is waited for, and all streams are waited for after, also where the work fails."""
+def test_work_is_distributed_to_streams_in_turn(monkeypatch):
+    """Streams wait for earlier work, and later work waits for all streams, also after an error."""
     events, current = [], []
 
     class Stream:
@@ -702,15 +689,15 @@ def test_work_is_handed_out_to_streams_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", inside)
     work = [lambda j=j: events.append(f"{j} on {current[-1]}") for j in range(3)]
     forked, joined = ["a waits for main", "b waits for main"], ["main waits for a", "main waits for b"]
-    training._on_streams([Stream("a"), Stream("b")], work)
+    training._run_on_streams([Stream("a"), Stream("b")], work)
     assert events == [*forked, "0 on a", "1 on b", "2 on a", *joined]
     events.clear()
     with pytest.raises(ZeroDivisionError):
-        training._on_streams([Stream("a"), Stream("b")], [work[0], lambda: 1 / 0, work[2]])
+        training._run_on_streams([Stream("a"), Stream("b")], [work[0], lambda: 1 / 0, work[2]])
     assert events == [*forked, "0 on a", *joined]
 
 
-def test_streams_are_so_many_that_their_passes_fit(monkeypatch):
+def test_the_number_of_streams_is_limited_by_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device.type)
     assert training._streams(50, noise(10, 1, 8, 8), 10, None) == []
     with FakeTensorMode():

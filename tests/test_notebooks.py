@@ -1,4 +1,4 @@
-"""A notebook as a batch job, killed half-way and started again."""
+"""The notebooks: their parameters, and one that is killed as a batch job and started again."""
 
 import json
 import os
@@ -8,26 +8,53 @@ import sys
 import time
 from pathlib import Path
 
+import papermill
 import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
 
 
-def start(folder, out):
-    options = {
-        "methods": "DC,M", "ipc": "1", "budget": "smoke", "sets": "1", "networks": "1", "device": "cpu",
-        "results_dir": str(folder),
-    }  # fmt: skip
-    parameters = [word for pair in options.items() for word in ("-p", *pair)]
-    command = [sys.executable, "-m", "gmreport.batch", "notebooks/what.md", str(out), *parameters]
+# The cells of a notebook that compute and store results, without its tables and figures.
+PAGE = """---
+kernelspec: {display_name: Python 3, language: python, name: python3}
+---
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+methods = "M"
+results_dir = None
+```
+
+```{code-cell} ipython3
+import gmlib as gm
+from gmlib.runs import store
+
+store.sweep(
+    gm.load_data("digits"), methods, 1, budget="smoke", sets=1, networks=1, device="cpu",
+    trace={("M", 1): [0, 10, 20]}, results_dir=results_dir,
+)
+```
+"""
+
+
+def start(folder, name):
+    (folder / "page.md").write_text(PAGE)
+    command = [sys.executable, "-m", "gmreport.batch", "page.md", f"{name}.ipynb"]
+    command += ["-p", "methods", "DC,M", "-p", "results_dir", name]
     return subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
 def timeless(value):
-    """JSON without what differs between two runs that are alike: seconds and memory."""
+    """JSON without what differs between two equal runs: seconds and memory."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "peak_memory_bytes")}
     return [timeless(v) for v in value] if isinstance(value, list) else value
@@ -39,29 +66,28 @@ def contents(folder):
         name = str(path.relative_to(folder))
         if path.suffix == ".json":
             found[name] = timeless(json.loads(path.read_text()))
-        elif path.suffix == ".safetensors":  # the metadata hold seconds
+        elif path.suffix == ".safetensors":  # without the metadata, which contain seconds
             found[name] = {key: tensor.tobytes() for key, tensor in load_file(path).items()}
         elif path.is_file():
             found[name] = path.read_bytes()
     return found
 
 
-def test_a_job_killed_half_way_and_started_again_leaves_the_same_results(tmp_path):
+def test_a_job_that_is_killed_and_started_again_leaves_the_same_results(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    with start(whole, tmp_path / "whole.ipynb") as job:
-        assert job.wait(timeout=300) == 0, job.stderr.read()
-    half = broken / "digits" / "ipc1" / "DC" / "set0" / "run.json"
-    with start(broken, tmp_path / "broken.ipynb") as job:
-        until = time.monotonic() + 300
-        while not half.exists() and time.monotonic() < until:
+    with start(tmp_path, "whole") as job, start(tmp_path, "broken") as killed:
+        first, last = (broken / "digits" / "ipc1" / method / "set0" for method in ("DC", "M"))
+        end = time.monotonic() + 300
+        while not (first / "run.json").exists() and time.monotonic() < end:
             time.sleep(0.01)
-        job.send_signal(signal.SIGKILL)  # the kernel sees that its parent is gone, and ends within a second
-        assert job.wait() == -signal.SIGKILL
-    assert half.exists() and not (tmp_path / "broken.ipynb").exists()
+        killed.send_signal(signal.SIGKILL)  # the kernel sees it and ends within a second
+        assert killed.wait() == -signal.SIGKILL
+        assert job.wait(timeout=300) == 0, job.stdout.read()
+    assert (first / "run.json").exists() and not (tmp_path / "broken.ipynb").exists()
     time.sleep(3)
-    assert not (broken / "digits" / "ipc1" / "M" / "set0" / "trace.json").exists(), "killed before the end"
-    with start(broken, tmp_path / "broken.ipynb") as job:
-        assert job.wait(timeout=300) == 0, job.stderr.read()
+    assert not (last / "trace.json").exists(), "killed before the end"
+    with start(tmp_path, "broken") as job:
+        assert job.wait(timeout=300) == 0, job.stdout.read()
     a, b = contents(whole), contents(broken)
     assert sorted(a) == sorted(b)
     assert len(a) >= 8
@@ -69,24 +95,16 @@ def test_a_job_killed_half_way_and_started_again_leaves_the_same_results(tmp_pat
         assert a[name] == b[name], name
 
 
+@pytest.mark.filterwarnings(r"ignore:The specified file \(myst")
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("*.md")))
-def test_every_notebook_has_the_parameters_of_all(name):
-    text = (ROOT / "notebooks" / name).read_text()
-    cell = text.split(":tags: [parameters]")[1].split("```")[0]
-    namespace = {}
-    exec(cell, namespace)
-    asked = {
-        "dataset",
-        "ipc",
-        "budget",
-        "sets",
-        "networks",
-        "seed",
-        "device",
-        "data_dir",
-        "results_dir",
-        "time_budget",
+def test_every_notebook_has_the_common_parameters(name):
+    defaults = {
+        parameter: about["default"]
+        for parameter, about in papermill.inspect_notebook(f"myst://{ROOT / 'notebooks' / name}").items()
     }
-    assert asked <= set(namespace), sorted(asked - set(namespace))
-    assert {"methods", "distances", "sources"} & set(namespace)
-    assert (namespace["dataset"], namespace["budget"]) == ("digits", "smoke")
+    common = {
+        "dataset", "ipc", "budget", "sets", "networks", "seed", "device", "data_dir", "results_dir", "time_budget",
+    }  # fmt: skip
+    assert common - set(defaults) == set()
+    assert {"methods", "distances", "sources"} & set(defaults)
+    assert (defaults["dataset"], defaults["budget"]) == ('"digits"', '"smoke"')

@@ -1,23 +1,23 @@
-"""The published numbers, against a second reading of the paper and against the sentences it says about them."""
+"""The published numbers, against a second reading of the paper and against what its text says about them."""
 
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from gmreport import paper
 
 from gmlib import METHODS, Recipe, networks
 from gmlib.coresets import CORESETS
+from gmreport import paper
 
-SECOND_READING = Path(__file__).with_name("second_reading.csv")  # made from the paper by another reader
+SECOND_READING = Path(__file__).with_name("second_reading.csv")  # by another reader of the paper
 
 
 def cells(path):
-    """{(table, row, column): (value, std, unit)}, all as text, so that 34.0 is not 34."""
+    """{(table, row, column): (value, std, unit)}, all as text, so that 34.0 differs from 34."""
     read = pd.read_csv(path, dtype=str, keep_default_na=False)
     read["table"] = read["table"].str.replace(r"^(\d)$", r"Table \1", regex=True)
     found = {(r.table, r.row, r.column): (r.value, r.std, r.unit) for r in read.itertuples()}
-    assert len(found) == len(read), "a cell stands there twice"
+    assert len(found) == len(read), "a cell is there twice"
     return found
 
 
@@ -31,7 +31,7 @@ def test_two_readings_of_the_paper_agree():
     assert {cell: (ours[cell], theirs[cell]) for cell in ours if ours[cell] != theirs[cell]} == {}
 
 
-def test_every_claim_has_an_id_of_its_own_and_a_table_that_is_read():
+def test_every_claim_has_a_unique_id_and_a_known_table():
     read = pd.read_csv(paper.FILE)
     assert read["claim"].is_unique and read["claim"].str.fullmatch(r"[a-z0-9+-]+").all()
     tables = {name: len(paper.published(name)) for name in paper.TABLES}
@@ -48,9 +48,8 @@ def test_columns_and_their_types():
         ]  # fmt: skip
         assert t["value"].dtype == t["std"].dtype == float and t["ipc"].dtype == "Int64" and set(t["table"]) == {name}
         if name != "text":
-            assert (
-                t["value"].between(4, 100).all() and t["std"].between(0, 13).all() and set(t["unit"]) == {"percent"}
-            )
+            assert t["value"].between(4, 100).all() and t["std"].between(0, 13).all()
+            assert set(t["unit"]) == {"percent"}
 
 
 def test_table_1_names_methods():
@@ -69,16 +68,14 @@ def test_table_2_spells_methods_as_a_recipe_does():
 
 def test_table_3_names_methods_coresets_and_the_whole():
     t = paper.published("Table 3")
-    assert (
-        set(t["method"]) - {"whole"} == {"random", "herding", "DC", "M", "MD", "MDO", "MDA"} <= {*METHODS, *CORESETS}
-    )
+    methods = set(t["method"]) - {"whole"}
+    assert methods == {"random", "herding", "DC", "M", "MD", "MDO", "MDA"} <= {*METHODS, *CORESETS}
     whole = t[t["method"] == "whole"]
     assert whole["ipc"].isna().all() and t[t["method"] != "whole"]["ipc"].notna().all()
     printed = {"MNIST": 99.6, "FashionMNIST": 93.5, "SVHN": 95.4, "CIFAR10": 84.8, "CIFAR100": 56.2}
     assert whole.set_index("dataset")["value"].to_dict() == printed
-    assert not (
-        (t["ipc"] == 1) & t["method"].isin(["MDO", "MDA"])
-    ).any()  # "O and A are not applicable when IPC is 1"
+    # "O and A are not applicable when IPC is 1"
+    assert not ((t["ipc"] == 1) & t["method"].isin(["MDO", "MDA"])).any()
 
 
 def test_table_4_names_sources_and_targets():
@@ -87,14 +84,11 @@ def test_table_4_names_sources_and_targets():
     for source, rows in t.groupby("row"):
         network = {"VGG": "vgg11bn", "ResNet": "resnet18bn"}.get(source, source.lower())
         assert set(rows["method"]) == {Recipe.for_method("MD", "MNIST", 1, network=network).method}
-        assert (
-            set(rows["network"])
-            == {"mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"}
-            <= set(networks.NETWORKS)
-        )
+        targets = {"mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"}
+        assert set(rows["network"]) == targets <= set(networks.NETWORKS)
 
 
-def test_the_text_names_runs_where_there_is_one():
+def test_the_text_names_runs():
     t = paper.published("text")
     run = t[t["method"].notna()]
     assert set(run["dataset"]) == {"CIFAR10", "TinyImageNet"} and set(run["ipc"]) == {1, 10, 50, 100, 200, 500, 1000}
@@ -104,7 +98,7 @@ def test_the_text_names_runs_where_there_is_one():
     assert set(rest["row"]) == {"efficiency"} and rest[["dataset", "ipc"]].isna().all(axis=None)
 
 
-# ---- what the paper prints twice, and what it says -------------------------------------------------------
+# ---- numbers that are printed twice, and claims in the text -------------------------------------------------------
 
 
 def test_tables_1_and_3_print_sixteen_runs_twice_and_differ_in_one():
@@ -119,7 +113,7 @@ def test_tables_1_and_3_print_sixteen_runs_twice_and_differ_in_one():
     assert differ == {("CIFAR10", 1, "M"): (29.7, 29.5)}
 
 
-def test_other_figures_that_are_printed_twice_agree():
+def test_other_numbers_printed_twice_agree():
     three = paper.published("Table 3").set_index(["row", "column"])[["value", "std"]].T
     two = paper.published("Table 2").set_index("column")[["value", "std"]].T
     four = paper.published("Table 4").set_index(["row", "column"])[["value", "std"]].T
@@ -130,7 +124,7 @@ def test_other_figures_that_are_printed_twice_agree():
 
 
 def test_relative_accuracies_are_those_of_table_3():
-    """At 50 images per class of CIFAR-10: the baseline's is DC's, and of the paper's own methods only MDO has 71 %."""
+    """CIFAR-10 at 50 images per class: the baseline is DC, and of the paper's own methods only MDO has 71 %."""
     accuracy = values("Table 3").loc[("CIFAR10", 50)]
     whole = paper.published("Table 3").set_index("claim").loc["table3-cifar10-whole", "value"]
     relative = (100 * accuracy / whole).round()
@@ -140,7 +134,7 @@ def test_relative_accuracies_are_those_of_table_3():
     assert list(ours.index[ours == text["text-cifar10-50-relative-ours"]]) == ["MDO"]
 
 
-def test_in_most_cases_multi_level_is_best():
+def test_multi_level_is_best_in_most_cases():
     """Section 4.2: "in most cases, the multi-level gradient matching achieves the best results"."""
     t = values("Table 1")
     assert (t["M"] >= t.max(axis=1)).sum() == 6
@@ -166,7 +160,7 @@ def test_convnet_is_the_best_source_and_resnet_one_of_the_two_best_targets():
 
 
 def test_unknown_table():
-    with pytest.raises(ValueError, match=r"unknown table 'Table 9': .*Table 1"):
+    with pytest.raises(ValueError, match="unknown table"):
         paper.published("Table 9")
 
 
@@ -174,12 +168,10 @@ def test_unknown_table():
 
 
 def test_the_neighbours_dc_is_the_papers_baseline():
-    """Section 4.1: the baseline's results are from its own paper."""
+    """Section 4.1: the results of the baseline are from its own paper."""
     n = paper.neighbours()
-    assert (
-        list(n) == ["method", "venue", "dataset", "ipc", "value"]
-        and not n.duplicated(["method", "dataset", "ipc"]).any()
-    )
+    assert list(n) == ["method", "venue", "dataset", "ipc", "value"]
+    assert not n.duplicated(["method", "dataset", "ipc"]).any()
     theirs = n[n["method"] == "DC"].set_index(["dataset", "ipc"])["value"].to_dict()
     assert theirs == values("Table 3")["DC"].to_dict() and len(theirs) == 14
 
@@ -196,21 +188,17 @@ def test_neighbours_as_published():
     assert rising.all()
 
 
-def test_data_stand_in_for_a_table_of_one_data_set_only():
-    """Where a method was run that no other table has; M and MD are in Table 3 too and say nothing."""
+def test_only_tables_of_one_data_set_have_substitutes():
+    """A method that no other table has shows which table was run. M and MD are in Table 3 too."""
 
     def ran(*cells):
         return pd.DataFrame(cells, columns=["dataset", "ipc", "method"])
 
     fashion = ("FashionMNIST", 1)
-    assert paper.stand_ins("Table 2", ran((*fashion, "multi,d2,fixed"), (*fashion, "M"))) == {fashion: "SVHN"}
-    assert paper.stand_ins("Table 2", ran((*fashion, "M"), (*fashion, "MD"), ("SVHN", 1, "multi,d2,fixed"))) == {}
-    assert paper.stand_ins("Table 2", ran(("FashionMNIST", 10, "multi,d2,fixed"))) == {}, "at another size"
-    assert paper.stand_ins("Table 4", ran((*fashion, "MD@lenet"), ("MNIST", 1, "MD@lenet"))) == {fashion: "MNIST"}
+    assert paper.substitutes("Table 2", ran((*fashion, "multi,d2,fixed"), (*fashion, "M"))) == {fashion: "SVHN"}
+    assert paper.substitutes("Table 2", ran((*fashion, "M"), (*fashion, "MD"), ("SVHN", 1, "multi,d2,fixed"))) == {}
+    assert paper.substitutes("Table 2", ran(("FashionMNIST", 10, "multi,d2,fixed"))) == {}, "at another size"
+    assert paper.substitutes("Table 4", ran((*fashion, "MD@lenet"), ("MNIST", 1, "MD@lenet"))) == {fashion: "MNIST"}
     for table in ("Table 1", "Table 3", "text"):
-        assert (
-            paper.stand_ins(
-                table, ran(("digits", 1, "Inter"), ("digits", 1, "MDO"), ("digits", 10, "intra,d1,overfit"))
-            )
-            == {}
-        )
+        runs = ran(("digits", 1, "Inter"), ("digits", 1, "MDO"), ("digits", 10, "intra,d1,overfit"))
+        assert paper.substitutes(table, runs) == {}

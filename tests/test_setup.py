@@ -55,7 +55,9 @@ def test_environment_yml_is_the_same_list():
     conda = by_name([entry for entry in listed if isinstance(entry, str)])
     assert conda.pop("python") == SpecifierSet(project()["requires-python"])
     assert str(conda.pop("pip")) == ""
-    assert {CONDA_NAMES.get(name, name): bounds for name, bounds in conda.items()} | by_name(from_pip) == all_requirements()
+    assert {CONDA_NAMES.get(name, name): bounds for name, bounds in conda.items()} | by_name(
+        from_pip
+    ) == all_requirements()
 
 
 def test_the_lock_pins_every_dependency_within_its_bounds_and_names_no_index():
@@ -101,7 +103,9 @@ def test_notebooks_hold_no_algorithm(notebook):
     for cell in cells:
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef), cell.source
-            assert not (isinstance(node, ast.Attribute) and node.attr in ("backward", "autograd", "optim")), cell.source
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("backward", "autograd", "optim")), (
+                cell.source
+            )
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             source = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "torch" for name in [*modules, *source]), cell.source

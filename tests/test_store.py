@@ -1,12 +1,13 @@
-"""What runs leave behind: complete, read back instead of redone, and refused where it is another run's."""
+"""What runs store: complete, read back and never done again, refused if it is another run's."""
 
 import dataclasses
-import fcntl
 import json
-import os
+import math
 import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
@@ -15,12 +16,13 @@ from conftest import make_data
 from safetensors.torch import load_file
 
 import gmlib as gm
-from gmlib import evaluation, networks
+from gmlib import evaluation
 from gmlib import recipe as recipes
 from gmlib.checks import as_list
-from gmlib.runs import layout, provenance, readback, store
+from gmlib.runs import layout, locks, provenance, readback, shipped, store
 from gmlib.runtime import OutOfTime, deadline_in
 from gmlib.speed import training
+from gmlib.speed.memory import PeakMemory
 
 TINY = recipes.Budget(
     recipe={"width": 4, "depth": 2, "batch_real": 4, "outer_loops": 4},
@@ -37,8 +39,10 @@ def data():
 
 
 @pytest.fixture(autouse=True)
-def tiny_budget(monkeypatch):
+def quick(monkeypatch):
+    """A budget of milliseconds, and no measurement of memory, which takes longer than the runs."""
     monkeypatch.setitem(recipes.BUDGETS, "tiny", TINY)
+    monkeypatch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)
 
 
 def run(data, folder, method="DC", ipc=1, **options):
@@ -47,7 +51,7 @@ def run(data, folder, method="DC", ipc=1, **options):
 
 
 class AfterOneLook(float):
-    """A deadline that has not come when it is first looked at, and has ever after."""
+    """A deadline that passes after it is first looked at."""
 
     looks = 0
 
@@ -57,10 +61,13 @@ class AfterOneLook(float):
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """The stored files. Lock files stay behind empty and do not count."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != locks.LOCK]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def test_a_run_and_its_folder(data, tmp_path):
+def test_a_run_and_its_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PeakMemory", PeakMemory)
     r = run(data, tmp_path, seed=3)
     assert r.folder == tmp_path / "made-up" / "ipc1" / "DC" / "set3"
     assert sorted(contents(r.folder)) == ["accuracy-convnet.json", "run.json", "set.safetensors"]
@@ -76,7 +83,7 @@ def test_a_run_and_its_folder(data, tmp_path):
     assert json.loads((r.folder / "accuracy-convnet.json").read_text())["accuracies"] == list(expected.accuracies)
 
 
-def test_what_is_finished_is_read_back_and_never_redone(data, tmp_path, monkeypatch):
+def test_what_is_finished_is_read_back_and_never_done_again(data, tmp_path, monkeypatch):
     first = run(data, tmp_path, snapshots=(0, 2, 4))
     before = contents(tmp_path)
     monkeypatch.setattr(store, "condense", None)
@@ -89,15 +96,15 @@ def test_what_is_finished_is_read_back_and_never_redone(data, tmp_path, monkeypa
     assert contents(tmp_path) == before
 
 
-def test_accuracies_of_another_protocol_are_never_taken_for_those_asked_for(data, tmp_path, monkeypatch):
-    """A coreset's recipe knows nothing of networks, and a recipe nothing of epochs: the protocol itself is compared."""
+def test_accuracies_of_another_protocol_are_refused(data, tmp_path, monkeypatch):
+    """The recipe of a coreset holds no networks, and no recipe holds epochs. So protocols are compared."""
     run(data, tmp_path, "random")
     run(data, tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="holds networks trained with width=4 where width=5 is asked for: delete it"):
+    with pytest.raises(ValueError, match=r"width=4 .* width=5"):
         run(data, tmp_path, "random", width=5)
     monkeypatch.setitem(recipes.BUDGETS, "tiny", dataclasses.replace(TINY, epochs=3))
-    with pytest.raises(ValueError, match="holds networks trained with epochs=2 where epochs=3 is asked for"):
+    with pytest.raises(ValueError, match=r"epochs=2 .* epochs=3"):
         run(data, tmp_path)
     assert contents(tmp_path) == before
 
@@ -110,7 +117,7 @@ def test_a_changed_what_how_or_where_is_stored_under_its_own_name(data, tmp_path
 
 
 def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
-    """Killed after the first network: it is stored, and only the second one is trained afterwards."""
+    """Stopped after the first network: it is stored, and only the second one is trained then."""
     whole = run(data, tmp_path / "whole").evaluation
     trained = []
 
@@ -121,7 +128,7 @@ def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
         return real(group, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "fit", stop_after_one)
+        patch.setattr(evaluation, "fit", stop_after_one)
         with pytest.raises(KeyboardInterrupt):
             run(data, tmp_path)
     assert readback.load_results(tmp_path)["accuracy"].tolist() == list(whole.accuracies[:1])
@@ -136,7 +143,7 @@ def test_a_recipe_that_was_changed_after_the_run_is_refused(data, tmp_path):
     record = json.loads(path.read_text())
     assert record["recipe_hash"] == layout.recipe_hash(record["recipe"]) and len(record["recipe_hash"]) == 64
     path.write_text(json.dumps({**record, "recipe": {**record["recipe"], "outer_loops": 7}}))
-    with pytest.raises(ValueError, match=r"the recipe in .*run\.json was changed after the run"):
+    with pytest.raises(ValueError, match="changed after"):
         run(data, tmp_path)
 
 
@@ -147,7 +154,7 @@ def test_seconds_count_what_came_before_a_restart(data, tmp_path):
     assert record["seconds"] == pytest.approx(sum(h["seconds"] for h in record["history"]))
 
 
-def test_more_networks_are_trained_where_more_are_asked_for(data, tmp_path):
+def test_more_networks_are_trained_if_more_are_asked_for(data, tmp_path):
     two = run(data, tmp_path).evaluation
     four = run(data, tmp_path, networks=4).evaluation
     assert four.n == 4 and four.accuracies[:2] == two.accuracies
@@ -159,10 +166,10 @@ def test_the_trace_holds_sets_and_accuracies_along_the_way(data, tmp_path):
     assert torch.equal(r.trace[4][0].images, r.S.images)
     assert r.trace[4][1].accuracies == r.evaluation.accuracies
     assert not torch.equal(r.trace[0][0].images, r.trace[2][0].images)
-    assert list(run(data, tmp_path, snapshots=(0, 1)).trace) == [0, 2, 4], "a finished run gives what it has"
+    assert list(run(data, tmp_path, snapshots=(0, 1)).trace) == [0, 2, 4], "a finished run returns what it has"
 
 
-def test_what_is_evaluated_is_what_was_stored(data, tmp_path):
+def test_networks_are_trained_on_what_was_stored(data, tmp_path):
     whole = run(data, tmp_path / "float32")
     half = run(data, tmp_path / "float16", dtype=torch.float16, snapshots=(0, 4))
     assert load_file(half.folder / "set.safetensors")["images"].dtype == torch.float16
@@ -177,7 +184,8 @@ def test_what_is_evaluated_is_what_was_stored(data, tmp_path):
 
 def test_shipped_results_of_several_budgets(data, tmp_path, monkeypatch):
     monkeypatch.setitem(recipes.BUDGETS, "other", TINY)
-    monkeypatch.setattr(readback, "HOME", tmp_path)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "results")
     assert readback.accuracies().empty and readback.whole_data() == {}
     for budget, folder, n in (("tiny", "results", 1), ("other", "results/other", 2)):
         run(data, tmp_path / folder, budget=budget)
@@ -187,7 +195,7 @@ def test_shipped_results_of_several_budgets(data, tmp_path, monkeypatch):
 
 
 def test_a_run_that_went_on_at_another_commit_names_both(data, tmp_path, monkeypatch):
-    """Of both phases, each those it was worked on at; and what a kill left beside a finished run goes at the next."""
+    """Each phase names the commits of its own work. The next run also deletes what a killed process left."""
 
     def at(commit):
         monkeypatch.setattr(provenance, "_commit", lambda home: commit)
@@ -211,8 +219,8 @@ def test_a_run_that_went_on_at_another_commit_names_both(data, tmp_path, monkeyp
 
 
 def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
-    """Results that a run wrote do not make the code another; changed code does, staged or not, once it is loaded."""
-    monkeypatch.setattr(readback, "HOME", tmp_path)
+    """Results that a run wrote do not change the code. Changed code does, staged or not, when it is loaded."""
+    monkeypatch.setattr(provenance, "HOME", tmp_path)
 
     def made_with():
         provenance._commit.cache_clear()
@@ -242,9 +250,8 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     git("add", "code.py")
     assert made_with()["commit"] == commit + "+"
     git("commit", "-qm", "second")
-    assert provenance.environment(torch.device("cpu"))["commit"] == commit + "+", (
-        "what runs is still the code that was loaded"
-    )
+    commit_of_loaded_code = provenance.environment(torch.device("cpu"))["commit"]
+    assert commit_of_loaded_code == commit + "+"
     assert made_with()["commit"] == git("rev-parse", "HEAD")[:12]
 
 
@@ -257,39 +264,37 @@ def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
 def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
     run(data, tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"holds a run with lr_images=0\.1 where lr_images=0\.2 is asked for: delete it"
-    ):
+    with pytest.raises(ValueError, match=r"lr_images=0\.1 .* lr_images=0\.2"):
         run(data, tmp_path, lr_images=0.2)
-    with pytest.raises(ValueError, match="was made from another copy of made-up"):
+    with pytest.raises(ValueError, match="another copy"):
         run(make_data((8, 8, 8), dtype=torch.float32, n_test=30, seed=9), tmp_path)
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("call", "sentence"),
+    ("call", "words"),
     [
-        ({"networks": 0}, "networks=0 does not fit"),
-        ({"dataset": "digits"}, "dataset is an argument of its own"),
-        ({"method": "random", "depth": 9}, "too small for a ConvNet of depth 9"),
-        ({"device": "cudax"}, "the device 'cudax' cannot be used here"),
-        ({"method": "XX"}, "unknown method 'XX': choose from DC, M, MD, MDO, MDA, Inter, Interleaved, random"),
-        ({"budget": "huge"}, "unknown budget 'huge'"),
+        ({"networks": 0}, "networks=0"),
+        ({"dataset": "digits"}, "dataset is an argument"),
+        ({"method": "random", "depth": 9}, "depth 9"),
+        ({"device": "cudax"}, "'cudax'"),
+        ({"method": "XX"}, "'XX': choose from DC, M, .*, random"),
+        ({"budget": "huge"}, "budget 'huge'"),
         ({"ipc": 9}, "ipc=9"),
         ({"method": "random", "ipc": 9}, "ipc=9"),
-        ({"snapshots": [9]}, "snapshot 9 is outside"),
-        ({"lr_images": -1.0}, "lr_images=-1.0 does not fit"),
-        ({"dtype": torch.int8}, "images cannot be stored as torch.int8: choose one of torch.float16, torch.float32"),
+        ({"snapshots": [9]}, "snapshot 9"),
+        ({"lr_images": -1.0}, "lr_images=-1.0"),
+        ({"dtype": torch.int8}, "int8"),
     ],
 )
-def test_bad_input_writes_nothing(call, sentence, data, tmp_path):
-    with pytest.raises(ValueError, match=sentence):
+def test_bad_input_writes_nothing(call, words, data, tmp_path):
+    with pytest.raises(ValueError, match=words):
         run(data, tmp_path, **call)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_deadline_leaves_a_checkpoint_that_the_next_run_goes_on_from(data, tmp_path):
-    with pytest.raises(OutOfTime, match="after 1 of 4 outer iterations"):
+    with pytest.raises(OutOfTime, match="1 of 4"):
         run(data, tmp_path, deadline=AfterOneLook())
     folder = tmp_path / "made-up" / "ipc1" / "DC" / "set0"
     assert sorted(contents(folder)) == ["begun.json", "checkpoint.safetensors"]
@@ -303,13 +308,13 @@ def test_a_deadline_leaves_a_checkpoint_that_the_next_run_goes_on_from(data, tmp
 def test_damaged_files_are_named(data, tmp_path):
     folder = run(data, tmp_path).folder
     (folder / "run.json").write_text((folder / "run.json").read_text()[:50])
-    with pytest.raises(ValueError, match=r"run\.json is damaged .*delete its folder and run again"):
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
         run(data, tmp_path)
     with pytest.raises(ValueError, match="is damaged"):
         readback.load_results(tmp_path)
 
 
-def test_json_of_another_shape_is_damaged_too(data, tmp_path):
+def test_json_without_the_needed_keys_is_damaged_too(data, tmp_path):
     folder = run(data, tmp_path).folder
     whole = (folder / "run.json").read_text()
     for name, text in (("accuracy-convnet.json", "{}"), ("run.json", "[]")):
@@ -319,26 +324,19 @@ def test_json_of_another_shape_is_damaged_too(data, tmp_path):
         (folder / "run.json").write_text(whole)
 
 
-def test_a_sweep_out_of_time_still_reads_what_is_there(data, tmp_path):
+def test_a_sweep_out_of_time_still_reads_what_is_stored(data, tmp_path):
     options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu", "progress": False}
     store.sweep(data, ["random"], 1, **options)
-    runs, why = store.sweep(data, ["random", "DC"], 1, deadline=time.monotonic(), **options)
+    runs, left = store.sweep(data, ["random", "DC"], 1, deadline=time.monotonic(), **options)
     assert [r.record["method"] for r in runs] == ["random", "random"]
-    assert list(why) == [("made-up", 1, "DC")]
+    assert list(left) == [("made-up", 1, "DC")]
 
 
-def test_sweep_and_results(data, tmp_path):
-    runs, why = store.sweep(
-        data,
-        "random, DC",
-        1,
-        budget="tiny",
-        results_dir=tmp_path,
-        device="cpu",
-        progress=False,
-        trace={("DC", 1): (0, 4)},
-    )
-    assert why == {}
+def test_sweep_and_results(data, tmp_path, capsys):
+    options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu"}
+    runs, left = store.sweep(data, "random, DC", 1, trace={("DC", 1): (0, 4)}, **options)
+    assert "4/4" in capsys.readouterr().err, "the progress bar counts sets"
+    assert left == {}
     assert [(r.record["method"], r.record["recipe"]["seed"]) for r in runs] == [
         ("random", 0), ("DC", 0), ("random", 1), ("DC", 1)
     ]  # fmt: skip
@@ -354,48 +352,31 @@ def test_sweep_and_results(data, tmp_path):
 
 
 def test_a_sweep_out_of_time_says_what_it_left(data, tmp_path):
-    runs, why = store.sweep(
-        data,
-        ["random", "DC"],
-        [1],
-        budget="tiny",
-        results_dir=tmp_path,
-        device="cpu",
-        progress=False,
-        deadline=time.monotonic(),
-    )
-    assert runs == []
-    assert why == {("made-up", 1, m): "the time budget was used up" for m in ("random", "DC")}
-    assert list(readback.as_table(runs).columns) == [
-        "dataset",
-        "ipc",
-        "method",
-        "budget",
-        "set",
-        "network",
-        "net",
-        "accuracy",
-    ]
+    options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu", "progress": False}
+    runs, left = store.sweep(data, ["random", "DC"], [1], deadline=time.monotonic(), **options)
+    assert runs == [] and set(left) == {("made-up", 1, m) for m in ("random", "DC")}
+    assert all("time" in reason for reason in left.values())
+    assert list(readback.as_table(runs).columns) == readback.COLUMNS
 
 
 @pytest.mark.parametrize(
-    ("call", "sentence"),
+    ("call", "words"),
     [
-        ({"methods": ["DC", "XX"]}, "unknown method 'XX'"),
+        ({"methods": ["DC", "XX"]}, "'XX'"),
         ({"ipc": [1, 99]}, "ipc=99"),
-        ({"ipc": [1, 5]}, "no schedule for ipc=5"),
-        ({"networks": -1}, "networks=-1 does not fit"),
-        ({"sets": 0}, "sets=0 does not fit"),
+        ({"ipc": [1, 5]}, "ipc=5"),
+        ({"networks": -1}, "networks=-1"),
+        ({"sets": 0}, "sets=0"),
     ],
 )
-def test_a_sweep_checks_everything_before_it_starts(call, sentence, data, tmp_path):
+def test_a_sweep_checks_everything_before_it_starts(call, words, data, tmp_path):
     arguments = {"methods": ["DC"], "ipc": [1], "budget": "tiny", "results_dir": tmp_path, **call}
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=words):
         store.sweep(data, progress=False, **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_name_keeps_to_what_file_systems_take(tmp_path):
+def test_a_folder_name_has_no_characters_that_file_systems_refuse(tmp_path):
     folder = layout.run_folder(tmp_path, "imagefolder:/home/me/my pictures", 1, "multi,d1+100*d4,fixed", 0)
     assert folder.relative_to(tmp_path).parts == (
         "imagefolder_home_me_my_pictures",
@@ -406,7 +387,7 @@ def test_a_folder_name_keeps_to_what_file_systems_take(tmp_path):
 
 
 def test_no_results_yet(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no results folder .*run something first"):
+    with pytest.raises(FileNotFoundError, match="no results folder"):
         readback.load_results(tmp_path / "nowhere")
 
 
@@ -418,12 +399,12 @@ def test_lists_as_a_command_line_gives_them():
 
 def test_a_results_folder_that_cannot_be_made(data, tmp_path):
     (tmp_path / "results").write_text("a file")
-    with pytest.raises(OSError, match=r"cannot make .*set0 \(.*\): choose another results_dir"):
+    with pytest.raises(OSError, match=r"cannot make .*set0"):
         run(data, tmp_path / "results")
     assert (tmp_path / "results").read_text() == "a file"
 
 
-def test_a_kept_table_comes_back_bit_for_bit_and_only_for_its_settings(tmp_path):
+def test_a_stored_table_comes_back_bit_for_bit_and_only_for_its_settings(tmp_path):
     table = pd.DataFrame(
         {"a": [1 / 3, float("nan"), 1e-17], "b": [1, 2, 3], "c": [True, False, True], "d": ["x", "y", "z"]}
     )
@@ -437,9 +418,7 @@ def test_a_kept_table_comes_back_bit_for_bit_and_only_for_its_settings(tmp_path)
         found = store.cached_table(tmp_path / "folder" / "t.json", {"eps": (0.5, 0.1)}, compute)
         pd.testing.assert_frame_equal(found, table, check_exact=True)
     assert len(calls) == 1
-    with pytest.raises(
-        ValueError, match=r"t\.json was made with other settings: delete it or choose another results_dir"
-    ):
+    with pytest.raises(ValueError, match="other settings"):
         store.cached_table(tmp_path / "folder" / "t.json", {"eps": (0.5,)}, compute)
 
 
@@ -453,34 +432,34 @@ def test_targets_are_stored_side_by_side_and_added_later(data, tmp_path):
     table = readback.as_table([both])
     assert table.groupby("network").size().to_dict() == {"convnet": 2, "convnet:norm=batch": 2, "mlp": 2}
     assert set(readback.load_results(tmp_path)["network"]) == set(both.evaluations)
-    with pytest.raises(ValueError, match="unknown network 'lenin'"):
+    with pytest.raises(ValueError, match="'lenin'"):
         run(data, tmp_path, targets="lenin")
-    with pytest.raises(ValueError, match="targets is empty: name a network"):
+    with pytest.raises(ValueError, match="targets is empty"):
         run(data, tmp_path, targets=[])
-    spelt = "convnet:norm=batch,pooling=max"
-    assert list(run(data, tmp_path / "source", network=spelt).evaluations) == [spelt], "a comma of its own name"
+    spelled = "convnet:norm=batch,pooling=max"
+    assert list(run(data, tmp_path / "source", network=spelled).evaluations) == [spelled], "a comma in the name"
 
 
 def test_another_source_network_is_another_method(data, tmp_path):
     r = run(data, tmp_path, network="mlp")
     assert r.record["method"] == "DC@mlp" and r.folder.parent.name == "DC@mlp"
     assert list(r.evaluations) == ["mlp"]
-    assert r.record["recipe"]["lr_images"] == 0.01, "the released scripts' rate for this source"
+    assert r.record["recipe"]["lr_images"] == 0.01, "the rate of the released scripts for this source"
     assert set(readback.load_results(tmp_path)["method"]) == {"DC@mlp"}
 
 
-def test_a_method_can_be_spelt_out(data, tmp_path):
+def test_a_method_can_be_spelled_out(data, tmp_path):
     r = run(data, tmp_path, method="multi, d1 + 100*d4, steps:2,1")
     assert r.record["method"] == "multi,d1+100*d4,steps:2,1"
     assert (r.record["recipe"]["what"], r.record["recipe"]["how"]) == ("multi", "d1 + 100*d4")
     assert run(data, tmp_path, method="multi,d1+d2,fixed").record["method"] == "MD", "one name for one method"
     with pytest.raises(ValueError, match="unknown distance"):
         run(data, tmp_path, method="multi,d7,fixed")
-    with pytest.raises(ValueError, match=r"unknown method 'multi': choose from DC, .*, random, "):
+    with pytest.raises(ValueError, match=r"'multi': choose from DC, .*, random"):
         run(data, tmp_path, method="multi")
 
 
-def test_networks_trained_on_all_images_are_kept(data, tmp_path):
+def test_networks_trained_on_all_images_are_stored(data, tmp_path):
     options = {"budget": "tiny", "results_dir": tmp_path, "device": "cpu", "progress": False}
     whole = store.whole_data(data, **options)
     assert whole.n == 2 and whole.protocol["width"] == 4 and whole.protocol["epochs"] == 2
@@ -493,14 +472,14 @@ def test_networks_trained_on_all_images_are_kept(data, tmp_path):
     )
     with pytest.raises(OutOfTime):
         store.whole_data(data, networks=4, deadline=time.monotonic(), **options)
-    with pytest.raises(ValueError, match="trained with seed=0 where seed=1 is asked for"):
+    with pytest.raises(ValueError, match=r"seed=0 .* seed=1"):
         store.whole_data(data, seed=1, **options)
     assert readback.load_results(tmp_path).empty
 
 
-def test_a_kept_table_is_not_begun_after_the_deadline(tmp_path):
+def test_a_stored_table_is_not_begun_after_the_deadline(tmp_path):
     table, path = pd.DataFrame({"a": [1.5]}), tmp_path / "new" / "table.json"
-    with pytest.raises(OutOfTime, match=r"before .*table\.json was made"):
+    with pytest.raises(OutOfTime, match=r"before .*table\.json"):
         store.cached_table(path, {}, lambda: table, deadline=time.monotonic() - 1)
     assert not path.parent.exists()
     pd.testing.assert_frame_equal(store.cached_table(path, {}, lambda: table, device="cpu"), table)
@@ -513,61 +492,125 @@ def test_a_kept_table_is_not_begun_after_the_deadline(tmp_path):
 def test_deadline():
     assert deadline_in(None) is None
     assert 4 < deadline_in(5) - time.monotonic() <= 5
-    with pytest.raises(
-        ValueError, match=r"time_budget='5' does not fit: give a number of at least 0, or None for no limit"
-    ):
+    with pytest.raises(ValueError, match="time_budget='5'"):
         deadline_in("5")
 
 
-def test_the_time_left_counts_each_method_by_its_own_sets(data, tmp_path, capsys):
-    jobs = [
-        store.plan_run(data, m, 1, budget="tiny", seed=s, results_dir=tmp_path)
-        for s in (0, 1)
-        for m in ("random", "DC")
-    ]
-    bar = store._Bar("sets", jobs, True)
-    for job, seconds in zip(jobs, (1, 100, 0, 100), strict=True):
-        bar.done(job, seconds)
-        bar.bar.refresh()
-    bar.close()
-    lines = [line.strip() for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "left" in line]
-    # after one random set of a second: three more like it; then 101 s for the second round; then a DC set
-    assert [line.split("about ")[1].split(" left")[0] for line in lines] == ["00:03", "01:41", "01:40"]
+@contextmanager
+def held(folder):
+    """The lock of a folder, held by another thread. Yields a function that releases it."""
+    is_held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with locks.locked(folder):
+            is_held.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait(60)
+    try:
+        yield release.set
+    finally:
+        release.set()
+        thread.join()
 
 
-def test_two_processes_that_want_one_run_take_turns(data, tmp_path):
-    """A lock held as another process would hold it: the run waits for it, at most until its deadline."""
+def test_two_that_want_one_run_take_turns(data, tmp_path):
     folder = layout.run_folder(tmp_path, data.name, 1, "DC", 0)
-    folder.mkdir(parents=True)
-    held = os.open(folder, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(OutOfTime, match=r"while another process works in .*set0"):
-        run(data, tmp_path, deadline=time.monotonic())
-    assert contents(folder) == {}
-    release = threading.Timer(0.5, os.close, [held])
-    release.start()
-    begun = time.monotonic()
-    assert run(data, tmp_path).evaluation.n == 2
-    assert time.monotonic() - begun > 0.4
-    run(data, tmp_path)  # free again
+    with held(folder) as release:
+        with pytest.raises(OutOfTime, match="another process"):
+            run(data, tmp_path, deadline=time.monotonic())
+        with pytest.raises(locks.Busy, match="another process"):
+            run(data, tmp_path, wait=False)
+        assert contents(folder) == {}
+        threading.Timer(0.3, release).start()
+        begun = time.monotonic()
+        assert run(data, tmp_path).evaluation.n == 2
+        assert time.monotonic() - begun > 0.25
+    run(data, tmp_path, wait=False)  # free again
 
 
-def test_a_changed_recipe_does_not_carry_the_budgets_name(data, tmp_path):
-    usual = run(data, tmp_path / "a", inner_loops=1)  # what the schedule gives at one image per class anyway
+def test_everything_that_is_stored_waits_for_its_folder_or_not(data, tmp_path):
+    options = {"budget": "tiny", "device": "cpu", "results_dir": tmp_path, "progress": False}
+    with held(layout.whole_data_folder(tmp_path, data.name)), pytest.raises(locks.Busy):
+        store.whole_data(data, wait=False, **options)
+    with held(tmp_path / "tables"), pytest.raises(locks.Busy):
+        store.cached_table(tmp_path / "tables" / "t.json", {}, pd.DataFrame, wait=False)
+    table = store.cached_table(tmp_path / "tables" / "t.json", {}, lambda: pd.DataFrame({"a": [1]}), wait=False)
+    with held(tmp_path / "tables"):  # what is stored needs no lock
+        again = store.cached_table(tmp_path / "tables" / "t.json", {}, pd.DataFrame, wait=False)
+    pd.testing.assert_frame_equal(again, table)
+
+
+HOLD = """
+import pathlib, sys, time
+from gmlib.runs.locks import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_holds_no_lock_and_its_file_stays(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(locks.Busy), locks.locked(tmp_path, wait=False):
+            pass
+    finally:
+        process.kill()
+        process.communicate()
+    file = tmp_path / locks.LOCK
+    before = file.stat()
+    with locks.locked(tmp_path, wait=False):
+        pass
+    assert file.stat().st_ino == before.st_ino and file.read_bytes() == b""
+
+
+def test_no_two_threads_hold_a_lock_at_once(tmp_path):
+    inside, most = [], []
+
+    def work():
+        for _ in range(5):
+            with locks.locked(tmp_path):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 20
+
+
+def test_a_folder_that_cannot_be_written_to_is_read_without_a_lock(data, tmp_path, monkeypatch):
+    stored = run(data, tmp_path)
+    (stored.folder / locks.LOCK).unlink()
+    monkeypatch.setattr(locks.os, "access", lambda path, mode: False)
+    assert run(data, tmp_path).evaluation == stored.evaluation
+    assert not (stored.folder / locks.LOCK).exists()
+
+
+def test_a_changed_recipe_does_not_have_the_budgets_name(data, tmp_path):
+    usual = run(data, tmp_path / "a", inner_loops=1)  # as in the schedule for one image per class
     assert usual.record["budget"] == "tiny"
     assert run(data, tmp_path / "b", lr_images=0.2).record["budget"] == "tiny, changed"
-    assert run(data, tmp_path / "c", method="random", ipc=3).record["budget"] == "tiny", "a coreset needs no schedule"
+    assert run(data, tmp_path / "c", method="random", ipc=3).record["budget"] == "tiny", "a coreset has no schedule"
     assert set(readback.load_results(tmp_path / "b")["budget"]) == {"tiny, changed"}
 
 
-def test_a_kept_table_with_infinities_is_stored(tmp_path):
+def test_a_stored_table_with_infinities_is_stored(tmp_path):
     table = pd.DataFrame({"a": [1.5, float("inf"), float("nan")]})
     store.cached_table(tmp_path / "table.json", {}, lambda: table)
     assert store.cached_table(tmp_path / "table.json", {}, lambda: 0)["a"].isna().tolist() == [False, True, True]
 
 
 def test_a_sweep_cut_short_keeps_the_networks_that_were_trained(tmp_path, monkeypatch):
-    """The second target is not begun: the set is there with the first, and `run` for both still says that time is up."""
+    """Without the second target the sweep returns the set with the first, and `run` for both is out of time."""
     data, real = make_data(dtype=torch.float32), store.evaluate
     options = {
         "budget": "smoke",
@@ -585,8 +628,8 @@ def test_a_sweep_cut_short_keeps_the_networks_that_were_trained(tmp_path, monkey
         return real(S, data, network, *args, **kwargs)
 
     monkeypatch.setattr(store, "evaluate", until_the_mlp)
-    runs, why = store.sweep(data, ["random"], 1, **options)
-    assert [list(r.evaluations) for r in runs] == [["mlp"]] and why == {} and runs[0].evaluation.n == 2
+    runs, left = store.sweep(data, ["random"], 1, **options)
+    assert [list(r.evaluations) for r in runs] == [["mlp"]] and left == {} and runs[0].evaluation.n == 2
     with pytest.raises(gm.OutOfTime):
         store.run(data, "random", 1, **{k: v for k, v in options.items() if k != "sets"})
     monkeypatch.setattr(store, "evaluate", real)

@@ -1,4 +1,4 @@
-"""Schedules against values written by hand from Eq. 12 and Section 4.4."""
+"""Schedules against values by hand from Eq. 12 and Section 4.4, and the two overfitting criteria."""
 
 import pytest
 import reference
@@ -21,7 +21,7 @@ def test_steps_per_outer_iteration(ipc, fixed, adaptive):
     assert where.steps_per_outer_iteration("adaptive", T, zeta) == adaptive
 
 
-def test_the_baselines_loops():
+def test_loops_of_the_baseline():
     assert where.FIXED == {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
@@ -29,26 +29,24 @@ def test_overfitting_criteria():
     before, worse, better = Losses(1.0, 1.0), Losses(0.5, 1.01), Losses(0.5, 0.99)
     assert where.STOP["overfit"](before, worse, 0.1)
     assert not where.STOP["overfit"](before, better, 0.1)
-    assert not where.STOP["overfit"](before, before, 0.1), "an equal loss is no rise"
+    assert not where.STOP["overfit"](before, before, 0.1), "an equal loss does not rise"
     assert where.STOP["overfit-gap"](before, better, 0.48)
     assert not where.STOP["overfit-gap"](before, better, 0.5)
     assert {name for name in where.WHERE if where.WHERE[name](3, 1) == where.MAX_STEPS} == {"overfit", "overfit-gap"}
 
 
-def test_a_schedule_of_ones_own():
+def test_schedules_of_a_recipe():
     assert [where.steps("steps:9,4,1", t, 50) for t in range(5)] == [9, 4, 1, 1, 1]
     assert where.steps("fixed", 3, 7) == 7 and where.steps("adaptive", 3, 7) == 20
     eq12 = "steps:50,40,30,20,10,10,10,10,10,10,5"
     assert where.steps_per_outer_iteration(eq12, 10, 1) == 190 and where.steps_per_outer_iteration(eq12, 50, 1) == 395
     for bad in ("steps:", "steps:5,,3", "steps:-1", "steps:2.5", "never", "fixed:3"):
-        with pytest.raises(
-            ValueError, match=r"choose from fixed, adaptive, overfit, overfit-gap, or spell a schedule"
-        ):
+        with pytest.raises(ValueError, match="fixed, adaptive, overfit, overfit-gap, or a schedule"):
             where.parse_schedule(bad)
 
 
-def test_a_schedule_is_learned_from_where_overfitting_was_seen():
-    """Logs made up from Eq. 12 with an outlier in every iteration: the medians bring the equation back."""
+def test_fit_schedule_finds_eq_12_in_a_log_made_from_it():
+    """Every outer iteration has an outlier, which the medians ignore."""
     history = []
     for k in range(7):
         detections = [[t, where.adaptive(t) - 1 + (40 if t == k else 0), 0.1, 0.2] for t in range(11)]
@@ -56,10 +54,10 @@ def test_a_schedule_is_learned_from_where_overfitting_was_seen():
     assert where.fit_schedule(history, 12) == [50, 40, 30, 20, 10, 10, 10, 10, 10, 10, 5]
 
 
-def test_a_learned_schedule_never_increases_and_counts_what_never_overfits_as_the_bound():
+def test_a_fitted_schedule_never_increases_and_takes_the_bound_if_nothing_overfits():
     up_and_down = [{"detections": [[0, 9, 0, 0], [1, 19, 0, 0], [2, 2, 0, 0]]}]
     assert where.fit_schedule(up_and_down, 4) == [15, 15, 3]  # 10, 20 -> their mean twice
     assert where.fit_schedule([{"detections": []}], 3) == [where.MAX_STEPS, where.MAX_STEPS]
     for history, T in (([], 5), (up_and_down, 1)):
-        with pytest.raises(ValueError, match="condense with both first"):
+        with pytest.raises(ValueError, match="at least one outer iteration"):
             where.fit_schedule(history, T)

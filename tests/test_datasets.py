@@ -1,0 +1,656 @@
+"""Readers of data sets: scikit-learn's digits, small files in every published layout, and damaged files."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import socket
+import struct
+import tarfile
+import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torchvision
+from messages import refuses
+from PIL import Image
+from sklearn.datasets import load_digits
+from test_data import arrays, pixels_of
+
+from gmlib.datasets import LOADERS, NORMALISATION, load_data
+
+# ---- digits ------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_scikit_learns_images_split_once(digits):
+    assert digits.shape == (1, 8, 8) and digits.classes == tuple("0123456789") and digits.n_classes == 10
+    assert digits.train_images.shape == (1200, 1, 8, 8) and digits.train_images.dtype == torch.float32
+    assert digits.test_images.shape == (597, 1, 8, 8) and digits.train_labels.dtype == torch.int64
+
+    x, y = load_digits(return_X_y=True)
+    originals = {tuple(row): label for row, label in zip(x.astype(int).tolist(), y.tolist(), strict=True)}
+    assert len(originals) == 1797, "no two images are equal, so finding each one gives the split"
+    found = []
+    for images, labels in ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels)):
+        exact = pixels_of(digits, images) * 16
+        assert (exact - exact.round()).abs().max() < 1e-5
+        rows = [tuple(row) for row in exact.round().int().flatten(1).tolist()]
+        assert [originals[row] for row in rows] == labels.tolist()
+        found.append(set(rows))
+    assert not found[0] & found[1] and found[0] | found[1] == originals.keys()
+
+
+def test_digits_are_stratified_sorted_and_normalised_by_their_own_constants(digits):
+    _, y = load_digits(return_X_y=True)
+    assert np.abs(np.array(digits.counts) - np.bincount(y) * 1200 / 1797).max() < 1
+    assert sum(digits.counts) == 1200 and (digits.train_labels.diff() >= 0).all()
+    assert digits.train_images.mean().abs() < 1e-3 and abs(digits.train_images.std() - 1) < 1e-3
+    pixels = pixels_of(digits, digits.train_images)
+    measured = round(pixels.mean().item(), 4), round(pixels.std(correction=0).item(), 4)
+    assert measured == (NORMALISATION["digits"][0][0], NORMALISATION["digits"][1][0])
+    assert load_data("digits", seed=5).fingerprint == digits.fingerprint, "the split does not depend on the seed"
+
+
+def test_the_fingerprint_of_digits_is_the_same_everywhere(digits):
+    digest = hashlib.sha256()
+    for part in (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels):
+        digest.update(str(tuple(part.shape)).encode() + part.numpy().tobytes())
+    assert digits.fingerprint == digest.hexdigest() == digits.to(dtype=torch.float64).fingerprint
+    assert digits.fingerprint.startswith("eee39cbf5330b879")
+
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mnist", "CIFAR-10", "", "imagefolder", "imagefolder:", "digits:x", "MNIST:x"])
+def test_an_unknown_name_lists_the_known_ones(name):
+    known = {"imagefolder:PATH" if known == "imagefolder" else known for known in LOADERS}
+    with pytest.raises(ValueError, match="unknown data set") as error:
+        load_data(name)
+    assert all(known in str(error.value) for known in known) and repr(name) in str(error.value)
+
+
+def test_a_path_is_not_a_name(tmp_path):
+    with pytest.raises(ValueError, match=type(tmp_path).__name__) as error:
+        load_data(tmp_path)
+    assert "imagefolder:PATH" in str(error.value)
+
+
+def test_size_applies_to_image_files_only():
+    with refuses(ValueError, "size=", "imagefolder:PATH", "TinyImageNet"):
+        load_data("digits", size=16)
+
+
+# ---- torchvision's sets ------------------------------------------------------------------------------------
+
+
+def idx(array):
+    return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(folder, name="MNIST", n=40):
+    raw = folder / name / "raw"
+    raw.mkdir(parents=True)
+    for part, seed in (("train", 0), ("t10k", 1)):
+        x, y = arrays(n=n, shape=(28, 28), classes=10, seed=seed)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(x))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(y.astype(np.uint8)))
+    return raw
+
+
+def python2_pickle(entry):
+    """Like the published batches: protocol 2, numpy's old module, and dtypes built with align=0."""
+    blob = pickle.dumps(entry, protocol=2)
+    return blob.replace(b"\x89\x88\x87", b"K\x00K\x01\x87").replace(b"numpy._core", b"numpy.core")
+
+
+def write_cifar(folder, name, monkeypatch):
+    """A CIFAR of a few images. The checksums of these files replace the published ones in torchvision."""
+    source = getattr(torchvision.datasets, name)
+    inner = folder / source.base_folder
+    inner.mkdir(parents=True)
+    n, C = (10, 10) if name == "CIFAR10" else (100, 100)
+
+    def write(file, entry):
+        (inner / file).write_bytes(python2_pickle(entry))
+        return [file, hashlib.md5((inner / file).read_bytes()).hexdigest()]
+
+    def write_batches(files, first):
+        """Batch i from arrays(seed=first + i)."""
+        label = "labels" if name == "CIFAR10" else "fine_labels"
+        made = [arrays(n=n, shape=(3072,), classes=C, seed=first + i) for i in range(len(files))]
+        return [write(f, {"data": x, label: y.tolist()}) for (f, _), (x, y) in zip(files, made, strict=True)]
+
+    train, test = write_batches(source.train_list, 0), write_batches(source.test_list, 10)
+    _, md5 = write(source.meta["filename"], {source.meta["key"]: [f"class {c}" for c in range(C)]})
+    monkeypatch.setattr(source, "train_list", train)
+    monkeypatch.setattr(source, "test_list", test)
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5})
+    return inner
+
+
+def write_svhn(folder, monkeypatch):
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = dict(torchvision.datasets.SVHN.split_list)
+    for seed, split in enumerate(("train", "test")):
+        x, y = arrays(n=20, shape=(32, 32, 3), classes=10, seed=seed)
+        url, file = splits[split][:2]
+        # in the published files X is (height, width, channels, N), and the digit 0 is labelled 10
+        mat = {"X": x.transpose(1, 2, 3, 0), "y": np.where(y == 0, 10, y).astype(np.uint8)[:, None]}
+        scipy.io.savemat(folder / file, mat, do_compression=True)
+        splits[split] = [url, file, hashlib.md5((folder / file).read_bytes()).hexdigest()]
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", splits)
+    return folder
+
+
+WRITERS = {
+    "MNIST": lambda folder, monkeypatch: write_mnist(folder),
+    "FashionMNIST": lambda folder, monkeypatch: write_mnist(folder, "FashionMNIST"),
+    "SVHN": write_svhn,
+    "CIFAR10": lambda folder, monkeypatch: write_cifar(folder, "CIFAR10", monkeypatch),
+    "CIFAR100": lambda folder, monkeypatch: write_cifar(folder, "CIFAR100", monkeypatch),
+}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A test fails if it uses the network."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """No host answers, as on a machine without a network."""
+
+    def fail(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_that_are_there_are_read_without_a_network(name, tmp_path, monkeypatch, offline):
+    assert WRITERS.keys() == LOADERS.keys() - {"digits", "TinyImageNet", "imagefolder"}
+    WRITERS[name](tmp_path, monkeypatch)
+    monkeypatch.setenv("GMLIB_DATA", str(tmp_path))
+    data = load_data(name)
+    C = 100 if name == "CIFAR100" else 10
+    grey = "MNIST" in name
+    assert data.shape == ((1, 28, 28) if grey else (3, 32, 32)) and data.n_classes == C
+    assert (data.mean, data.std) == NORMALISATION[name]
+    # the same pixels again, from the generator of the files
+    n = {"SVHN": 20, "CIFAR10": 10, "CIFAR100": 100}.get(name, 40)
+    layout = (28, 28) if grey else (32, 32, 3) if name == "SVHN" else (3, 32, 32)
+    batches = [arrays(n=n, shape=layout, classes=C, seed=i) for i in range(5 if name == "CIFAR10" else 1)]
+    x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    test_x, test_y = arrays(n=n, shape=layout, classes=C, seed=10 if "CIFAR" in name else 1)
+    order = np.argsort(y, kind="stable")
+    for images, labels, given_x, given_y in (
+        (data.train_images, data.train_labels, x[order], y[order]),
+        (data.test_images, data.test_labels, test_x, test_y),
+    ):
+        if grey:
+            given_x = given_x[:, None]
+        elif name == "SVHN":
+            given_x = given_x.transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(pixels_of(data, images) * 255, given_x, atol=1e-3)
+        np.testing.assert_array_equal(labels, given_y)
+    names = {"CIFAR10": "class 3", "CIFAR100": "class 3", "FashionMNIST": "Dress"}
+    assert data.classes[3] == names.get(name, "3")
+
+
+def test_warnings_about_old_files_are_not_shown(tmp_path, monkeypatch, offline):
+    load = pickle.load
+
+    def load_with_warning(*args, **options):  # like numpy 2.4.0 to 2.4.4
+        warnings.warn("align should be passed as bool", np.exceptions.VisibleDeprecationWarning, stacklevel=2)
+        return load(*args, **options)
+
+    write_cifar(tmp_path, "CIFAR10", monkeypatch)
+    monkeypatch.setattr(pickle, "load", load_with_warning)
+    assert load_data("CIFAR10", data_dir=tmp_path).counts == (5,) * 10
+
+
+def test_data_dir_comes_before_the_environment_and_that_before_the_default(tmp_path, monkeypatch, offline):
+    write_mnist(tmp_path / "given")
+    monkeypatch.setenv("GMLIB_DATA", str(tmp_path / "missing"))
+    assert load_data("MNIST", data_dir=tmp_path / "given").counts == (4,) * 10
+    with refuses(FileNotFoundError, str(tmp_path / "missing" / "MNIST" / "raw")):
+        load_data("MNIST", download=False)
+    monkeypatch.delenv("GMLIB_DATA")
+    monkeypatch.chdir(tmp_path)
+    with refuses(FileNotFoundError, str(tmp_path / "data" / "MNIST" / "raw")):
+        load_data("MNIST", download=False)
+
+
+# The files, and the folders they belong into.
+WANTED = {
+    "MNIST": ("t10k-labels-idx1-ubyte into {}/MNIST/raw", ".gz into {}/MNIST/raw"),
+    "FashionMNIST": ("train-images-idx3-ubyte, train-labels-idx1-ubyte", "into {}/FashionMNIST/raw"),
+    "SVHN": ("train_32x32.mat and test_32x32.mat into {}",),
+    "CIFAR10": ("test_batch and batches.meta into {}/cifar-10-batches-py", "cifar-10-python.tar.gz into {}"),
+    "CIFAR100": ("train, test and meta into {}/cifar-100-python", "cifar-100-python.tar.gz into {}"),
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_a_missing_set_names_its_files_and_folders(name, tmp_path, offline):
+    folder = tmp_path / "new"
+    with refuses(FileNotFoundError, name, *(part.format(folder) for part in WANTED[name])):
+        load_data(name, data_dir=folder, download=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_a_failed_download_says_so_and_leaves_nothing(name, tmp_path, unreachable):
+    folder = tmp_path / "new" / "deep"
+    with pytest.raises(FileNotFoundError, match="not known") as error:
+        load_data(name, data_dir=folder)
+    assert all(part.format(folder) in str(error.value) for part in (name, "downloaded", *WANTED[name]))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+    assert socket.getdefaulttimeout() is None, "the timeout of the download is reset"
+
+
+def test_an_interrupted_download_leaves_no_partial_file(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "old")
+    (tmp_path / "old" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+
+    def half_then_stop(url, root, filename=None, md5=None, **_):
+        (Path(root) / filename).write_bytes(b"half an archive")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", half_then_stop)
+    for folder in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            load_data("MNIST", data_dir=tmp_path / folder)
+    assert not (tmp_path / "new").exists()
+    kept = sorted(path.name for path in (tmp_path / "old" / "MNIST" / "raw").iterdir())
+    assert kept == ["t10k-images-idx3-ubyte", "train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
+
+
+@pytest.fixture
+def host(tmp_path):
+    """(folder, address) of a web server on this machine."""
+    (tmp_path / "served").mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served"))
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_missing_set_is_downloaded(progress, host, tmp_path, monkeypatch, capsys):
+    served, address = host
+    resources = []
+    for file in write_mnist(tmp_path / "made").iterdir():
+        packed = gzip.compress(file.read_bytes())
+        (served / f"{file.name}.gz").write_bytes(packed)
+        resources.append((f"{file.name}.gz", hashlib.md5(packed).hexdigest()))
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [address])
+    data = load_data("MNIST", data_dir=tmp_path / "got", progress=progress)
+    assert data.fingerprint == load_data("MNIST", data_dir=tmp_path / "made").fingerprint
+    assert ("100%" in capsys.readouterr().err) == progress
+
+    # a host with one wrong file: the good files are kept
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", [*resources[:3], (resources[3][0], "0" * 32)])
+    with pytest.raises(FileNotFoundError, match="corrupted"):
+        load_data("MNIST", data_dir=tmp_path / "new", progress=progress)
+    left = {path.name for path in (tmp_path / "new" / "MNIST" / "raw").iterdir()}
+    assert left == {name for file, _ in resources[:3] for name in (file, file.removesuffix(".gz"))}
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_archives_that_are_there_are_unpacked_without_a_network(download, tmp_path, monkeypatch, offline):
+    source = torchvision.datasets.CIFAR10
+    inner = write_cifar(tmp_path / "made", "CIFAR10", monkeypatch)
+    (tmp_path / "data").mkdir()
+    archive = tmp_path / "data" / source.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(inner, source.base_folder)
+    monkeypatch.setattr(source, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert load_data("CIFAR10", data_dir=tmp_path / "data", download=download).counts == (5,) * 10
+
+
+IDX_CUTS = [slice(length) for length in (0, 3, 10, 16, 40, -1)]
+CUTS = [slice(-1), slice(0), slice(None, None, -1), "half"]
+DAMAGED = [
+    *(("MNIST", file, cut) for file in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte") for cut in IDX_CUTS),
+    *(
+        (name, file, cut)
+        for name, file in (
+            ("CIFAR10", "data_batch_3"),
+            ("CIFAR10", "batches.meta"),
+            ("CIFAR100", "test"),
+            ("SVHN", "train_32x32.mat"),
+            ("SVHN", "test_32x32.mat"),
+        )
+        for cut in CUTS
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "cut"), DAMAGED)
+def test_a_damaged_file_is_named_and_kept(name, file, cut, tmp_path, monkeypatch, offline):
+    path = WRITERS[name](tmp_path, monkeypatch) / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if cut == "half" else whole[cut])
+    with refuses(ValueError, f"{name} is damaged", f"delete {file} in {path.parent}"):
+        load_data(name, data_dir=tmp_path)
+    assert path.exists()
+
+
+def test_labels_outside_the_classes_count_as_damage(tmp_path, offline):
+    raw = write_mnist(tmp_path)
+    (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.full(40, 77, np.uint8)))
+    with refuses(ValueError, "MNIST is damaged", "label 77", "delete train-images"):
+        load_data("MNIST", data_dir=tmp_path)
+
+
+def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path, monkeypatch, offline):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "opened"),)
+
+    path = write_cifar(tmp_path, "CIFAR10", monkeypatch) / "test_batch"
+    path.write_bytes(pickle.dumps({"data": Trap()}))
+    with refuses(ValueError, "delete test_batch"):
+        load_data("CIFAR10", data_dir=tmp_path)
+    assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.skipif("GMLIB_TEST_DATA" not in os.environ, reason="GMLIB_TEST_DATA names no folder of data sets")
+def test_the_real_mnist(offline):
+    data = load_data("MNIST", data_dir=os.environ["GMLIB_TEST_DATA"])
+    assert data.counts == (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
+    assert data.test_labels[:8].tolist() == [7, 2, 1, 0, 4, 1, 4, 9]
+    pixels = pixels_of(data, data.train_images)
+    assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
+
+
+# ---- image folders -----------------------------------------------------------------------------------------
+
+
+def write_images(folder, labels=("ant", "bee"), n=5, mode="RGB", size=(6, 5), suffix="png", seed=0):
+    """Write n images of ``size`` (width, height) for each class. Returns {path: uint8 array}."""
+    random, written = np.random.default_rng(seed), {}
+    for label in labels:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            x = random.integers(0, 256, (size[1], size[0]) + ((3,) if mode == "RGB" else ()), dtype=np.uint8)
+            path = folder / label / f"{i:03d}.{suffix}"
+            Image.fromarray(x).save(path)
+            written[path] = x
+    return written
+
+
+def test_a_folder_in_colour_keeps_its_own_split(tmp_path):
+    train = write_images(tmp_path / "train", n=3)
+    test = write_images(tmp_path / "test", n=2, seed=1)
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "val").mkdir()
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.name == f"imagefolder:{tmp_path}" and data.classes == ("ant", "bee") and data.shape == (3, 5, 6)
+    assert data.counts == (3, 3) and data.test_labels.tolist() == [0, 0, 1, 1]
+    for images, written in ((data.train_images, train), (data.test_images, test)):
+        expected = np.stack(list(written.values())).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(pixels_of(data, images) * 255, expected, atol=1e-3)
+    x = np.stack(list(train.values())) / 255
+    assert data.mean == tuple(np.round(x.mean((0, 1, 2)), 4)) and data.std == tuple(np.round(x.std((0, 1, 2)), 4))
+
+
+def test_images_are_grey_unless_one_has_colour(tmp_path):
+    written = write_images(tmp_path, mode="L", n=6)
+    Image.new("1", (6, 5), 1).save(tmp_path / "ant" / "000.png")  # black and white counts as grey
+    grey = load_data(f"imagefolder:{tmp_path}")
+    assert grey.shape == (1, 5, 6)
+    everything = torch.cat([grey.train_images, grey.test_images])
+    found = {tuple(x) for x in (pixels_of(grey, everything) * 255).round().int().flatten(1).tolist()}
+    expected = {tuple(x.flatten().tolist()) for x in list(written.values())[1:]} | {(255,) * 30}
+    assert found == expected
+
+    write_images(tmp_path, labels=("bee",), n=1)
+    colour = load_data(f"imagefolder:{tmp_path}")
+    assert colour.shape == (3, 5, 6)
+    ant = colour.of_class(0)
+    assert torch.allclose(pixels_of(colour, ant)[:, 0], pixels_of(colour, ant)[:, 2], atol=1e-6)
+
+
+def test_a_split_is_seeded_stratified_disjoint_and_complete(tmp_path):
+    written = write_images(tmp_path, labels=("ant", "bee", "cat"), n=10)
+    written |= write_images(tmp_path, labels=("dog",), n=2, seed=9)
+    data, again, other = (load_data(f"imagefolder:{tmp_path}", seed=seed) for seed in (3, 3, 4))
+    assert data.classes == ("ant", "bee", "cat", "dog") and data.counts == (8, 8, 8, 1)
+    assert torch.bincount(data.test_labels).tolist() == [2, 2, 2, 1]
+    assert data.fingerprint == again.fingerprint != other.fingerprint
+    pixels = torch.cat([pixels_of(data, data.train_images), pixels_of(data, data.test_images)]) * 255
+    found = {tuple(x) for x in pixels.mul(1000).round().int().flatten(1).tolist()}
+    expected = {tuple((x.transpose(2, 0, 1).astype(int) * 1000).flatten().tolist()) for x in written.values()}
+    assert found == expected and len(found) == 32
+
+
+def test_images_of_different_sizes_need_size(tmp_path):
+    write_images(tmp_path, n=5)
+    write_images(tmp_path, labels=("cat",), n=5, size=(8, 9))
+    ant, cat = Path("ant", "000.png"), Path("cat", "000.png")
+    with refuses(ValueError, f"{ant} is 6x5", f"{cat} is 8x9", "size="):
+        load_data(f"imagefolder:{tmp_path}")
+    for size, (h, w) in ((7, (7, 7)), ((4, 10), (4, 10)), ([np.int64(4), np.int32(10)], (4, 10))):
+        assert load_data(f"imagefolder:{tmp_path}", size=size).shape == (3, h, w)
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("size", 0), ("size", (4, -1)), ("size", 8.5), ("size", "16"), ("size", (1, 2, 3)), ("seed", "a")],
+)
+def test_a_size_or_seed_that_does_not_fit_is_refused(option, given, tmp_path):
+    write_images(tmp_path)
+    with pytest.raises(ValueError, match=f"{option}=.* does not fit"):
+        load_data(f"imagefolder:{tmp_path}", **{"size": 7, option: given})
+
+
+def test_a_slash_at_the_end_changes_nothing(tmp_path):
+    write_images(tmp_path)
+    names = {load_data(f"imagefolder:{tmp_path}{slash}").name for slash in ("", "/")}
+    assert names == {f"imagefolder:{tmp_path}"}
+
+
+def test_resizing_keeps_flat_images_flat(tmp_path):
+    for label, value in (("ant", 51), ("bee", 204)):
+        (tmp_path / label).mkdir()
+        for side in (4, 9):
+            Image.new("L", (side, side), value).save(tmp_path / label / f"{side}.png")
+    data = load_data(f"imagefolder:{tmp_path}", size=6)
+    for c, value in ((0, 0.2), (1, 0.8)):
+        assert torch.allclose(pixels_of(data, data.of_class(c)), torch.tensor(value).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "bmp", "gif", "webp", "tiff", "ppm"])
+def test_other_formats(suffix, tmp_path):
+    write_images(tmp_path, suffix=suffix)
+    assert load_data(f"imagefolder:{tmp_path}").shape == (3, 5, 6)
+
+
+def test_transparency_is_dropped_without_a_warning(tmp_path):
+    write_images(tmp_path)
+    Image.new("RGBA", (6, 5), (255, 0, 0, 9)).save(tmp_path / "ant" / "000.png")
+    palette = Image.new("P", (6, 5), 1)
+    palette.putpalette([0, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "ant" / "001.png", transparency=b"\x00\x7f")
+    data = load_data(f"imagefolder:{tmp_path}")
+    ants = torch.cat([data.of_class(0), data.test_images[data.test_labels == 0]])
+    firsts = (pixels_of(data, ants)[:, :, 0, 0] * 255).round().int().tolist()
+    assert [255, 0, 0] in firsts and [0, 0, 255] in firsts
+
+
+def with_bee(damage):
+    """Damages the bytes of one image."""
+
+    def spoil(folder):
+        path = folder / "bee" / "002.png"
+        path.write_bytes(damage(path.read_bytes()))
+
+    return spoil
+
+
+def in_16_bits(folder):
+    Image.fromarray(np.zeros((5, 6), np.uint16)).save(folder / "ant" / "000.png")
+
+
+BEE = str(Path("bee", "002.png"))
+FOLDERS = {
+    "empty class": (lambda p: (p / "cat").mkdir(), "cat has no image"),
+    "one image": (lambda p: write_images(p, labels=("cat",), n=1), "'cat' has one image"),
+    "16 bits": (in_16_bits, f"{Path('ant', '000.png')} cannot be read", "8 bits"),
+    "half the pixels": (with_bee(lambda png: png[:-40]), BEE),
+    "half a header": (with_bee(lambda png: png[:20]), BEE),
+    "flipped bits": (with_bee(lambda png: png[:50] + bytes(b ^ 255 for b in png[50:])), BEE),
+    "empty file": (with_bee(lambda png: b""), BEE),
+    "not an image": (with_bee(lambda png: b"hello"), BEE),
+    "train alone": (lambda p: (p / "train").mkdir(), "train has no class"),
+    "capital letters": (lambda p: write_images(p / "Train"), "only folders", "small letters"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_that_cannot_be_used_are_refused(case, tmp_path):
+    spoil, *words = FOLDERS[case]
+    write_images(tmp_path)
+    spoil(tmp_path)
+    with refuses(ValueError, *words):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_train_and_test_must_both_be_there_with_the_same_classes(tmp_path):
+    write_images(tmp_path / "train")
+    with refuses(FileNotFoundError, "no folder", str(tmp_path / "test")):
+        load_data(f"imagefolder:{tmp_path}")
+    write_images(tmp_path / "test", labels=("ant", "wasp"))
+    with refuses(ValueError, "'bee' is in only one"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_a_folder_must_exist_and_have_classes(tmp_path):
+    with refuses(FileNotFoundError, "no folder", "nowhere"):
+        load_data(f"imagefolder:{tmp_path}/nowhere")
+    with refuses(ValueError, "no class folders"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+# ---- TinyImageNet ------------------------------------------------------------------------------------------
+
+WNIDS = ("n03", "n01", "n02")  # the classes are in this order
+
+
+def write_tiny(folder, grey=("train/n01/images/n01_1.JPEG", "val/images/val_4.JPEG")):
+    """A TinyImageNet of 3 classes, 4 training images of each, 7 images in val and one in test. Returns its folder."""
+    root, random = folder / "tiny-imagenet-200", np.random.default_rng(0)
+    val = {f"val_{i}.JPEG": WNIDS[i % 3] for i in range(7)}
+    names = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(4)]
+    for name in [*names, *(f"val/images/{name}" for name in val), "test/images/test_0.JPEG"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shape = (8, 8) if name in grey or grey == "all" else (8, 8, 3)
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(root / name, "JPEG")
+    (root / "train" / "n01" / "n01_boxes.txt").write_text("n01_0.JPEG\t0\t0\t7\t7\n")
+    (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
+    table = "".join(f"{name}\t{wnid}\t0\t0\t7\t7\n" for name, wnid in val.items())
+    (root / "val" / "val_annotations.txt").write_text(table)
+    return root
+
+
+def test_tinyimagenet_is_read_from_its_unpacked_folder(tmp_path, monkeypatch, offline):
+    root = write_tiny(tmp_path)
+    monkeypatch.setenv("GMLIB_DATA", str(tmp_path))
+    data = load_data("TinyImageNet", progress=False)
+    assert (data.name, data.classes, data.shape, data.counts) == ("TinyImageNet", WNIDS, (3, 8, 8), (4, 4, 4))
+    assert (data.mean, data.std) == NORMALISATION["TinyImageNet"]
+    assert data.test_labels.tolist() == [0, 0, 0, 1, 1, 2, 2]  # val_0, 3, 6, then 1, 4, then 2, 5
+    train = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(4)]
+    test = [f"val/images/val_{i}.JPEG" for i in (0, 3, 6, 1, 4, 2, 5)]
+    for images, files in ((data.train_images, train), (data.test_images, test)):
+        expected = np.stack([np.asarray(Image.open(root / file).convert("RGB")) for file in files])
+        np.testing.assert_allclose(pixels_of(data, images) * 255, expected.transpose(0, 3, 1, 2), atol=1e-3)
+    grey = pixels_of(data, data.of_class(1))[1]
+    assert torch.allclose(grey[0], grey[2], atol=1e-6) and grey.std() > 0.1
+
+
+def test_tinyimagenet_can_be_resized_and_is_always_in_colour(tmp_path):
+    write_tiny(tmp_path, grey="all")
+    whole, small = (load_data("TinyImageNet", data_dir=tmp_path, size=size, progress=False) for size in (None, 4))
+    assert whole.shape == (3, 8, 8) and small.shape == (3, 4, 4)
+    assert "resized" in small.origin and "resized" not in whole.origin
+    kept = pixels_of(small, small.train_images).mean((1, 2, 3)) - pixels_of(whole, whole.train_images).mean((1, 2, 3))
+    assert kept.abs().max() < 0.05, "an image keeps its brightness"
+
+
+@pytest.mark.parametrize("part", ["", "wnids.txt", "val/val_annotations.txt", "train", "val/images"])
+def test_a_missing_part_of_tinyimagenet_is_named(part, tmp_path, offline):
+    root = write_tiny(tmp_path)
+    (root / part).rename(tmp_path / "elsewhere")
+    missing = root / (part or "wnids.txt")
+    with refuses(FileNotFoundError, f"{missing} is missing", "never downloaded", f"into {tmp_path}"):
+        load_data("TinyImageNet", data_dir=tmp_path)
+
+
+def rewritten(file, change):
+    """Damages one file of the set."""
+
+    def spoil(root):
+        (root / file).write_bytes(change((root / file).read_bytes()))
+
+    return spoil
+
+
+TABLE = "val/val_annotations.txt"
+LINE, DIFFER = "a line of val_annotations.txt", "val/images differ"
+CLASSES = "different classes"
+DAMAGED_TINY = {
+    "half a table": (rewritten(TABLE, lambda b: b[: len(b) // 2]), "val_annotations.txt"),
+    "a table cut between lines": (rewritten(TABLE, lambda b: b[: b.index(b"val_5")]), DIFFER),
+    "empty table": (rewritten(TABLE, lambda b: b""), DIFFER),
+    "binary table": (rewritten(TABLE, lambda b: bytes(range(256))), LINE),
+    "one column": (rewritten(TABLE, lambda b: b + b"val_7.JPEG\n"), LINE),
+    "unknown class": (rewritten(TABLE, lambda b: b.replace(b"n02", b"n04")), LINE),
+    "a file twice": (rewritten(TABLE, lambda b: b + b"val_0.JPEG\tn01\t0\n"), LINE),
+    "a file too many": (rewritten(TABLE, lambda b: b + b"val_7.JPEG\tn01\t0\n"), DIFFER),
+    "a file too few": (lambda root: (root / "val/images/val_2.JPEG").unlink(), DIFFER),
+    "class without images": (lambda root: (root / "train/n02").rename(root / "n02"), "train/n02/images"),
+    "unknown class folder": (rewritten("wnids.txt", lambda b: b + b"n09\n"), "train/n09/images"),
+    "class named twice": (rewritten("wnids.txt", lambda b: b + b"n01\n"), CLASSES),
+    "no class": (rewritten("wnids.txt", lambda b: b""), CLASSES),
+    "a class too few": (rewritten("wnids.txt", lambda b: b[4:]), LINE),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_TINY)
+def test_damage_to_tinyimagenet_is_found(case, tmp_path):
+    spoil, word = DAMAGED_TINY[case]
+    root = write_tiny(tmp_path)
+    spoil(root)
+    with refuses(ValueError, "TinyImageNet is damaged", word, f"delete {root}"):
+        load_data("TinyImageNet", data_dir=tmp_path)
+    assert root.is_dir(), "nothing is deleted"
+
+
+def test_a_damaged_jpeg_of_tinyimagenet_is_named(tmp_path):
+    rewritten("val/images/val_3.JPEG", lambda b: b[:100])(write_tiny(tmp_path))
+    with refuses(ValueError, "val_3.JPEG cannot be read", "delete it"):
+        load_data("TinyImageNet", data_dir=tmp_path, progress=False)
