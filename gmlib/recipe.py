@@ -1,7 +1,7 @@
 """The recipe of a run: one frozen dataclass with every choice, and presets as small changes of its defaults.
 
-The defaults are the paper's. ``METHODS`` holds the columns of the paper's tables, ``BUDGETS`` how much of its
-protocol is run.
+The defaults are the paper's. ``METHODS`` holds the columns of the paper's tables. ``BUDGETS`` says how much of
+its protocol is run.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class Recipe:
     lr_images, lr_network : float
         eta_S and eta_theta, the learning rates of S (Eq. 3) and of theta (line 12), both positive.
     momentum_images, momentum_network : float
-        Momentum of S and of theta, at least 0 and less than 1. It is that of the released scripts. Algorithm 1 shows
-        none.
+        Momentum of S and of theta, at least 0 and less than 1. The defaults are those of the released scripts;
+        Algorithm 1 has no momentum.
     init : str
         S_0: "noise" from N(0, 1) in normalised pixels (line 1), or "real" for random real images.
     augment : str
@@ -196,7 +196,7 @@ class Recipe:
             self._set("where", "steps:" + ",".join(map(str, parse_schedule(self.where))))
 
     def _check_numbers(self) -> None:
-        """Check the fields that are numbers, and make them Python's own."""
+        """Check the fields that are numbers, and turn numpy's numbers into Python's."""
 
         def number(name: str, **bounds: Any) -> None:
             self._set(name, plain(getattr(self, name)))
@@ -253,7 +253,7 @@ class Recipe:
     def method(self) -> str:
         """The name in ``METHODS`` of these choices, or else their spelling such as "multi,d1+100*d4,fixed".
 
-        A source network other than the ConvNet is added: "MD@lenet" (Table 4).
+        A source network other than the ConvNet is added: ``"MD@lenet"`` (Table 4).
         """
         choice = {"what": self.what, "how": self.how, "where": self.where}
         named = [name for name in METHODS if preset(name, self.dataset, self.ipc) == choice]
@@ -324,7 +324,7 @@ class Budget:
     epochs : int or None
         Epochs of phase 2. None takes the protocol's.
     coreset_epochs : int
-        Epochs of the network whose features a coreset is chosen by.
+        Epochs of the network that gives the features for choosing a coreset.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from ..data import Data
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of a table: every method on every data set. All methods have one seed before any has the next.
+    """Part of a table: every method on every data set. Every method gets one seed before any gets the next.
 
     Attributes
     ----------
@@ -19,11 +19,11 @@ class Stage:
     ipc : int or None
         Images per class; None for all training images.
     methods : tuple of str
-        Names in METHODS or CORESETS, or spelled "what,how,where"; "MD@lenet" for another source network.
+        Names in METHODS or CORESETS, or spelled "what,how,where"; ``"MD@lenet"`` for another source network.
     targets : tuple of str or None
         Networks trained on each set; None for the one the set was made with.
     only : str or None
-        The paper's one data set for the table. If it is not asked for, another one stands in.
+        The paper's one data set for the table. If it is not requested, another one replaces it.
     kind : str
         "sets", "descents" (Section 5), "pulls" (Section 3.3) or "whole" (all training images).
     """
@@ -46,11 +46,11 @@ class Stage:
         Parameters
         ----------
         found : sequence of Data
-            The data sets that were asked for and found.
+            The data sets that were requested and found.
         sets : int
             Sets of each method.
         begun : collection of str
-            Data sets that already stand in for ``only``. No other is begun then.
+            Data sets that already replace ``only``. No other is started then.
 
         Yields
         ------
@@ -108,9 +108,9 @@ def methods_of(table: str) -> set[str]:
 
 
 def stand_ins(table: str, runs: Iterable[tuple[str, int, str]]) -> dict[tuple[str, int], str]:
-    """The data sets that stand in for the one data set of a table.
+    """The data sets that replace the one data set of a table.
 
-    Data stand in if a method that no other table has was run on them, with the table's number of images per class.
+    A data set replaces it if a method that only this table has was run on it, with the table's images per class.
 
     Parameters
     ----------
