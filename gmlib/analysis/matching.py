@@ -153,10 +153,11 @@ def pulls(
     norm_of_S = x.detach().norm().item()
     rows = []
     steps = 0
+    T = recipe.schedule()[0]
     with matmul_precision(recipe.precision):
         state.start(fresh_network(data, recipe, k), recipe)  # line 3, as the generator does, to measure before t = 0
         updates = algorithm_1(data, only_k, state)
-        for t in range(recipe.schedule()[0]):
+        for t in range(T):
             theta = state.theta
             B = sample(data, recipe, streams_of(recipe, k, t))
             networks.freeze_batchnorm(theta, B.for_batchnorm)
@@ -172,8 +173,9 @@ def pulls(
                 pull = dS.norm().item()
                 step = recipe.lr_images * pull / norm_of_S
                 rows.append((t, steps, loss_S, level, term, gradient, loss.item(), pull, step))
-            path = next(updates).path
-            steps += path.steps if path else 0
+            if t < T - 1:  # the generator takes the steps of theta; after the last update there are none
+                path = next(updates).path
+                steps += path.steps if path else 0
     return pd.DataFrame(rows, columns=["t", "steps", "loss_S", "what", "how", "gradient", "loss", "pull", "step"])
 
 
@@ -251,7 +253,7 @@ def _check_set(S: SyntheticSet, data: Data, recipe: Recipe) -> None:
 def angles_along(
     sets: Mapping[int, SyntheticSet], data: Data, recipe: Recipe, *, device: torch.device | str | None = None
 ) -> pd.DataFrame:
-    """`angles` of the sets along a run, all at one network that the run never meets.
+    """`angles` of the sets along a run, all at one network that the run never uses.
 
     Parameters
     ----------
