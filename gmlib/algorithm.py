@@ -116,7 +116,7 @@ def algorithm_1(data: Data, recipe: Recipe, state: State, *, watch: bool = False
     T, zeta = recipe.schedule()
     labels = data.labels_of(recipe.ipc)
     weights = class_weights(data, recipe)
-    run = runner_for(data, recipe)
+    runner = runner_for(data, recipe)
     S = state.S  # 1: S_0 follows a Gaussian distribution, see State.initial
     for k in range(state.k, K):  # 2: for k = 0, ..., K - 1
         if state.t == 0:
@@ -130,14 +130,15 @@ def algorithm_1(data: Data, recipe: Recipe, state: State, *, watch: bool = False
                 B = sample(data, recipe, streams)  # 5-6: mini-batches B_c of every class c
                 # 7: gS_c = grad L(B_c^S, theta), gT_c = grad L(B_c^T, theta)
                 # 8: loss = sum_c D(gS_c, gT_c) + lam * D(mean_c gS_c, mean_c gT_c)
-                loss, S.grad, g = match(theta, S, labels, B, weights, recipe, k, run)
+                loss, S.grad, g = match(theta, S, labels, B, weights, recipe, k, runner)
                 state.optimiser_S.step()  # 9: S <- S - lr_images * grad_S loss (Eq. 3)
                 losses.append(torch.where(S.isfinite().all(), loss, math.nan))
-            if t < T - 1:  # a new theta follows the last update of S
-                path = ThetaPath(theta, S.detach(), labels, data, recipe, streams["validation"], watch)  # 10
+            if t < T - 1:  # the last update of S is followed by a new theta
+                images = S.detach()
+                path = ThetaPath(theta, images, labels, data, recipe, streams["validation"], watch)  # 10
                 for _ in range(steps(recipe.where, t, zeta)):  # 11: for i = 0, ..., zeta_theta(t) - 1
                     # 12: theta <- theta - lr_network * grad_theta L(S, theta)
-                    train_one_pass(theta, optimiser, S.detach(), labels, recipe.batch_theta, streams["shuffle"], run)
+                    train_one_pass(theta, optimiser, images, labels, recipe.batch_theta, streams["shuffle"], runner)
                     if path.step_overfits():  # updating until overfitting (Section 3.3)
                         break
             state.k, state.t = (k, t + 1) if t < T - 1 else (k + 1, 0)  # 13: the state moves on

@@ -42,7 +42,7 @@ def operations_for(data_name: str, has_batchnorm: bool = False) -> tuple[str, ..
     ----------
     data_name : str
     has_batchnorm : bool
-        True if the trained network has BatchNorm layers: a small S measures their statistics badly.
+        True if the trained network has BatchNorm layers: a small S gives poor estimates of their statistics.
     """
     return BATCHNORM_OPERATIONS if has_batchnorm else DATASET_OPERATIONS.get(data_name, ())
 

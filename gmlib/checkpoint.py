@@ -73,10 +73,10 @@ class Progress:
     now : OuterIteration
         The unfinished one.
     snapshots : dict
-        S after a number of outer iterations, by this number.
+        {number of outer iterations: S after them}.
     unread : list of (int, Tensor)
-        t and matching loss of each update whose loss was not read from the device yet. It is empty when a checkpoint
-        is written.
+        t and matching loss of each update, for losses that were not read from the device yet. It is empty when a
+        checkpoint is written.
     last_good : Tensor
         S at the last time that losses were read and were finite.
     """
@@ -130,7 +130,7 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the checkpoint {path} is damaged ({error}): delete it to restart the run") from error
         if metadata.get("format") != FORMAT:
@@ -142,7 +142,7 @@ class Checkpoint:
             name = differing[0]
             values = "other data" if name == "data" else f"{name}={there.get(name)!r} instead of {here.get(name)!r}"
             raise ValueError(
-                f"the checkpoint {path} is of another run, with {values}: delete it or choose another file"
+                f"the checkpoint {path} belongs to another run, with {values}: delete it or choose another file"
             )
 
     def progress(self, data: Data, recipe: Recipe) -> Progress:
@@ -206,7 +206,7 @@ class Checkpoint:
 
 
 def _flat(run: dict[str, Any]) -> dict[str, Any]:
-    """What identifies a run, as one dictionary."""
+    """All that identifies a run, as one dictionary."""
     return {**run["recipe"], "data": run["data"], "dtype": run["dtype"]}
 
 

@@ -21,10 +21,10 @@ def choose(known: Mapping[str, Value], kind: str, name: str, otherwise: str = ""
     known : mapping
         The known names and their values.
     kind : str
-        What the name is a name of, for the message.
+        What is being named, for the message.
     name : str
     otherwise : str, optional
-        What else could be given, for the message.
+        What else is allowed, for the message.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def unknown(known: Iterable[str], kind: str, name: Any, otherwise: str = "") -> 
 
 
 def _nearest(known: Iterable[str], name: str) -> str | None:
-    """The known name that is spelt most like `name`, upper and lower case being equal, if one is close."""
+    """The known name most similar to `name`, ignoring case; None if no name is similar."""
     folded = {each.casefold(): each for each in known}
     close = difflib.get_close_matches(name.casefold(), folded, n=1)
     return folded[close[0]] if close else None
@@ -82,9 +82,9 @@ def check_number(
     least : float
         The smallest value allowed.
     above, below : float
-        The value must lie strictly between them.
+        The value must be strictly between them.
     otherwise : str, optional
-        What else could be given, for the message.
+        What else is allowed, for the message.
 
     Raises
     ------

@@ -3,24 +3,22 @@
     gmlib condense digits --ipc 1 --method MD --budget smoke --out set.safetensors
     gmlib evaluate set.safetensors --data digits --networks 5
 
-Exit status: 0 done; 1 failed on the way; 2 bad input, nothing was run; 130 interrupted, the same command goes on.
+Exit status: 0 done; 1 failed on the way; 2 bad input; 130 interrupted, condense continues when run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .checks import choose
 from .condensation import Diverged, condense
 from .datasets import load_data
 from .evaluation import evaluate, resolve_protocol
 from .recipe import BUDGETS, METHODS, Recipe
+from .runs.shipped import read_changes
 from .sets import SyntheticSet
 
 
@@ -30,22 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        None takes those the process was started with.
+        None takes those of the process.
 
     Returns
     -------
     int
         The exit status.
     """
-    asked = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        asked.run(asked)
+        options.run(options)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         return _failed(2, error)
     except (Diverged, OSError) as error:
         return _failed(1, error)
     except KeyboardInterrupt:
-        return _failed(130, "interrupted: the same command goes on from the last checkpoint")
+        return _failed(130, "interrupted: run the same command again; condense continues from its last checkpoint")
     return 0
 
 
@@ -54,50 +52,40 @@ def _failed(status: int, reason: object) -> int:
     return status
 
 
-def _condense(asked: argparse.Namespace) -> None:
-    if asked.out.is_dir() or not asked.out.parent.is_dir():
-        raise ValueError(f"the set cannot be written to {asked.out}: name a file in a folder that exists")
-    data = _data(asked)
-    changes = dict(_change(text) for text in asked.change)
-    recipe = Recipe.for_method(asked.method, data.name, asked.ipc, asked.budget, asked.seed, **changes)
-    checkpoint = asked.out.with_name(f"{asked.out.name}.checkpoint")
-    S = condense(data, recipe, asked.device, checkpoint, not asked.quiet)
-    S.save(asked.out)
+def _condense(options: argparse.Namespace) -> None:
+    if options.out.is_dir() or not options.out.parent.is_dir():
+        raise ValueError(f"the set cannot be written to {options.out}: name a file in a folder that exists")
+    data = _data(options)
+    changes = read_changes(options.change, fixed=("dataset", "ipc", "seed"))
+    recipe = Recipe.for_method(options.method, data.name, options.ipc, options.budget, options.seed, **changes)
+    checkpoint = options.out.with_name(f"{options.out.name}.checkpoint")
+    S = condense(data, recipe, options.device, checkpoint, not options.quiet)
+    S.save(options.out)
     checkpoint.unlink(missing_ok=True)
-    print(f"{asked.out}: {S!r}, matching loss {S.history[-1]['loss']:.4g}")
+    print(f"{options.out}: {S!r}, matching loss {S.history[-1]['loss']:.4g}")
 
 
-def _evaluate(asked: argparse.Namespace) -> None:
-    S = SyntheticSet.load(asked.set)
-    data = _data(asked)
-    resolve_protocol(S, data, asked.network, epochs=asked.epochs)  # bad input is reported before anything is trained
+def _evaluate(options: argparse.Namespace) -> None:
+    S = SyntheticSet.load(options.set)
+    data = _data(options)
+    resolve_protocol(
+        S, data, options.network, epochs=options.epochs
+    )  # bad input is reported before anything is trained
     found = evaluate(
         S,
         data,
-        asked.network,
-        asked.networks,
-        asked.seed,
-        device=asked.device,
-        progress=not asked.quiet,
-        epochs=asked.epochs,
+        options.network,
+        options.networks,
+        options.seed,
+        device=options.device,
+        progress=not options.quiet,
+        epochs=options.epochs,
     )
-    print(f"{asked.network}: {found}")
+    print(f"{options.network}: {found}")
 
 
-def _data(asked: argparse.Namespace) -> Any:
-    return load_data(asked.data, data_dir=asked.data_dir, size=asked.size, progress=not asked.quiet)
-
-
-def _change(text: str) -> tuple[str, Any]:
-    """("lr_images", 0.01) from "lr_images=0.01". A value is JSON, else a word."""
-    name, equals, value = text.partition("=")
-    choose({field.name: None for field in fields(Recipe)}, "recipe field", name)
-    if not equals:
-        raise ValueError(f"--set {text} has no value: write it as {name}=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+def _data(options: argparse.Namespace) -> Any:
+    return load_data(options.data, data_dir=options.data_dir, size=options.size, progress=not options.quiet)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="a field of the recipe to change, as often as needed",
+        help="a field of the recipe to change; may be repeated",
     )
     condensing.set_defaults(run=_condense)
 

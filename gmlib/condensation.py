@@ -31,8 +31,8 @@ class Diverged(FloatingPointError):
     k, t : int
         Outer and inner iteration of the first such update.
     layer : str
-        The weight whose distance is not finite, or else the weight with the largest distance. On CUDA losses are read
-        once per outer iteration, so the layer is that of its last update.
+        The first weight with a distance that is not finite, or else the weight with the largest distance. On CUDA
+        losses are read once per outer iteration, so the layer is that of its last update.
     S : SyntheticSet
         The last good set.
     """
@@ -86,7 +86,7 @@ def condense(
     Raises
     ------
     ValueError
-        Before any work, if the recipe does not fit the data or the checkpoint is of another run.
+        Before any work, if the recipe does not fit the data or the checkpoint belongs to another run.
     Diverged
         If the matching loss is no longer finite.
     OutOfTime
@@ -125,11 +125,13 @@ def condense(
     return as_set(state.S, data, recipe, run.history, run.snapshots)
 
 
-def follow(data: Data, recipe: Recipe, run: Progress, rescue: Path | None = None) -> Iterator[Update]:
+def follow(
+    data: Data, recipe: Recipe, run: Progress, rescue: Path | None = None, *, watch: bool = False
+) -> Iterator[Update]:
     """Run Algorithm 1 from ``run.state``, and keep the history in ``run``.
 
-    Losses are read after every update. On CUDA they are read at the end of an outer iteration, because the GPU waits
-    for it.
+    Losses are read after every update. On CUDA they are read at the end of an outer iteration, because the GPU
+    must wait for each read.
 
     Parameters
     ----------
@@ -140,6 +142,8 @@ def follow(data: Data, recipe: Recipe, run: Progress, rescue: Path | None = None
         Changed in place.
     rescue : path, optional
         The checkpoint; see `read_losses`.
+    watch : bool
+        See `algorithm_1`.
 
     Yields
     ------
@@ -151,8 +155,8 @@ def follow(data: Data, recipe: Recipe, run: Progress, rescue: Path | None = None
         If a loss that was read is not finite.
     """
     deferred = recording.recordable(run.state.S.device)
-    begun = time.monotonic()
-    for update in algorithm_1(data, recipe, run.state):
+    started = time.monotonic()
+    for update in algorithm_1(data, recipe, run.state, watch=watch):
         now, ended = run.now, run.state.t == 0
         run.unread += [(update.t, loss) for loss in update.losses]
         if update.path is not None:
@@ -161,12 +165,12 @@ def follow(data: Data, recipe: Recipe, run: Progress, rescue: Path | None = None
                 now.detections.append([update.t, *update.path.detection])
         if ended or not deferred:
             read_losses(data, recipe, run, update, rescue)
-        now.seconds += time.monotonic() - begun
+        now.seconds += time.monotonic() - started
         if ended:
             run.history.append(now.entry(update.k))
             run.now = OuterIteration()
         yield update
-        begun = time.monotonic()
+        started = time.monotonic()
 
 
 def read_losses(data: Data, recipe: Recipe, run: Progress, update: Update, rescue: Path | None = None) -> None:

@@ -50,7 +50,7 @@ def herding(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        (ipc,) indices of different rows in the order of choice. Of equally good rows the first is taken.
+        (ipc,) indices of different rows in the order of choice. If rows are equally good, the first is taken.
     """
     x = x.flatten(1).double()
     mean = x.mean(0)
@@ -77,7 +77,7 @@ def kcenter(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        (ipc,) indices of different rows in the order of choice. Of equally good rows the first is taken.
+        (ipc,) indices of different rows in the order of choice. If rows are equally good, the first is taken.
     """
     x = x.flatten(1).double()
     chosen = [_distances(x, x.mean(0)).argmin()]

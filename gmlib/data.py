@@ -113,7 +113,7 @@ class Data:
         """Draw training images of class c without replacement.
 
         The draw happens on the generator's device and the images stay on the data's device. So a CPU generator draws
-        the same images wherever the data are.
+        the same images for data on every device.
 
         Parameters
         ----------
@@ -339,7 +339,7 @@ def check_ipc(data: Data, ipc: int) -> None:
     Raises
     ------
     ValueError
-        If ``ipc`` is no such number.
+        If ``ipc`` does not fit.
     """
     smallest = min(data.counts)
     if not isinstance(ipc, int) or isinstance(ipc, bool) or not 1 <= ipc <= smallest:

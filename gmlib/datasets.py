@@ -78,7 +78,7 @@ def load_data(
     ValueError
         If the name is unknown, a file is damaged, or images and labels do not fit together.
     FileNotFoundError
-        If files are missing and are not, or cannot be, downloaded.
+        If files are missing, and ``download`` is False or the download fails.
     """
     kind, _, path = str(name).partition(":")
     if not isinstance(name, str) or kind not in LOADERS or bool(path) != (kind == "imagefolder"):
@@ -126,7 +126,7 @@ def _load_torchvision(name: str, folder: Path, *, download: bool, progress: bool
             what_to_do += f", or {packed} into {_folder(archives)}"
         can_unpack = archives and all(_is_complete(path, md5) for path, md5 in archives.items())
         if not (download or can_unpack):
-            raise FileNotFoundError(f"{name} is not there: {what_to_do}, or let it be downloaded (download=True)")
+            raise FileNotFoundError(f"{name} is missing: {what_to_do}, or allow the download (download=True)")
         try:
             _download(name, folder, files | archives, progress)
         except Exception as error:
@@ -185,7 +185,7 @@ def _download(name: str, folder: Path, files: dict[Path, str | None], progress: 
     new_folders = {parent for path in files for parent in path.parents if not parent.exists()}
     timeout = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none and would wait for ever
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none and would wait without limit
         with nullcontext() if progress else redirect_stderr(io.StringIO()):
             for train in (True, False):
                 _open(name, folder, train, download=True)
@@ -233,7 +233,7 @@ def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, *
     for path in (*lists, root / "train", root / "val" / "images"):
         if not path.exists():
             raise FileNotFoundError(
-                f"{name} is not there, {path} is missing: it is never downloaded, "
+                f"{name} is incomplete, {path} is missing: it is never downloaded, "
                 f"so put the unpacked folder tiny-imagenet-200 into {root.parent}"
             )
     wnids, table = (path.read_text("utf-8", errors="replace") for path in lists)
@@ -294,7 +294,7 @@ def _list_images(folder: Path) -> Files:
             why = ", only folders (name the two parts train and test, in small letters)" if deeper else ""
             raise ValueError(f"class folder {inner} has no image file{why}: add some or remove the folder")
     if not classes:
-        raise ValueError(f"{folder} has no class folders: put the images of each class into a folder of its own")
+        raise ValueError(f"{folder} has no class folders: put the images of each class into its own folder")
     return classes
 
 

@@ -2,7 +2,7 @@
 
 A training step on a small set takes a GPU less time than its launch. So on CUDA many networks train side by side. One
 recorded graph contains a step of each network, spread over several streams. Each network gets the same operations and
-random numbers as alone.
+random numbers as if it were trained alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Protocol:
     width, depth : int
         Of a ConvNet.
     epochs : int or None
-        None stands for 1000 if images are augmented, else 300.
+        None means 1000 if images are augmented, else 300.
     optimiser : str
         ``"sgd"`` or ``"adam"``.
     lr : float
@@ -182,7 +182,7 @@ def evaluate(
     Parameters
     ----------
     S : SyntheticSet or Data
-        A Data stands for all its training images (last column of Table 3).
+        A Data means all its training images (last column of Table 3).
     data : Data
     network : str
         A name that `networks.build` knows.
@@ -245,7 +245,7 @@ def evaluate(
     while found.n < n_networks:
         if deadline_passed(deadline):
             bar.close()
-            what_to_do = "run again to go on" if each else "give it more time, or each= to keep partial results"
+            what_to_do = "run again to continue" if each else "give it more time, or each= to keep partial results"
             raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: {what_to_do}")
         numbers = range(found.n, min(found.n + side_by_side, n_networks))
         groups: list[Sequence[int]] = [[j] for j in numbers] if threads > 1 else [numbers]

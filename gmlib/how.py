@@ -59,8 +59,8 @@ def d1(A: Tensor, B: Tensor, *, eps: float = 1e-8) -> Tensor:
     A, B : Tensor
         (..., rows, n).
     eps : float
-        The least norm of a row, as in ``torch.nn.functional.cosine_similarity``. A row that is zero in A or B counts
-        1.
+        Lower bound on the norm of a row, as in ``torch.nn.functional.cosine_similarity``. A row that is zero in A or
+        B adds 1.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def parse_distance(expression: str) -> list[tuple[float, str]]:
     Raises
     ------
     ValueError
-        If a distance is unknown, a weight is not positive, or the expression is no such sum.
+        If a distance is unknown, a weight is not positive, or the expression is not such a sum.
     """
     terms = []
     # Split at "+", but not inside an exponent such as 1e+2.

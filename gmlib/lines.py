@@ -278,7 +278,7 @@ def matching_loss(
 
 
 def match(
-    theta: nn.Module, S: Tensor, labels: Tensor, B: Batches, weights: Tensor, recipe: Recipe, k: int, run: Runner
+    theta: nn.Module, S: Tensor, labels: Tensor, B: Batches, weights: Tensor, recipe: Recipe, k: int, runner: Runner
 ) -> tuple[Tensor, Tensor, Gradients]:
     """Run lines 7 and 8 as one step, after freezing BatchNorm at the statistics of real images.
 
@@ -286,7 +286,7 @@ def match(
     ----------
     theta, S, labels, B, weights, recipe, k
         See `gradients` and `matching_loss`.
-    run : Runner
+    runner : Runner
         Repeats the step in smaller passes if memory runs out. On CUDA it records the step once and replays it.
 
     Returns
@@ -303,13 +303,13 @@ def match(
     networks.freeze_batchnorm(theta, B.for_batchnorm)
 
     def lines_7_and_8(*images: Tensor) -> tuple[Tensor, Tensor, Gradients]:
-        g = gradients(theta, S, labels, B, recipe, run.chunk, images)  # line 7
+        g = gradients(theta, S, labels, B, recipe, runner.chunk, images)  # line 7
         loss, dS = matching_loss(g, S, weights, recipe, k)  # line 8
         return loss, dS, g.detached
 
     # Only interleaved matching depends on k. Augmentation makes every call different, so nothing can be recorded.
     name = None if recipe.augment != "none" else ("match", recipe.what == "interleaved" and k % 2)
-    return run(name, lines_7_and_8, *B.images)
+    return runner(name, lines_7_and_8, *B.images)
 
 
 # ---- lines 10-13: how far theta goes ---------------------------------------------------------------------
@@ -323,16 +323,16 @@ class ThetaPath:
     Parameters
     ----------
     theta : nn.Module
-        The network. The caller moves it.
+        The network. The caller trains it.
     S, labels : Tensor
         The synthetic images and their classes.
     data : Data
     recipe : Recipe
         Uses ``where`` and ``gap``.
     rng : torch.Generator
-        Draws the real images that stand for T.
+        Draws the real images that represent T.
     watch : bool
-        Measure in any case.
+        Measure the losses for every recipe.
 
     Attributes
     ----------

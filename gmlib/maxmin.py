@@ -1,4 +1,4 @@
-"""Section 5's max-min hypothesis: how far from its start does training on S come to rest? ::
+"""Section 5's max-min hypothesis: how far from its start does training on S stop? ::
 
     Eq. 13:  max_S min_{theta, theta0} ||theta - theta0||
     Eq. 14:  s.t. ||grad_theta L(S, theta)|| < eps
@@ -62,7 +62,7 @@ def walk(
     step, L, grad L
         At each theta, for step = 0, 1, ..., steps. theta has moved ``step`` times when it is yielded.
     """
-    values = [p.detach() for p in theta]  # the same memory, which autograd does not watch
+    values = [p.detach() for p in theta]  # the same memory, not tracked by autograd
     for step in range(steps + 1):
         loss, gradient = loss_and_gradient(theta)
         yield step, loss, gradient
@@ -71,14 +71,14 @@ def walk(
 
 
 class Stop(NamedTuple):
-    """Where a descent first met ``||grad L|| < eps``.
+    """The first point of a descent with ``||grad L|| < eps``.
 
     Attributes
     ----------
     eps : float
         The threshold.
     reached : bool
-        False if the descent never met it.
+        False if the descent has no such point.
     steps : float
         Number of steps; NaN if not reached.
     distance : float
@@ -100,7 +100,7 @@ def descend(
 ) -> Iterator[Stop]:
     """Follow `walk` until the gradient is small.
 
-    One trajectory serves all thresholds. There is no momentum, since the trap of Eq. 14 is one of plain gradient
+    One trajectory serves all thresholds. There is no momentum, because Eq. 14 is about plain gradient
     descent. The descent ends after the last threshold, after ``max_steps``, or when the gradient is no longer
     finite.
 
@@ -192,7 +192,7 @@ def reach(
     Parameters
     ----------
     S : SyntheticSet or Data
-        A Data stands for all its training images. Every step then passes over all of them.
+        A Data means all its training images. Every step then passes over all of them.
     eps : sequence of float
         Thresholds of the gradient's norm over all parameters, in any order.
     n_starts : int
@@ -231,9 +231,10 @@ def reach(
     Raises
     ------
     ValueError
-        If S is not of ``data``, there is no threshold, or a number is out of range. This is checked before any work.
+        If S does not fit ``data``, there is no threshold, or a number is out of range. This is checked before any
+        work.
     OutOfTime
-        At the deadline. Nothing is kept.
+        At the deadline. Nothing is saved.
 
     Source
     ------
@@ -260,7 +261,7 @@ def reach(
     for start in range(n_starts):
         if deadline_passed(deadline):
             bar.close()
-            raise OutOfTime(f"out of time after {start} of {n_starts} starts, none is kept: run again with more time")
+            raise OutOfTime(f"out of time after {start} of {n_starts} starts, none saved: run again with more time")
         f = network_at(start)
         theta = list(f.parameters())
         measured_at = None

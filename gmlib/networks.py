@@ -1,9 +1,9 @@
-"""The networks of Table 4 (theta_0 ~ P_theta0), drawn afresh for every outer iteration and every evaluation.
+"""The networks of Table 4 (theta_0 ~ P_theta0). Outer iterations and evaluations draw new ones.
 
-Every network maps images (N, channels, size, size) to logits (N, C). `build` checks the name, seeds and constructs.
-Their shapes are those of the public baseline code (Zhao et al., "Dataset Condensation with Gradient Matching", ICLR
-2021), which fixes sizes for 28 and 32 pixels; here they follow from the image. All use instance norm or no norm,
-except the two whose name ends in "bn".
+Every network maps images (N, channels, size, size) to logits (N, C). `build` makes a network by name.
+Their layers are those of the public baseline code (Zhao et al., "Dataset Condensation with Gradient Matching", ICLR
+2021). That code is written for images of 28 and 32 pixels; here the layer sizes follow from the image. All networks
+use instance norm or no norm, except the two with a name that ends in "bn".
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class HalvingPool(nn.AvgPool2d):
     """2x2 average pool, computed as one matrix product on a CPU if ``side`` is even.
 
     Two rows of an image are adjacent in memory, so (their 2*side pixels) @ (2*side, side/2) averages 2x2 blocks. The
-    result is the same to rounding. A matrix product is much faster on a CPU than torch's pool, which takes a pixel at
-    a time: on one core, 16 images of 128x32x32 forward and backward take 2.9 ms instead of 8.4 ms.
+    result is the same to rounding. A matrix product is much faster on a CPU than torch's pool, which handles one
+    pixel at a time: on one core, 16 images of 128x32x32 forward and backward take 2.9 ms instead of 8.4 ms.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class HalvingPool(nn.AvgPool2d):
             self.average = torch.cat([half, half])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve height and width of ``x``. Other sizes than ``side`` go through torch's own pool."""
+        """Halve height and width of ``x``. Sizes other than ``side`` use torch's own pool."""
         side = x.shape[-1]
         if x.device.type != "cpu" or self.average is None or x.shape[-2:] != (len(self.average) // 2,) * 2:
             return super().forward(x)
@@ -218,13 +218,13 @@ def vgg11(channels: int, size: int, n_classes: int, *, norm: Factory = instance_
     _check_size(32, "VGG-11", channels, size)
     padding = _padding(channels, size)
     layers: list[nn.Module] = []
-    inside = channels
+    in_channels = channels
     for width in (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None):  # None: a pool
         if width is None:
             layers.append(nn.MaxPool2d(2))
         else:
-            layers += [nn.Conv2d(inside, width, 3, padding=1 if layers else 1 + padding), norm(width), nn.ReLU()]
-            inside = width
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1 if layers else 1 + padding), norm(width), nn.ReLU()]
+            in_channels = width
     side = (size + 2 * padding) // 32
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * side * side, n_classes))
 
@@ -237,17 +237,19 @@ def vgg11bn(channels: int, size: int, n_classes: int) -> nn.Module:
 class _ResidualBlock(nn.Module):
     """ResNet's basic block. ``halve`` halves the feature map by a stride, or by an average pool if ``pooled``."""
 
-    def __init__(self, inside: int, width: int, *, halve: bool, pooled: bool, norm: Factory):
+    def __init__(self, in_channels: int, width: int, *, halve: bool, pooled: bool, norm: Factory):
         super().__init__()
         stride = 2 if halve and not pooled else 1
         pool = [nn.AvgPool2d(2)] if halve and pooled else []
         self.body = nn.Sequential(
-            nn.Conv2d(inside, width, 3, stride=stride, padding=1, bias=False), norm(width), nn.ReLU(), *pool,
+            nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False), norm(width), nn.ReLU(), *pool,
             nn.Conv2d(width, width, 3, padding=1, bias=False), norm(width),
         )  # fmt: skip
         self.shortcut = nn.Sequential()  # the identity
         if halve:
-            self.shortcut = nn.Sequential(nn.Conv2d(inside, width, 1, stride=stride, bias=False), *pool, norm(width))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, width, 1, stride=stride, bias=False), *pool, norm(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
@@ -257,11 +259,11 @@ def _resnet18(
     channels: int, n_classes: int, *, side: int, last: list[nn.Module], pooled: bool, norm: Factory
 ) -> nn.Module:
     layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
-    inside = 64
+    in_channels = 64
     for width in (64, 128, 256, 512):
-        layers.append(_ResidualBlock(inside, width, halve=width != inside, pooled=pooled, norm=norm))
+        layers.append(_ResidualBlock(in_channels, width, halve=width != in_channels, pooled=pooled, norm=norm))
         layers.append(_ResidualBlock(width, width, halve=False, pooled=pooled, norm=norm))
-        inside = width
+        in_channels = width
     return nn.Sequential(*layers, *last, nn.Flatten(), nn.Linear(512 * side * side, n_classes))
 
 
@@ -390,7 +392,7 @@ def build(
         (channels, height, width) of the images.
     generator : torch.Generator
         Its seed decides the weights: the same float32 values on every device and in every dtype. torch's global
-        random state stays as it was.
+        random state does not change.
     width, depth : int
         Used by the ConvNet and by registered factories that take them.
 
@@ -434,7 +436,7 @@ def _build_registered(
         raise ValueError(f"the factory of {name!r} returned a {type(network).__name__}: return a torch.nn.Module")
     try:
         with torch.no_grad():
-            scores = network.eval()(torch.zeros(2, *shape))  # eval mode leaves BatchNorm's statistics as they are
+            scores = network.eval()(torch.zeros(2, *shape))  # eval mode does not change BatchNorm's statistics
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the network {name!r} does not take images of shape {shape}: {error}") from error
     network.train()
@@ -447,7 +449,7 @@ def _build_registered(
     return network
 
 
-# ---- what matching needs of a network --------------------------------------------------------------------
+# ---- what matching needs from a network --------------------------------------------------------------------
 
 
 def matched(network: nn.Module) -> list[tuple[str, Tensor]]:
@@ -459,9 +461,9 @@ def matched(network: nn.Module) -> list[tuple[str, Tensor]]:
 def freeze_batchnorm(network: nn.Module, images: Tensor) -> bool:
     """Fix the statistics of every BatchNorm layer to those of ``images``, before gradients are matched.
 
-    One forward pass replaces the running mean and (unbiased) variance of each layer by those of the batch. Then the
-    BatchNorm layers, and only they, are put in eval mode. So a score depends on its own image alone, and the gradient
-    of a single image per class is meaningful. Training puts the layers back in train mode.
+    One forward pass replaces the running mean and (unbiased) variance of each layer by those of the batch. Then only
+    the BatchNorm layers are put in eval mode. So the output for an image depends on that image alone, and the
+    gradient of a single image per class is meaningful. Training puts the layers back in train mode.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What every run needs besides the paper: random streams, the device, progress bars and deadlines."""
+"""Random streams, the device, progress bars and deadlines, which every run needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .speed.memory import keep_freed_memory
 
 
 class OutOfTime(Exception):
-    """The time given to a run is used up. The message says if the work so far is kept for the next call."""
+    """The time given to a run is used up. The message says if the work so far was saved for the next call."""
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
     """Make the random stream of one purpose of one run.
 
-    The same seed and path always give the same numbers. Each purpose has a stream of its own, such as ``("network",
+    The same seed and path always give the same numbers. Each purpose has its own stream, such as ``("network",
     k)``. So a run can be restarted at any iteration without stored random states, and methods that share a seed use
     the same networks and the same real batches.
 
@@ -81,7 +81,7 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
     what : str
         The text in front of the bar.
     total : int
-        Number of units in the whole.
+        Total number of units.
     unit : str
         Name of one unit.
     show : bool
@@ -100,7 +100,7 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
 
 
 def deadline_passed(deadline: float | None) -> bool:
-    """True if this ``time.monotonic()`` is over. None is never over."""
+    """True if this ``time.monotonic()`` has passed. None never passes."""
     return deadline is not None and time.monotonic() > deadline
 
 
@@ -119,7 +119,7 @@ def deadline_in(time_budget: float | None) -> float | None:
     Raises
     ------
     ValueError
-        If the time budget is negative or no number.
+        If the time budget is negative or not a number.
     """
     if time_budget is None:
         return None

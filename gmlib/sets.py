@@ -78,7 +78,7 @@ class SyntheticSet:
             raise ValueError(f"label {int(wrong[0])} is outside 0..{C - 1}")
         expected = [c for c in range(C) for _ in range(self.ipc)]
         if y.dtype != torch.int64 or y.tolist() != expected or len(y) != len(x):
-            raise ValueError(f"labels must be int64, sorted, and as many for each of the {C} classes")
+            raise ValueError(f"labels must be int64, sorted, and equally many for each of the {C} classes")
         if not x.isfinite().all():
             raise ValueError("synthetic images contain NaN or infinite values")
 
@@ -175,7 +175,7 @@ class SyntheticSet:
             return cls(images, labels, tuple(classes), tuple(map(float, mean)), tuple(map(float, std)), dict(recipe))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is not a whole gmlib set ({first_sentence(error)}): make or download it again"
+                f"{path} is not a complete gmlib set ({first_sentence(error)}): make or download it again"
             ) from error
 
 
@@ -193,7 +193,7 @@ def images_of(S: SyntheticSet | Data) -> tuple[Tensor, Tensor]:
 
 
 def check_pair(S: SyntheticSet | Data, data: Data | None) -> None:
-    """Check that S has the classes, the shape and the normalisation of ``data``. None fits every S.
+    """Check that S has the classes, the shape and the normalisation of ``data``. None allows every S.
 
     Raises
     ------

@@ -18,7 +18,7 @@ Mixed = tuple[Gradient, Gradient]
 
 
 def union(g: Gradient, weights: Tensor) -> list[Tensor]:
-    """Gradient of the union of the class batches, computed from the class gradients without a further pass.
+    """Gradient of the union of the class batches, computed from the class gradients without another pass.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .checks import require, unknown
 
 MAX_STEPS = 50  # the released scripts' bound on updating until overfitting
-VALIDATION_BATCH = 256  # real images, drawn once per t, that stand for T in the overfitting test
+VALIDATION_BATCH = 256  # real images, drawn once per t, that represent T in the overfitting test
 
 # Images per class -> (T, zeta_theta) of the baseline; the paper gives no others (Section 4.4).
 FIXED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -103,7 +103,7 @@ def parse_schedule(where: str) -> list[int]:
     Raises
     ------
     ValueError
-        If ``where`` is no schedule. The message lists what is known.
+        If ``where`` is not a schedule. The message lists the known names.
     """
     word, _, numbers = str(where).partition(":")
     found = [int(n) if n.strip().isdecimal() else -1 for n in numbers.split(",")]
@@ -168,7 +168,7 @@ NEED_S = frozenset({"overfit-gap"})  # the criteria that also use L(S, theta)
 
 
 def overfits(path: Sequence[Losses], criterion: str, gap: float) -> list[bool]:
-    """Whether each step along a path of theta overfits S.
+    """For each step along a path of theta: True if it overfits S.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def steps_until_overfitting(history: Sequence[dict], T: int) -> list[list[int]]:
     Returns
     -------
     list of list of int
-        T - 1 numbers, over t, for each outer iteration; ``MAX_STEPS`` where no overfitting was seen.
+        T - 1 numbers, over t, for each outer iteration; ``MAX_STEPS`` if no overfitting was seen.
 
     Raises
     ------

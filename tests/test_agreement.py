@@ -10,7 +10,8 @@ from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import how, networks, where
-from gmlib.analysis.matching import pulls
+from gmlib.algorithm import algorithm_1
+from gmlib.analysis.matching import constant_S, pulls
 from gmlib.lines import fresh_network, initial, streams_of
 from gmlib.maxmin import noise_set
 from gmlib.runtime import generator
@@ -269,6 +270,19 @@ def test_pulls_of_one_level_and_of_a_given_set():
     for k, level in ((0, "intra"), (1, "inter")):
         interleaved, alone = (pulls(data, tiny_recipe(**fields, what=what), k=k) for what in ("interleaved", level))
         assert interleaved.equals(alone)
+
+
+def test_pulls_compares_the_gradients_of_a_run_with_batchnorm():
+    fields = {"ipc": 2, "inner_loops": 2, "zeta_theta": 1, "zeta_S": 2, "network": "convnet:norm=batch"}
+    data, recipe = make_data(), tiny_recipe(**fields, what="intra")
+    found = pulls(data, recipe, device="cpu")
+    state, only_k = constant_S(data, recipe, initial(data, recipe), 0)
+    updates = list(algorithm_1(data, only_k, state))
+    assert torch.equal(state.S, initial(data, recipe)), "S stays"
+    for row, update in zip(found.itertuples(), updates, strict=True):
+        assert row.loss == pytest.approx(update.losses[0].item(), rel=1e-10)
+        gradient = torch.cat([layer.flatten() for layer in update.gS]).norm().item()
+        assert row.gradient == pytest.approx(gradient, rel=1e-10)
 
 
 @pytest.mark.parametrize(

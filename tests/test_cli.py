@@ -60,7 +60,8 @@ def test_values_of_fields_are_json_or_words(tmp_path):
         (["condense", "digit", "--out", "x"], "digits"),
         (["condense", "digits", "--out", "x", "--method", "MDX"], "MDA"),
         (["condense", "digits", "--out", "x", "--set", "lr=1"], "lr_images"),
-        (["condense", "digits", "--out", "x", "--set", "lr_images"], "no value"),
+        (["condense", "digits", "--out", "x", "--set", "ipc=3"], "lr_images"),
+        (["condense", "digits", "--out", "x", "--set", "lr_images"], "value"),
         (["condense", "digits", "--out", "missing/x"], "folder"),
         (["evaluate", "missing.safetensors", "--data", "digits"], "missing.safetensors"),
     ],
@@ -73,7 +74,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(words, said, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, digits, monkeypatch, capsys):
+def test_an_interrupted_run_continues_from_its_checkpoint(tmp_path, digits, monkeypatch, capsys):
     out = tmp_path / "set.safetensors"
     words = ("condense", "digits", "--method", "MD", "--out", out, *SMALL)
     real, seen = condensation.algorithm_1, []
@@ -88,7 +89,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, digits, monkey
     monkeypatch.setattr(condensation, "algorithm_1", interrupted)
     monkeypatch.setattr(condensation.Checkpoint, "age", lambda self: 1e9)  # a checkpoint after every update
     assert run(*words) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "continues" in capsys.readouterr().err
     assert not out.exists() and len(list(tmp_path.iterdir())) == 1
 
     monkeypatch.undo()

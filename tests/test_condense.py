@@ -219,6 +219,16 @@ def test_watching_changes_no_bit_and_measures_every_theta():
     assert rows[0][3:] == pytest.approx((loss_S.item(), loss_T.item()), rel=1e-6)
 
 
+def test_losses_along_stops_like_condense():
+    data = make_data(dtype=torch.float32)
+    with pytest.raises(gm.Diverged, match="k=0"):
+        losses_along(data, tiny_recipe(ipc=2, inner_loops=3, zeta_theta=1, lr_images=1e30), "cpu", False)
+    late = time.monotonic() - 1
+    with pytest.raises(OutOfTime, match="1 of 4"):
+        losses_along(data, tiny_recipe(ipc=2, inner_loops=2, zeta_theta=1), "cpu", False, late)
+    assert losses_along(data, tiny_recipe(outer_loops=1), "cpu", False, late).empty, "all was done"
+
+
 KILLED = """
 import os, random, signal, sys, time, torch
 sys.path.insert(0, sys.argv[1])

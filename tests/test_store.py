@@ -1,14 +1,17 @@
-"""What runs store: complete, read back and never done again, refused if it is another run's."""
+"""Stored runs are complete, read back, never done again, and refused if they belong to another run."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
 
+import filelock
 import pandas as pd
 import pytest
 import torch
@@ -101,10 +104,10 @@ def test_accuracies_of_another_protocol_are_refused(data, tmp_path, monkeypatch)
     run(data, tmp_path, "random")
     run(data, tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"width=4 .* width=5"):
+    with pytest.raises(ValueError, match=r"width=4, .* width=5"):
         run(data, tmp_path, "random", width=5)
     monkeypatch.setitem(recipes.BUDGETS, "tiny", dataclasses.replace(TINY, epochs=3))
-    with pytest.raises(ValueError, match=r"epochs=2 .* epochs=3"):
+    with pytest.raises(ValueError, match=r"epochs=2, .* epochs=3"):
         run(data, tmp_path)
     assert contents(tmp_path) == before
 
@@ -116,7 +119,7 @@ def test_a_changed_what_how_or_where_is_stored_under_its_own_name(data, tmp_path
     assert r.record["method"] == "intra,d2+0.5*d4,fixed" and r.folder.parent.name == "intra,d2+0.5_d4,fixed"
 
 
-def test_phase_2_goes_on_network_by_network(data, tmp_path, monkeypatch):
+def test_phase_2_continues_network_by_network(data, tmp_path, monkeypatch):
     """Stopped after the first network: it is stored, and only the second one is trained then."""
     whole = run(data, tmp_path / "whole").evaluation
     trained = []
@@ -154,13 +157,13 @@ def test_seconds_count_what_came_before_a_restart(data, tmp_path):
     assert record["seconds"] == pytest.approx(sum(h["seconds"] for h in record["history"]))
 
 
-def test_more_networks_are_trained_if_more_are_asked_for(data, tmp_path):
+def test_more_networks_are_trained_on_request(data, tmp_path):
     two = run(data, tmp_path).evaluation
     four = run(data, tmp_path, networks=4).evaluation
     assert four.n == 4 and four.accuracies[:2] == two.accuracies
 
 
-def test_the_trace_holds_sets_and_accuracies_along_the_way(data, tmp_path):
+def test_the_trace_holds_sets_and_accuracies_along_the_run(data, tmp_path):
     r = run(data, tmp_path, snapshots=(0, 2, 4))
     assert list(r.trace) == [0, 2, 4]
     assert torch.equal(r.trace[4][0].images, r.S.images)
@@ -186,15 +189,15 @@ def test_shipped_results_of_several_budgets(data, tmp_path, monkeypatch):
     monkeypatch.setitem(recipes.BUDGETS, "other", TINY)
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "results")
-    assert readback.accuracies().empty and readback.whole_data() == {}
+    assert readback.stored_accuracies().empty and readback.stored_whole_data() == {}
     for budget, folder, n in (("tiny", "results", 1), ("other", "results/other", 2)):
         run(data, tmp_path / folder, budget=budget)
         store.whole_data(data, budget=budget, networks=n, device="cpu", results_dir=tmp_path / folder, progress=False)
-    assert readback.accuracies().groupby("budget").size().to_dict() == {"tiny": 2, "other": 2}
-    assert readback.whole_data()["made-up"].n == 1, "not the one in the folder of another budget"
+    assert readback.stored_accuracies().groupby("budget").size().to_dict() == {"tiny": 2, "other": 2}
+    assert readback.stored_whole_data()["made-up"].n == 1, "not the one in the folder of another budget"
 
 
-def test_a_run_that_went_on_at_another_commit_names_both(data, tmp_path, monkeypatch):
+def test_a_run_that_continued_at_another_commit_names_both(data, tmp_path, monkeypatch):
     """Each phase names the commits of its own work. The next run also deletes what a killed process left."""
 
     def at(commit):
@@ -264,7 +267,7 @@ def test_a_coreset_is_evaluated_with_the_budgets_network(data, tmp_path):
 def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
     run(data, tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"lr_images=0\.1 .* lr_images=0\.2"):
+    with pytest.raises(ValueError, match=r"lr_images=0\.1, .* lr_images=0\.2"):
         run(data, tmp_path, lr_images=0.2)
     with pytest.raises(ValueError, match="another copy"):
         run(make_data((8, 8, 8), dtype=torch.float32, n_test=30, seed=9), tmp_path)
@@ -275,7 +278,7 @@ def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
     ("call", "words"),
     [
         ({"networks": 0}, "networks=0"),
-        ({"dataset": "digits"}, "dataset is an argument"),
+        ({"dataset": "digits"}, "dataset has its own argument"),
         ({"method": "random", "depth": 9}, "depth 9"),
         ({"device": "cudax"}, "'cudax'"),
         ({"method": "XX"}, "'XX': choose from DC, M, .*, random"),
@@ -293,7 +296,7 @@ def test_bad_input_writes_nothing(call, words, data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_deadline_leaves_a_checkpoint_that_the_next_run_goes_on_from(data, tmp_path):
+def test_a_deadline_leaves_a_checkpoint_from_which_the_next_run_continues(data, tmp_path):
     with pytest.raises(OutOfTime, match="1 of 4"):
         run(data, tmp_path, deadline=AfterOneLook())
     folder = tmp_path / "made-up" / "ipc1" / "DC" / "set0"
@@ -472,12 +475,12 @@ def test_networks_trained_on_all_images_are_stored(data, tmp_path):
     )
     with pytest.raises(OutOfTime):
         store.whole_data(data, networks=4, deadline=time.monotonic(), **options)
-    with pytest.raises(ValueError, match=r"seed=0 .* seed=1"):
+    with pytest.raises(ValueError, match=r"seed=0, .* seed=1"):
         store.whole_data(data, seed=1, **options)
     assert readback.load_results(tmp_path).empty
 
 
-def test_a_stored_table_is_not_begun_after_the_deadline(tmp_path):
+def test_a_stored_table_is_not_started_after_the_deadline(tmp_path):
     table, path = pd.DataFrame({"a": [1.5]}), tmp_path / "new" / "table.json"
     with pytest.raises(OutOfTime, match=r"before .*table\.json"):
         store.cached_table(path, {}, lambda: table, deadline=time.monotonic() - 1)
@@ -516,7 +519,7 @@ def held(folder):
         thread.join()
 
 
-def test_two_that_want_one_run_take_turns(data, tmp_path):
+def test_two_threads_that_need_the_same_run_take_turns(data, tmp_path):
     folder = layout.run_folder(tmp_path, data.name, 1, "DC", 0)
     with held(folder) as release:
         with pytest.raises(OutOfTime, match="another process"):
@@ -585,6 +588,24 @@ def test_no_two_threads_hold_a_lock_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert most == [1] * 20
+
+
+def test_another_user_may_take_the_lock(tmp_path):
+    mask = os.umask(0)
+    try:
+        with locks.locked(tmp_path):
+            assert (tmp_path / locks.LOCK).stat().st_mode & 0o666 == 0o666
+    finally:
+        os.umask(mask)
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(self, **options):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with locks.locked(tmp_path):
+        assert "cannot be locked" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_to_is_read_without_a_lock(data, tmp_path, monkeypatch):

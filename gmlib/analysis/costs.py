@@ -3,8 +3,8 @@
 An outer iteration of Algorithm 1 has three kinds of pieces: an update of S (lines 5-9), a step of theta (line 12)
 and, if the recipe updates until overfitting, a look at the losses L(T, theta) and perhaps L(S, theta). Methods
 differ in what an update costs and in how many of the other pieces they need. So the pieces are timed many times,
-methods in turn, and an outer iteration is added up from them. This needs no long runs, and a machine that slows
-down slows all methods alike.
+and an outer iteration is added up from them. The methods take turns, so a machine that slows down slows all of them.
+No long runs are needed.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def measure(
 ) -> pd.DataFrame:
     """Time the pieces of an outer iteration. Nothing is condensed or stored.
 
-    Each round times every method, beginning with another one each time. Before that, one round warms up (on CUDA
-    two, before steps are recorded) and one measures memory. The pieces begin with S as a run does and with a fresh
-    network, the same for all methods. Methods that do the same work get their mean of the round: updates of S with
+    Each round times every method, starting with a different one each time. Before that, one round warms up (on CUDA
+    two, before steps are recorded) and one measures memory. The pieces start from S_0 and a new
+    network, the same for all methods. Methods that do the same work share the mean of the round: updates of S with
     the same what and how, and all steps of theta.
 
     Parameters
@@ -82,7 +82,7 @@ def measure(
         - seconds_per_update: of S, lines 5-9; with zeta_S = 1
         - seconds_per_step: of theta, line 12: one pass over S
         - seconds_per_look: at the losses; NaN if the method does not need them
-        - peak_memory_bytes: the most that the pieces hold beyond what was held before, equal in all rounds
+        - peak_memory_bytes: the peak of the pieces above the memory in use before, equal in all rounds
         - device, device_name, threads: what it was measured on
 
     Raises
@@ -90,7 +90,7 @@ def measure(
     ValueError
         If a recipe does not fit the data; before any work.
     OutOfTime
-        At the deadline. Nothing is kept.
+        At the deadline. Nothing is saved.
 
     Source
     ------
@@ -112,7 +112,7 @@ def measure(
             turn = r % len(names)
             for m in names[turn:] + names[:turn]:
                 if deadline_passed(deadline):
-                    raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to begin anew")
+                    raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to start over")
                 peak = PeakMemory(device) if r == 0 else None
                 seconds = pieces[m](max(r, 0))
                 if peak:
@@ -153,7 +153,7 @@ class _Pieces:
         self.theta, self.optimiser_theta = theta, optimiser
 
         with matmul_precision(recipe.precision):
-            begun = _now(S.device)
+            started = _now(S.device)
             streams = streams_of(recipe, k, 0)
             B = sample(data, recipe, streams)
             _, S.grad, _ = match(theta, S, labels, B, self.weights, recipe, k, self.run)
@@ -162,14 +162,14 @@ class _Pieces:
             for _ in range(STEPS):
                 train_one_pass(theta, optimiser, S.detach(), labels, recipe.batch_theta, streams["shuffle"], self.run)
             stepped = _now(S.device)
-            found = {"seconds_per_update": updated - begun, "seconds_per_step": (stepped - updated) / STEPS}
+            found = {"seconds_per_update": updated - started, "seconds_per_step": (stepped - updated) / STEPS}
             found["seconds_per_look"] = math.nan
             if recipe.where in where.STOP:
                 validation = data.sample_any(where.VALIDATION_BATCH, streams["validation"])
-                begun = _now(S.device)
+                started = _now(S.device)
                 for _ in range(LOOKS):
                     measure_losses(theta, S.detach(), labels, validation, recipe.where in where.NEED_S)
-                found["seconds_per_look"] = (_now(S.device) - begun) / LOOKS
+                found["seconds_per_look"] = (_now(S.device) - started) / LOOKS
         return found
 
 
@@ -186,7 +186,7 @@ def precisions(
 ) -> pd.DataFrame:
     """Time and error of an update of S in each precision of `Recipe`, compared with float32.
 
-    Every round has a fresh network and fresh batches, the same for all precisions; S is as at k = 0. One more
+    Every round has a new network and new batches, the same for all precisions; S is as at k = 0. One more
     round, before the others, warms up. Precisions with TF32 are left out on devices other than CUDA.
 
     Parameters
@@ -223,10 +223,10 @@ def precisions(
         B = sample(data, recipe, streams_of(recipe, r, 0))
         exact = None
         for precision in usable:
-            begun = _now(device)
+            started = _now(device)
             with matmul_precision(precision):
                 loss, dS, _ = match(network, S, labels, B, weights, replace(recipe, precision=precision), r, run)
-            seconds = _now(device) - begun
+            seconds = _now(device) - started
             exact = exact or (loss, dS)
             row = {
                 "precision": precision,
@@ -270,7 +270,7 @@ def outer_iteration(
         ``pieces`` with the columns T, zeta; theta_steps, by the schedule, or the most there can be if overfitting
         ends the steps; loss_evaluations, each of one loss, on S or T; seconds_matching for the T updates of S,
         seconds_moving for the steps of theta, seconds_looking for the losses; and seconds, their sum, without
-        drawing the network, as in the history of a run.
+        drawing the network (some milliseconds), which the history of a run counts.
 
     Raises
     ------
@@ -301,7 +301,7 @@ def outer_iteration(
     )
 
 
-def taken(runs: Collection[Run]) -> pd.DataFrame:
+def measured_seconds(runs: Collection[Run]) -> pd.DataFrame:
     """What an outer iteration took in these runs: columns method, set, seconds (median) and theta_steps (mean)."""
     rows = []
     for r in runs:
@@ -316,7 +316,7 @@ def taken(runs: Collection[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "set", "seconds", "theta_steps"])
 
 
-def along(runs: Collection[Run]) -> pd.DataFrame:
+def accuracy_over_time(runs: Collection[Run]) -> pd.DataFrame:
     """Accuracy against time, one row per snapshot of these runs.
 
     Returns

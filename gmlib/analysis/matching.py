@@ -12,8 +12,9 @@ from torch.nn.utils import get_total_norm
 
 from .. import how, networks
 from ..algorithm import State, algorithm_1
+from ..checkpoint import Progress
 from ..checks import check_number
-from ..condensation import check
+from ..condensation import check, follow
 from ..data import Data
 from ..lines import (
     class_weights,
@@ -58,6 +59,8 @@ def losses_along(
     ------
     ValueError
         If the recipe does not fit the data.
+    Diverged
+        If the matching loss is no longer finite.
     OutOfTime
         At the deadline.
 
@@ -68,21 +71,23 @@ def losses_along(
     check(data, recipe)
     data = data.to(device_of(device))
     total = recipe.outer_loops * recipe.schedule()[0]
+    run = Progress(State.initial(data, recipe))
     rows: list[tuple[float, ...]] = []
     with progress_bar(recipe.method, total, "update", progress) as bar, matmul_precision(recipe.precision):
-        for update in algorithm_1(data, recipe, State.initial(data, recipe), watch=True):
+        for n, update in enumerate(follow(data, recipe, run, watch=True), 1):
             bar.update()
             path = update.path.losses if update.path else []
             rows += [(update.k, update.t, i, *losses) for i, losses in enumerate(path)]
-            if deadline_passed(deadline) and bar.n < total:
-                raise OutOfTime(f"out of time after {bar.n} of {total} updates of S: give it more time")
+            if deadline_passed(deadline) and n < total:
+                raise OutOfTime(f"out of time after {n} of {total} updates of S: give it more time")
     return pd.DataFrame(rows, columns=["k", "t", "i", "loss_S", "loss_T"])
 
 
 def constant_S(data: Data, recipe: Recipe, S: Tensor, k: int) -> tuple[State, Recipe]:
-    """A state and a recipe that run only outer iteration k. S has a learning rate of 0, so it does not change."""
+    """A state and a recipe that run only outer iteration k. The optimiser does not hold S, so S does not change."""
     S = S.detach().clone().requires_grad_()
-    return State(S, torch.optim.SGD([S], lr=0.0), k), replace(recipe, outer_loops=k + 1)
+    idle = torch.optim.SGD([torch.zeros((), requires_grad=True)])
+    return State(S, idle, k), replace(recipe, outer_loops=k + 1, zeta_S=1)
 
 
 def pulls(
@@ -160,19 +165,22 @@ def pulls(
         for t in range(T):
             theta = state.theta
             B = sample(data, recipe, streams_of(recipe, k, t))
+            loss_S = loss_on(theta, x, labels)  # in training mode, so BatchNorm is frozen after it
             networks.freeze_batchnorm(theta, B.for_batchnorm)
-            loss_S = loss_on(theta, x, labels)
             for attempt in run.memory:
                 with attempt:
+                    found = []
                     g = gradients(theta, x, labels, B, recipe, run.chunk)
-            for level, term in parts:
-                part = replace(recipe, what=level, how=term)
-                loss, dS = matching_loss(g, x, weights, part, k, retain_graph=True)
-                compared = union(g.detached.S, weights) if level == "inter" else g.detached.S
-                gradient = get_total_norm(compared).item()
-                pull = dS.norm().item()
-                step = recipe.lr_images * pull / norm_of_S
-                rows.append((t, steps, loss_S, level, term, gradient, loss.item(), pull, step))
+                    for level, term in parts:
+                        part = replace(recipe, what=level, how=term)
+                        loss, dS = matching_loss(g, x, weights, part, k, retain_graph=True)
+                        compared = union(g.detached.S, weights) if level == "inter" else g.detached.S
+                        gradient = get_total_norm(compared).item()
+                        pull = dS.norm().item()
+                        step = recipe.lr_images * pull / norm_of_S
+                        found.append((t, steps, loss_S, level, term, gradient, loss.item(), pull, step))
+            rows += found
+            del g  # its graph is large
             if t < T - 1:  # the generator takes the steps of theta; after the last update there are none
                 path = next(updates).path
                 steps += path.steps if path else 0

@@ -37,7 +37,7 @@ def welch_half_width(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def sample_size(std: float, half: float) -> int:
-    """Smallest number of values, at least 2, whose 95% t interval has at most this half width.
+    """Smallest number of values, at least 2, with a 95% t interval of at most this half width.
 
     Parameters
     ----------
@@ -120,18 +120,18 @@ class RankCorrelation:
 def rank_correlation(
     x: Sequence[float], y: Sequence[float], control: Sequence[float] | None = None, n_boot: int = 2000, seed: int = 0
 ) -> RankCorrelation:
-    """Do x and y order the sets alike? Spearman's rho with a percentile 95% interval from resampling the sets.
+    """Do x and y rank the sets in the same order? Spearman's rho with a 95% interval.
 
-    Ties share their mean rank. Pairs with a NaN are left out. Each resample is ranked again. Resamples in which rho
-    has no value are left out.
+    The interval is a percentile bootstrap interval from resampling the sets. Ties share their mean rank. Pairs with
+    a NaN are left out. Each resample is ranked again. Resamples in which rho has no value are left out.
 
     Parameters
     ----------
     x, y : sequence of float
         (n,) one number per set.
     control : sequence of float, optional
-        (n,) gives the partial correlation: that of what is left of the ranks of x and y after linear regression on
-        the ranks of ``control``. Example: does the distance predict the accuracy beyond what the training loss
+        (n,) gives the partial correlation: the ranks of x and y are first reduced by linear regression on the ranks
+        of ``control``. Example: does the distance predict the accuracy beyond what the training loss
         predicts?
     n_boot : int
         Number of resamples.
@@ -172,7 +172,7 @@ def rank_correlation(
         )
         return _no_correlation(n, [*notes, why])
     if constant:
-        notes.append("the control is constant and takes nothing away")
+        notes.append("the control is constant and has no effect")
     drawn = torch.randint(n, (n_boot, n), generator=generator(seed, "rank correlation")).numpy()
     resampled = _spearman(values[:, drawn])
     resampled = resampled[~np.isnan(resampled)]
@@ -187,7 +187,7 @@ def _no_correlation(n: int, notes: Sequence[str]) -> RankCorrelation:
 
 
 def _spearman(values: np.ndarray) -> np.ndarray:
-    """rho of x and y given a control, if any: (2 or 3, ..., n) -> (...). NaN if nothing of x or y is left to vary."""
+    """rho of x and y given a control, if any: (2 or 3, ..., n) -> (...). NaN if no variation of x or y is left."""
     ranks = rankdata(values, axis=-1)
     ranks -= ranks.mean(-1, keepdims=True)
     x, y, *control = ranks
@@ -195,10 +195,10 @@ def _spearman(values: np.ndarray) -> np.ndarray:
     if control:
         (z,) = control
         zz = (z**2).sum(-1, keepdims=True)
-        z = z / np.sqrt(np.where(zz > 0, zz, 1))  # unit length; a constant control stays 0 and takes nothing away
+        z = z / np.sqrt(np.where(zz > 0, zz, 1))  # unit length; a constant control stays 0 and has no effect
         x, y = (v - z * (v * z).sum(-1, keepdims=True) for v in (x, y))
     xx, yy = (x**2).sum(-1), (y**2).sum(-1)
-    # Below this share of the ranks' variation, what the control leaves is rounding error.
+    # If less than this share of the ranks' variation remains after the control, it is rounding error.
     known = (xx > 1e-12 * varied_x) & (yy > 1e-12 * varied_y)
     rho = (x * y).sum(-1) / np.sqrt(np.where(known, xx * yy, 1))
     return np.where(known, rho.clip(-1, 1), math.nan)

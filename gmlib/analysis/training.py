@@ -97,8 +97,8 @@ def paths(
     Raises
     ------
     ValueError
-        If there are no sets, a set is named "T" or is not of ``data``, or a number is out of range. This is checked
-        before any work.
+        If there are no sets, a set is named "T" or does not fit ``data``, or a number is out of range. This is
+        checked before any work.
 
     Source
     ------
@@ -209,7 +209,7 @@ def alignment(
     Parameters
     ----------
     S : SyntheticSet or Data
-        A Data stands for all its training images.
+        A Data means all its training images.
     data : Data
         T is ``real_batch`` of its training images of any class.
     network : str
@@ -246,7 +246,7 @@ def alignment(
     Raises
     ------
     ValueError
-        If S is not of ``data`` or a number is out of range. This is checked before any work.
+        If S does not fit ``data`` or a number is out of range. This is checked before any work.
 
     Source
     ------
@@ -297,7 +297,7 @@ def by_eps(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     table : DataFrame
         What `reach` returns, or several such tables with further columns.
     by : sequence of str
-        Further columns that tell sets apart, for example "method" and "set".
+        Further columns that identify a set, for example "method" and "set".
 
     Returns
     -------

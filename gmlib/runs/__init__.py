@@ -1,4 +1,4 @@
-"""What a run leaves behind, and reading it back.
+"""Storing runs and reading them back.
 
 A run makes one set and trains networks on it. Its files are in one folder. The modules of this room, each
 importing only from those above it:
@@ -10,7 +10,7 @@ importing only from those above it:
 `provenance`
     The versions, commit and device that a run was made with.
 `jobs`
-    What a run is asked to be. Everything is checked here and nothing is computed.
+    The description of a run. Everything is checked here and nothing is computed.
 `store`
     Do a run, or read back what is stored: `store.run`, `store.sweep`, `store.whole_data`, `store.cached_table`.
 `shipped`
@@ -20,5 +20,5 @@ importing only from those above it:
 `work`
     The list of work: which sets each table of the paper needs.
 `overview`
-    What each folder of results was made with, and the table of it in results/README.md.
+    How each folder of results was made, and the table of it in results/README.md.
 """

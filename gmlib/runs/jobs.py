@@ -1,4 +1,4 @@
-"""What a run is asked to be. Everything is checked here; nothing is computed or written."""
+"""The description of a run. Everything is checked here; nothing is computed or written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHANGED = ", changed"  # follows the budget's name if the recipe is not the budg
 
 @dataclass(frozen=True)
 class Job:
-    """A run that was asked for and checked.
+    """A checked description of a run.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ def plan_run(
         choose({**METHODS, **CORESETS}, "method", method)
     own = sorted({"dataset", "ipc", "seed"} & set(overrides))
     if own:
-        raise ValueError(f"{own[0]} is an argument of its own and no override: leave it out of the overrides")
+        raise ValueError(f"{own[0]} has its own argument: leave it out of the overrides")
     preset = "DC" if chosen else method  # a coreset takes only the sizes of a recipe
     any_ipc = {"inner_loops": 1, "zeta_theta": 1} if chosen else {}
     recipe = Recipe.for_method(preset, data.name, ipc, budget, seed, **{**any_ipc, **overrides})
@@ -180,8 +180,8 @@ def stored_record(job: Job) -> dict[str, Any] | None:
     name = _first_difference(stored, asked)
     if name is not None:
         raise ValueError(
-            f"{job.folder} holds a run with {name}={stored.get(name)!r} where {name}={asked.get(name)!r} is asked "
-            "for: delete it or choose another results_dir"
+            f"{job.folder} holds a run with {name}={stored.get(name)!r}, but {name}={asked.get(name)!r} is "
+            "needed: delete it or choose another results_dir"
         )
     if record["data"].get("fingerprint") != job.data.fingerprint:
         raise ValueError(
@@ -207,8 +207,8 @@ def stored_evaluation(folder: Path, network: str, seed: int, protocol: Mapping[s
     name = _first_difference(found, asked)
     if name is not None:
         raise ValueError(
-            f"{path} holds networks trained with {name}={found.get(name)!r} where {name}={asked.get(name)!r} is "
-            "asked for: delete it or choose another results_dir"
+            f"{path} holds networks trained with {name}={found.get(name)!r}, but {name}={asked.get(name)!r} is "
+            "needed: delete it or choose another results_dir"
         )
     return stored
 
@@ -220,5 +220,5 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
 
 
 def _first_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """The first name, in alphabetical order, whose values differ."""
+    """The first name, in alphabetical order, with different values."""
     return min((name for name in {*stored, *asked} if stored.get(name) != asked.get(name)), default=None)

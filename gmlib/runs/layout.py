@@ -87,7 +87,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         If the file holds no JSON object, or one without these keys.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         missing = [key for key in keys if key not in content]
         if missing or not isinstance(content, dict):
             raise ValueError(f"it lacks {', '.join(missing) or 'everything'}")

@@ -6,6 +6,7 @@ another process waits for it would let two processes in.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -14,24 +15,27 @@ from pathlib import Path
 
 from ..runtime import OutOfTime
 
+log = logging.getLogger(__name__)
+
 LOCK = ".lock"
 POLL = 0.2  # seconds between two tries
 
 
 class Busy(OutOfTime):
-    """Another process works in the folder, and the caller does not want to wait."""
+    """Another process works in the folder, and the caller chose not to wait."""
 
 
 @contextmanager
 def locked(folder: Path, deadline: float | None = None, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder against other processes, and against other threads of this one.
 
-    The operating system releases the lock if the process is killed.
+    The operating system releases the lock if the process is killed. A file system that knows no locks is used without
+    one, with a warning. Do not take the lock of a folder inside itself.
 
     Parameters
     ----------
     folder : Path
-        It is made if it is missing. If it cannot be written to, no lock is taken: then there is only reading to do.
+        It is made if it is missing. If it is read-only, no lock is taken, because its files can only be read.
     deadline : float, optional
         ``time.monotonic()`` at which to stop waiting.
     wait : bool
@@ -52,11 +56,11 @@ def locked(folder: Path, deadline: float | None = None, wait: bool = True) -> It
     if not os.access(folder, os.W_OK):
         yield
         return
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, mode=0o666)  # another user of the folder may take it too
     if not wait:
         seconds = 0.0
     elif deadline is None:
-        seconds = -1.0  # for ever
+        seconds = -1.0  # without limit
     else:
         seconds = max(0.0, deadline - time.monotonic())
     try:
@@ -64,11 +68,13 @@ def locked(folder: Path, deadline: float | None = None, wait: bool = True) -> It
     except Timeout:
         if not wait:
             raise Busy(f"another process works in {folder}: run again when it has ended") from None
-        raise OutOfTime(f"out of time while another process works in {folder}: run again to go on") from None
+        raise OutOfTime(f"out of time while another process works in {folder}: run again to continue") from None
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): let no second process work in it", folder, error.strerror)
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # nothing happens if it is not held
 
 
 def make_folder(folder: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""What each folder of results was made with, and the table of it in results/README.md."""
+"""How each folder of results was made, and the table of it in results/README.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .work import methods_of
 
 COLUMNS = ["folder", "sets", "networks", "seconds", "device", "commit", "command"]
 
-# The marks in results/README.md; what stands between them is replaced.
+# The marks in results/README.md. The text between them is replaced.
 BEGIN = "<!-- runs: written by workflow/campaign.py, not by hand -->"
 END = "<!-- end of runs -->"
 
@@ -41,8 +41,8 @@ def made_with(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     -------
     DataFrame
         Columns folder (relative); sets and networks, their numbers; seconds for condensing, training networks and
-        measurements; device; commit, or several if runs went on at another ("+": with changes that were not
-        committed); command that makes what is in the folder.
+        measurements; device; commit, or several if runs were continued at another ("+": with changes that were
+        not committed); command that makes the contents of the folder.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
 def _tables(
     methods: Collection[str], networks: Collection[str], measured: Collection[str], ipc: int | None
 ) -> list[str]:
-    """The campaign's names of the stages that make these runs, as few of them as will do."""
+    """The campaign's names of the stages that make these runs, as few as possible."""
     if ipc is None:
         return ["Whole data"]
     left = set(methods)

@@ -30,7 +30,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def made_with_here(device: torch.device, before: Mapping[str, Any]) -> dict[str, Any]:
-    """`environment`, with the commits at which earlier parts of the same work were done before its own."""
+    """`environment`, with the commits of earlier parts of the same work in front of its own."""
     here = environment(device)
     commits = [*(before.get("commit") or "").split(", "), here["commit"] or ""]
     return here | {"commit": ", ".join(dict.fromkeys(filter(None, commits))) or None}
@@ -46,7 +46,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-@cache  # the code that was loaded counts, not what the checkout holds when a long run ends
+@cache  # the checkout may change during a long run: keep the commit of the loaded code
 def _commit(home: Path) -> str | None:
     """Commit of a checkout, with "+" if tracked files outside results/ were changed; None outside a checkout."""
 

@@ -58,7 +58,7 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+def stored_accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     """Accuracies under every budget, in long form. Only sets with all the networks of their budget count.
 
     Raises
@@ -78,7 +78,7 @@ def complete(results: pd.DataFrame) -> pd.DataFrame:
     return results[[is_complete(*pair) for pair in zip(results["budget"], n, strict=True)]].reset_index(drop=True)
 
 
-def whole_data(results_dir: str | os.PathLike | None = None) -> dict[str, Evaluation]:
+def stored_whole_data(results_dir: str | os.PathLike | None = None) -> dict[str, Evaluation]:
     """Accuracies of ConvNets trained on all training images, by data set. Those of the largest budget count.
 
     Raises
@@ -155,8 +155,8 @@ def sets_table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SET_COLUMNS)
 
 
-def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
-    """The rows of every reach.json: how far from its start training on a set comes to rest.
+def stored_descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """The rows of every reach.json: how far from its start training on a set stops.
 
     Returns
     -------
@@ -185,7 +185,7 @@ def descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def pulls(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+def stored_pulls(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     """The rows of every pulls.json: how far each part of the matching loss moves S.
 
     Returns
@@ -224,4 +224,4 @@ def _measurements(
             "set": int(seed.removeprefix("set")),
         }
         settings = read_json(path, "settings")["settings"]
-        yield path, of, settings, cached_table(path, settings, pd.DataFrame)  # reads; the file is there
+        yield path, of, settings, cached_table(path, settings, pd.DataFrame)  # only reads: the file exists

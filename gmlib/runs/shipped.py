@@ -1,8 +1,8 @@
 """The results that come with the repository: condensed sets to use, and what each was made with.
 
-results/ holds runs by the paper's protocol and results/<budget>/ those of a shorter budget, each laid out as
-`store` says. results/probes/<change>/, laid out like results/, holds sets made by a budget's recipe with something
-changed. Any other folder of runs is read in the same way.
+results/ holds runs by the paper's protocol and results/<budget>/ those of a shorter budget, with the layout of
+`store`. results/probes/<change>/ has the same layout and holds sets made by a budget's recipe with something changed.
+Any other folder of runs is read in the same way.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .provenance import HOME
 FOLDER = HOME / "results"
 PROBES = "probes"
 
-# Whose images the sets were made from, and on what terms these are given.
+# Authors and licences of the images that the sets were made from.
 SOURCES = {
     "MNIST": "MNIST is by Y. LeCun, C. Cortes and C. J. C. Burges, derived from databases of NIST; it is commonly "
-    "given under CC BY-SA 3.0",
+    "distributed under CC BY-SA 3.0",
     "FashionMNIST": "Fashion-MNIST is by Zalando SE (H. Xiao, K. Rasul, R. Vollgraf), under the MIT licence",
 }
 
@@ -116,10 +116,10 @@ def load_condensed(
     ipc : int
         Images per class.
     method : str
-        At one image per class MDO and MDA are MD, and found as such.
+        At one image per class MDO and MDA are the same as MD, so MD is loaded.
     seed : int
     budget : str, optional
-        None takes the paper's budget if there is such a set, else the largest. `CondensedSet.budget` tells which.
+        None takes the paper's budget if there is such a set, else the largest. `CondensedSet.budget` says which.
     results_dir : path, optional
         Any folder of runs. None takes the repository's results/.
 
@@ -130,7 +130,7 @@ def load_condensed(
     Raises
     ------
     ValueError
-        If there is no such set; the message lists those that there are.
+        If there is no such set. The message lists the sets that exist.
     FileNotFoundError
         If there is no folder of results.
     """
@@ -198,16 +198,18 @@ def spell_changes(changes: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in sorted(changes.items()))
 
 
-def read_changes(spelled: Collection[str]) -> dict[str, Any]:
-    """The recipe fields in a list of "lr_images=0.01" and the like: {"lr_images": 0.01}.
+# Changing one of these makes another method, or networks of another size, which are trained by another protocol.
+NOT_A_PROBE = ("dataset", "ipc", "seed", "what", "how", "where", "network", "width", "depth")
+
+
+def read_changes(spelled: Collection[str], fixed: Collection[str] = NOT_A_PROBE) -> dict[str, Any]:
+    """The recipe fields in strings such as "lr_images=0.01": {"lr_images": 0.01}.
 
     Raises
     ------
     ValueError
-        For an unknown field or a bad value. Fields that make another method, or networks of another size, which are
-        trained by another protocol, cannot be changed.
+        For an unknown field, one of ``fixed``, or a bad value.
     """
-    fixed = ("dataset", "ipc", "seed", "what", "how", "where", "network", "width", "depth")
     usual = {f.name: f.default for f in fields(Recipe) if f.name not in fixed}
     found: dict[str, Any] = {}
     for change in spelled:
@@ -236,14 +238,17 @@ def changes_in(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def usual_recipe(record: Mapping[str, Any], budget: str) -> Recipe:
-    """The recipe under a budget for the method, data, size, seed and source network in a run.json of no coreset."""
+    """The recipe under a budget for the choices in the run.json of a condensed set.
+
+    The method, data set, images per class, seed and source network are taken from it.
+    """
     made = Recipe(**record["recipe"])
     preset = record["method"].partition("@")[0]
     return Recipe.for_method(preset, made.dataset, made.ipc, budget, made.seed, network=made.network)
 
 
 def method_of(run: Path) -> str:
-    """The method of the run in a folder. The name of the folder lacks characters that file systems refuse."""
+    """The method of the run in a folder. In the folder's name some characters are replaced."""
     return read_record(run)["method"] if (run / "run.json").is_file() else run.parent.name
 
 
@@ -332,13 +337,11 @@ def _rank(known: Collection[str], name: str) -> int:
 
 
 def _available(runs: list[dict[str, Any]], dataset: str) -> str:
-    """What there is, of this data set if there is any."""
+    """The available sets; those of this data set if it has any."""
     of_it = [run for run in runs if run["dataset"] == dataset]
     if not of_it:
         names = ", ".join(sorted({run["dataset"] for run in runs}))
-        return (
-            f"there are sets of {names}" if names else "there are none yet; gm.condense, or make results, makes them"
-        )
+        return f"there are sets of {names}" if names else "none exists yet: make some by gm.condense or make results"
     seeds: dict[tuple, list[str]] = {}
     for run in of_it:
         seeds.setdefault((run["ipc"], run["budget"], run["method"]), []).append(str(run["seed"]))
@@ -346,4 +349,4 @@ def _available(runs: list[dict[str, Any]], dataset: str) -> str:
         f"ipc={ipc} {method} seed {', '.join(some)} ({budget} budget)"
         for (ipc, budget, method), some in seeds.items()
     ]
-    return f"of {dataset} there are {'; '.join(listed)}"
+    return f"for {dataset} there are {'; '.join(listed)}"

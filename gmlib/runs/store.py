@@ -4,8 +4,8 @@ One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/::
 
     set.safetensors          the synthetic set (`SyntheticSet.load`)
     run.json                 recipe, versions, device, seconds, peak memory, history, and which data
-    accuracy-<network>.json  the accuracy of each network trained on the set; grows network by network
-    snapshots.safetensors    if asked for: S after some outer iterations
+    accuracy-<network>.json  the accuracy of each network trained on the set, written after each network
+    snapshots.safetensors    on request: S after some outer iterations
     trace.json               the accuracies of networks trained on these
     checkpoint.safetensors, begun.json    only while S is unfinished
 
@@ -63,7 +63,7 @@ class Run:
     folder : Path
     S : SyntheticSet
     evaluations : dict of str to Evaluation
-        By target network, in the order asked for.
+        By target network, in the order of the call.
     record : dict
         run.json.
     trace : dict of int to (SyntheticSet, Evaluation)
@@ -133,7 +133,7 @@ def run(
         For unknown names, a recipe that does not fit the data, or a folder with a run of another recipe, protocol
         or copy of the data; before any work.
     OutOfTime
-        At the deadline. The same call goes on.
+        At the deadline. The same call continues.
     Busy
         If another process works in the folder and ``wait`` is False; see `gmlib.runs.locks`.
     """
@@ -159,8 +159,8 @@ def sweep(
 ) -> tuple[list[Run], dict[tuple[str, int, str], str]]:
     """`run` every method at every ipc, for sets with seeds seed, seed + 1, ...
 
-    All methods have one seed before any has the next, so a sweep that is cut short can still compare them. All runs
-    are checked before the first begins.
+    Every method gets one seed before any gets the next, so an interrupted sweep can still compare them. All runs are
+    checked before the first starts.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def sweep(
     trace : dict, optional
         (method, ipc) -> snapshots to keep of its first set.
     deadline : float, optional
-        ``time.monotonic()`` after which nothing more begins. What is stored is still read back, also a set with only
+        ``time.monotonic()`` after which nothing more starts. What is stored is still read back, also a set with only
         some of its target networks.
     device, progress, options
         As in `run`.
@@ -280,7 +280,7 @@ def cached_table(
 ) -> pd.DataFrame:
     """The table stored in a file, or the result of ``compute()``, which is then stored there.
 
-    Of two processes that want one file, the second reads what the first made.
+    If two processes need the same file, the second reads what the first made.
 
     Parameters
     ----------
@@ -313,14 +313,14 @@ def cached_table(
     if path.is_file():
         return _read_table(path, settings)
     if deadline_passed(deadline):
-        raise OutOfTime(f"out of time before {path} was made: run again to go on")
+        raise OutOfTime(f"out of time before {path} was made: run again to continue")
     with locked(path.parent, deadline, wait):
         if path.is_file():
             return _read_table(path, settings)
-        begun = time.monotonic()
+        started = time.monotonic()
         made_with = environment(device_of(device))
         table = compute()
-        content = {"settings": settings, **_table_to_json(table), **made_with, "seconds": time.monotonic() - begun}
+        content = {"settings": settings, **_table_to_json(table), **made_with, "seconds": time.monotonic() - started}
         write_json(path, content)
     return table
 
@@ -347,7 +347,7 @@ def _do(job: Job, device: torch.device, progress: bool, deadline: float | None, 
     record = stored_record(job)
     if record is None:
         if deadline_passed(deadline):
-            raise OutOfTime(f"out of time before {job.folder} was begun: run again to go on")
+            raise OutOfTime(f"out of time before {job.folder} was started: run again to continue")
         record = _make(job, device, progress, deadline)
     for pattern in ("checkpoint*.safetensors", BEGUN, ".*.tmp"):
         for leftover in job.folder.glob(pattern):  # a killed process may have left some
@@ -377,15 +377,15 @@ def _is_evaluated(job: Job, network: str) -> bool:
 
 def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
     """Phase 1: condense or select. Stores the set, its snapshots and its record."""
-    begun = time.monotonic()
+    started = time.monotonic()
     peak = PeakMemory(device)
     recipe = job.recipe
     before = job.folder / BEGUN
     made_with = made_with_here(device, read_json(before) if before.is_file() else {})
-    write_json(before, made_with)  # for the process that goes on from the checkpoint, perhaps at another commit
+    write_json(before, made_with)  # for the process that continues from the checkpoint, perhaps at another commit
     if job.coreset:
         S = coreset(job.coreset, job.data, recipe.ipc, recipe.seed, device=device, **job.coreset_options)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
     else:
         checkpoint = job.folder / CHECKPOINT
         S = condense(job.data, recipe, device, checkpoint, progress, snapshots=job.snapshots, deadline=deadline)

@@ -1,6 +1,6 @@
-"""The room for speed: what makes a run faster or fit into memory. It changes results by rounding only.
+"""Code that makes a run faster or lets it fit into memory. It changes results by rounding only.
 
-Its door is `class_gradients`. Behind it are:
+The main function is `class_gradients`. The modules are:
 
 - ``gradients``: three implementations of class gradients, and the choice between them.
 - ``passes``: how many images go through a network at once, and how passes share the cores of a CPU.

@@ -84,7 +84,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 class PeakMemory:
-    """Measure the peak memory of a piece of work, in bytes above what was held when the object was made.
+    """Measure the peak memory of a piece of work, in bytes above the memory in use when the object was made.
 
     Call the object after the work. The result is NaN if the system does not report it.
 

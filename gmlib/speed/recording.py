@@ -169,7 +169,7 @@ class Runner:
         return result
 
     def record(self, name: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """Return ``function(*inputs)``, on CUDA by a `Replay`. A name stands for the function of its first call."""
+        """Return ``function(*inputs)``, on CUDA by a `Replay`. Use one name for one function only."""
         if not self.records_steps:
             return function(*inputs)
         try:

@@ -26,13 +26,13 @@ def train_one_pass(
     y: Tensor,
     batch: int,
     rng: torch.Generator,
-    run: Runner | None = None,
+    runner: Runner | None = None,
 ) -> None:
     """Train for one epoch in shuffled mini-batches with the cross-entropy loss: one "step" of theta in Algorithm 1.
 
     If S fits in one batch this is a single gradient step. The gradient of a mini-batch is summed over parts if that
     is faster (`pass_size`) or memory runs out, with the same result to rounding. BatchNorm layers are put in train
-    mode: they normalise by the batch, which then stays whole, and update their running statistics.
+    mode: they normalise by the batch, which is then not split, and update their running statistics.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def train_one_pass(
         Images in a mini-batch.
     rng : torch.Generator
         Shuffles.
-    run : Runner, optional
+    runner : Runner, optional
         Records the step on CUDA. The network and the optimiser must stay the same objects for the whole run.
 
     Source
@@ -54,15 +54,15 @@ def train_one_pass(
     Line 12 of Algorithm 1.
     """
     network.train()
-    memory = run.memory_theta if run and run.memory_theta else _memory_for(network, batch)
+    memory = runner.memory_theta if runner and runner.memory_theta else _memory_for(network, batch)
     step: Step = partial(_step, [network], optimiser, memory, pass_size(network, x), ())
-    if run is None:
+    if runner is None:
         _one_pass(step, memory, x[None], y, batch, [rng])
         return
-    run.memory_theta = memory
+    runner.memory_theta = memory
 
     def recorded(*inputs: Tensor) -> None:
-        run.record(("theta", memory.chunk), step, *inputs)
+        runner.record(("theta", memory.chunk), step, *inputs)
 
     _one_pass(recorded, memory, x[None], y, batch, [rng])
 
@@ -112,7 +112,7 @@ def _step(
 
 
 def _run_on_streams(streams: Sequence[torch.cuda.Stream], work: Sequence[Callable[[], None]]) -> None:
-    """Call every function: in turn on the CUDA streams, which run concurrently; one after another without streams."""
+    """Call every function, on the CUDA streams in rotation. Without streams, call one after another."""
     if not streams:
         for function in work:
             function()
@@ -163,7 +163,7 @@ def fit(
     Parameters
     ----------
     network : nn.Module or sequence of nn.Module
-        One network, or several of the same architecture, trained side by side with the same result as alone.
+        One network, or several of the same architecture. They are trained side by side, each as if it were alone.
     x : Tensor
         (n, channels, height, width).
     y : Tensor
