@@ -13,7 +13,7 @@ help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install gmlib, its extras and the report"
 	@echo "make lint, unit, wheel, notebooks, strict   the parts of make test"
-	@echo "make bench   time gmlib against plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
+	@echo "make bench   compare gmlib with plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
 
 # ---- set-up: once, and again only if a list of dependencies changed
@@ -61,7 +61,7 @@ unit: setup
 wheel: setup
 	$(BIN)/python tests/check_wheel.py build/wheel
 
-# Every notebook as a batch job, twice. A failing cell, or work done again, ends with a non-zero exit status.
+# Every notebook as a batch job, twice. A failing cell, or work that is done twice, gives a non-zero exit status.
 notebooks: setup runs/.made-by
 	$(BIN)/python tests/check_notebooks.py build/papermill
 

@@ -208,7 +208,7 @@ def run(
     OSError
         If ``out`` cannot be written.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     check_number("repeats", repeats, least=1, whole=True)
     check_number("seconds", seconds, above=0)
     if seconds_total is not None:
@@ -242,7 +242,7 @@ def run(
     with matmul_precision(precision):
         for name in chosen:
             if name in left:
-                if seconds_total is not None and time.monotonic() - begun > seconds_total:
+                if seconds_total is not None and time.monotonic() - started > seconds_total:
                     continue
                 gc.collect()
                 gc.freeze()  # saves the collector from looking through all of this before every call

@@ -149,8 +149,8 @@ def outer(size: Size, method: str, plain_method: str, device: torch.device) -> P
         return clock(device, partial(gm.condense, data, replace(recipe, outer_loops=K), device, progress=False))
 
     def ours() -> float:
-        begun = condense(first)
-        return (condense(first + more) - begun) / more if more else begun
+        seconds = condense(first)
+        return (condense(first + more) - seconds) / more if more else seconds
 
     _, S, optimiser_S = _start(data, plain_recipe)
     indices, rng, iterations = plain.indices_by_class(data.train_labels), np.random.default_rng(0), count()

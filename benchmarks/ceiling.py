@@ -59,10 +59,10 @@ def measure(device: torch.device, seconds: float = 0.5) -> Machine:
 def clock(device: torch.device, call: Callable[[], object]) -> float:
     """Seconds until the device has done all work of ``call``."""
     _synchronise(device)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     call()
     _synchronise(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,8 +1,8 @@
 """Build the wheel and use it outside the checkout: `python tests/check_wheel.py build/wheel`.
 
 A new environment gets the wheel and the packages it needs, and nothing else. The packages are those of this
-environment, linked one by one. First without extras: arrays are condensed, a set is saved and loaded, and a missing extra is named.
-Then with the extra "data": the first example of the README runs.
+environment, linked one by one. First without extras: arrays are condensed, a set is saved and loaded, and a missing
+extra is named. Then with the extra "data": the first example of the README runs.
 """
 
 import re

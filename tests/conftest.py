@@ -18,7 +18,7 @@ def one_thread():
 
 
 def make_data(counts=(12, 12, 12), shape=(1, 8, 8), n_test=9, seed=0, dtype=torch.float64) -> Data:
-    """Random images whose classes differ in brightness and structure, with `counts` training images of each class."""
+    """Random images. Classes differ in brightness and structure, with `counts` training images each."""
     rng = torch.Generator().manual_seed(seed)
     pattern = torch.rand(len(counts), *shape, generator=rng)
 

@@ -513,7 +513,7 @@ def test_a_users_strategy_in_both_phases():
 
 
 def test_operations_run_on_the_device_of_the_images():
-    """Fake tensors stand for ones on a GPU: mixing them with CPU tensors is an error, as it is there."""
+    """Fake tensors represent tensors on a GPU: mixing them with CPU tensors is an error, as on a GPU."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(4, 3, 8, 8, device="cuda")
         with pytest.raises(RuntimeError, match="device"):

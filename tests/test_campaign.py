@@ -41,7 +41,7 @@ NAMES = ("made-up", "other")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Two small data sets, a budget of milliseconds, and logging left as it was."""
+    """Two small data sets, a budget of milliseconds, and logging restored at the end."""
     monkeypatch.setitem(recipes.BUDGETS, "tiny", TINY)
     monkeypatch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)  # it takes longer than the runs
     monkeypatch.setattr(pieces_of_work, "DESCENT", {"eps": [0.5], "lr": 0.1, "max_steps": 3})
@@ -139,7 +139,7 @@ def test_the_stages_are_the_rows_and_columns_of_the_papers_tables():
 
 @pytest.fixture
 def all_but_table_4(monkeypatch):
-    """Every stage but one whose networks are too large for 8x8 pixels."""
+    """Every stage except Table 4. Its networks are too large for 8x8 pixels."""
     monkeypatch.setattr(work, "STAGES", [s for s in work.STAGES if s.name != "Table 4"])
     monkeypatch.setitem(recipes.BUDGETS, "paper", TINY)
 
@@ -166,33 +166,33 @@ def test_nothing_is_planned_twice(small, all_but_table_4):
     assert len(of_2) == 5 * 2
 
 
-def test_a_table_of_one_data_set_takes_the_papers_if_it_is_there():
+def test_a_table_of_one_data_set_takes_the_papers_if_it_is_available():
     stage = work.Stage("Table 2", 1, ("M",), only="b")
     a, b, c = (replace(make_data(), name=name) for name in "abc")
     assert [cell[0].name for cell in stage.cells([a, b, c], 1)] == ["b"]
     assert [cell[0].name for cell in stage.cells([a, c], 1)] == ["a"]
-    assert [cell[0].name for cell in stage.cells([a, c], 1, {"c"})] == ["c"], "one stands in already"
-    assert list(stage.cells([a, c], 1, {"d"})) == [], "no second one stands in"
+    assert [cell[0].name for cell in stage.cells([a, c], 1, {"c"})] == ["c"], "c already replaces it"
+    assert list(stage.cells([a, c], 1, {"d"})) == [], "no second one replaces it"
     assert [cell[0].name for cell in stage.cells([a, b, c], 1, {"c"})] == ["b"]
     assert list(stage.cells([], 1)) == []
 
 
-def test_the_data_that_stand_in_for_a_tables_stay_the_same(small, tmp_path, monkeypatch):
+def test_the_data_that_replace_a_tables_stay_the_same(small, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "STAGES", [s for s in work.STAGES if s.name in ("Table 2", "Table 3")])
     options = {"budget": "tiny", "device": "cpu", "results_dir": tmp_path / "tiny", "progress": False}
 
-    def stands_in():
+    def replaces():
         pieces = planned(small, (1,), budget="tiny", folder=tmp_path)
         return {piece.name.split(",")[0] for stage, piece in pieces if stage == "Table 2, IPC 1"}
 
-    assert stands_in() == {"made-up"}
+    assert replaces() == {"made-up"}
     store.run(small["other"], "M", 1, **options)
-    assert stands_in() == {"made-up"}, "Table 3 has M too"
+    assert replaces() == {"made-up"}, "Table 3 has M too"
     store.run(small["other"], "multi,d2,fixed", 1, **options)
-    assert stands_in() == {"other"}
+    assert replaces() == {"other"}
     pieces, left_out = campaign.plan(campaign.Asked("tiny", tmp_path), [small["made-up"]], (1,))
     assert {stage for stage, _ in pieces} == {"Table 3, IPC 1"}
-    assert left_out == ["Table 2, IPC 1: other stands in for SVHN already: name it to go on"]
+    assert left_out == ["Table 2, IPC 1: other already replaces SVHN: add it to the data sets to continue"]
 
 
 # ---- running ---------------------------------------------------------------------------------------------
@@ -284,8 +284,8 @@ def stop_after(n, monkeypatch):
     monkeypatch.setattr(evaluation, "fit", stop)
 
 
-def test_it_goes_on_after_the_end_of_the_time_and_after_a_stop(tmp_path, few_stages, monkeypatch, capsys):
-    """Stopped inside a set by the deadline, then inside phase 2: the same bits as in one go."""
+def test_it_continues_after_the_end_of_the_time_and_after_a_stop(tmp_path, few_stages, monkeypatch, capsys):
+    """Stopped inside a set by the deadline, then inside phase 2: the same bits as in one run."""
     at_once, folder = tmp_path / "at-once", tmp_path / "results"
     assert run(at_once) == 0
     capsys.readouterr()
@@ -302,7 +302,7 @@ def test_it_goes_on_after_the_end_of_the_time_and_after_a_stop(tmp_path, few_sta
     with monkeypatch.context() as patch:
         patch.setattr(campaign, "deadline_in", lambda seconds: Late(1e12))
         assert run(folder) == 0
-    assert "run again to go on" in capsys.readouterr().out
+    assert "run again to continue" in capsys.readouterr().out
     half = contents(folder)
     unfinished = {name for name in half if name.endswith(("checkpoint.safetensors", "begun.json"))}
     assert unfinished and set(half) < {*contents(at_once), *unfinished}
@@ -310,12 +310,12 @@ def test_it_goes_on_after_the_end_of_the_time_and_after_a_stop(tmp_path, few_sta
     with monkeypatch.context() as patch:
         stop_after(3, patch)
         assert run(folder) == 130
-    assert "goes on from what is stored" in capsys.readouterr().err
+    assert "continues from what is stored" in capsys.readouterr().err
     assert run(folder) == 0
     assert same_numbers(folder, at_once)
 
 
-def test_a_terminated_campaign_goes_on_later(tmp_path, few_stages, monkeypatch):
+def test_a_terminated_campaign_continues_later(tmp_path, few_stages, monkeypatch):
     folder, at_once = tmp_path / "results", tmp_path / "at-once"
     only = ("--tables", "Table 3")
     assert run(at_once, *only) == 0
@@ -357,7 +357,7 @@ def test_a_dry_run_lists_what_is_left_and_writes_nothing(tmp_path, few_stages, c
     assert "  made-up, DC, set 0: 2 networks" in listed, "the other target"
 
 
-def test_networks_of_the_set_half_way_are_work_too_and_go_on(tmp_path, few_stages, monkeypatch, capsys):
+def test_networks_of_the_set_half_way_are_work_too_and_continue(tmp_path, few_stages, monkeypatch, capsys):
     folder, only = tmp_path / "results", ["--tables", "Table 3", "--methods", "DC"]
     assert run(tmp_path / "at-once", *only) == 0
     with monkeypatch.context() as patch:
@@ -371,7 +371,7 @@ def test_networks_of_the_set_half_way_are_work_too_and_go_on(tmp_path, few_stage
     assert traces[0][1].accuracies == traces[1][1].accuracies and list(traces[0]) == [1]
 
 
-def test_a_damaged_run_stops_no_other(tmp_path, few_stages, capsys):
+def test_a_damaged_run_does_not_stop_the_others(tmp_path, few_stages, capsys):
     folder = tmp_path / "results"
     assert run(folder, "--tables", "Table 3") == 0
     (folder / "README.md").write_text(f"{overview.BEGIN}\n{overview.END}\n")
@@ -381,7 +381,7 @@ def test_a_damaged_run_stops_no_other(tmp_path, few_stages, capsys):
     assert run(folder, "--tables", "Table 3", "Section 5") == 1
     printed = capsys.readouterr().out
     assert re.search(r"left out: Table 3, IPC 1: .*DC/set1/accuracy-convnet.json is damaged", printed)
-    assert "README.md is not brought up to date: " in printed
+    assert "README.md was not updated: " in printed
     assert len(list(folder.rglob("reach.json"))) == 4
 
 
@@ -418,7 +418,7 @@ sys.exit(campaign.main(sys.argv[2:]))
 
 
 def test_two_copies_of_the_command_share_the_work(small, tmp_path, monkeypatch):
-    """Each set is made once, and all of them have the bits that one copy alone gives."""
+    """Each set is made once, with the same bits as by one copy alone."""
     monkeypatch.setattr(work, "STAGES", (work.Stage("Table 3", 1, ("random", "DC", "M")),))
     assert run(tmp_path / "alone") == 0
     made_here = []
@@ -523,7 +523,7 @@ def campaign_options(row):
     return words, shlex.split(words["CAMPAIGN"])
 
 
-def test_sets_with_a_change_go_to_a_place_of_their_own(tmp_path, few_stages, capsys):
+def test_sets_with_a_change_go_to_their_own_folder(tmp_path, few_stages, capsys):
     folder = tmp_path / "results"
     assert run(folder, "--tables", "Table 3") == 0
     before = contents(folder)
@@ -553,8 +553,8 @@ def test_sets_with_a_change_go_to_a_place_of_their_own(tmp_path, few_stages, cap
 @pytest.mark.parametrize(
     ("spelled", "folder", "said"),
     [
-        ("lam=null", None, "lam=null is what the budget tiny has anyway"),
-        ("lr_images=0.10", None, "lr_images=0.1 is what the budget tiny has anyway"),
+        ("lam=null", None, "lam=null is already in the budget tiny"),
+        ("lr_images=0.10", None, "lr_images=0.1 is already in the budget tiny"),
         ("lr_images=1", "lr_images=1.0", None),
         ("augment=dsa: scale+crop", "augment=dsa_scale+crop", None),  # make cannot have a colon in a name
         ("lam=2", "lam=2", None),
@@ -592,7 +592,7 @@ def test_the_pull_of_each_part_of_the_loss_is_stored_with_the_set(small, tmp_pat
     assert run(folder, ipc=(10,)) == 0
     said = r"made-up, MD, set 0: (intra|inter) d[12] moves S most, by [0-9.]+% of its norm in one step at t = [01]\b"
     assert re.search(said, capsys.readouterr().out)
-    t = readback.pulls(folder)
+    t = readback.stored_pulls(folder)
     assert set(t[["dataset", "ipc", "method", "budget", "set"]].itertuples(index=False, name=None)) == {
         ("made-up", 10, method, "tiny", seed) for method in ("MD", "MDA") for seed in (0, 1)
     }
@@ -608,13 +608,13 @@ def test_the_pull_of_each_part_of_the_loss_is_stored_with_the_set(small, tmp_pat
 # ---- what cannot be done ---------------------------------------------------------------------------------
 
 
-def test_a_data_set_that_cannot_be_loaded_is_left_out_and_the_others_go_on(tmp_path, few_stages, capsys):
+def test_a_data_set_that_cannot_be_loaded_is_left_out_and_the_others_run(tmp_path, few_stages, capsys):
     assert run(tmp_path / "results", "--methods", "random", datasets=("SVHN", "made-up")) == 1
     assert "left out: SVHN could not be downloaded: put its files there" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "results" / "tiny").iterdir()} == {"made-up"}
 
 
-def test_a_piece_that_fails_is_reported_and_the_others_go_on(tmp_path, few_stages, monkeypatch, capsys):
+def test_a_piece_that_fails_is_reported_and_the_others_run(tmp_path, few_stages, monkeypatch, capsys):
     def diverges(data, recipe, *args, real=store.condense, **options):
         if recipe.seed == 0 and recipe.network == "convnet":
             raise gm.Diverged("the matching loss is nan", 0, 0, "", None)
@@ -687,7 +687,7 @@ def test_another_recipe_in_the_folder_is_refused(tmp_path, few_stages, monkeypat
 
 
 def test_the_readme_is_true_after_each_piece(tmp_path, few_stages, monkeypatch):
-    """It is then true whatever ends the campaign, also a kill."""
+    """So it is true however the campaign ends, even by a kill."""
     folder, seen = tmp_path / "results", []
     folder.mkdir()
     (folder / "README.md").write_text(f"# Results\n\n{overview.BEGIN}\nstale\n{overview.END}\nmore\n")

@@ -32,7 +32,7 @@ def judged(results, claim, **more):
 
 
 def evaluation(accuracies, **changes):
-    """Networks trained by the paper's protocol, but for these changes."""
+    """Networks trained by the paper's protocol with these changes."""
     protocol = {"width": 128, "depth": 3, "epochs": 300, "optimiser": "sgd", "lr": 0.01, "momentum": 0.9}
     protocol |= {"weight_decay": 5e-4, "batch": 256, "augment": "none", "precision": "float32"}
     return Evaluation(tuple(accuracies), "convnet", 0, protocol | changes)
@@ -526,7 +526,7 @@ def test_papers_table_4_has_sources_in_rows_and_targets_in_columns(some):
 
 
 def test_papers_tables_use_the_stored_results_by_default(some, monkeypatch):
-    monkeypatch.setattr(readback, "accuracies", lambda: some)
+    monkeypatch.setattr(readback, "stored_accuracies", lambda: some)
     assert report.paper_table("Table 1").cells["DC", "MNIST, IPC 1"][0] == "91.7±0.4 (n=6, 3 sets)"
     with pytest.raises(ValueError, match="unknown table"):
         report.paper_table("text")
@@ -536,7 +536,7 @@ def test_papers_tables_without_stored_results_are_an_error(monkeypatch):
     def no_results():
         raise FileNotFoundError("There are no results here.")
 
-    monkeypatch.setattr(readback, "accuracies", no_results)
+    monkeypatch.setattr(readback, "stored_accuracies", no_results)
     with pytest.raises(FileNotFoundError, match="no results here"):
         report.paper_table("Table 1")
 

@@ -93,7 +93,7 @@ def test_the_timed_update_is_a_runs_first(data, monkeypatch):
 
 
 def test_recorded_pieces_give_what_unrecorded_ones_do(data, recorded, monkeypatch):
-    """Each round begins anew with S and theta."""
+    """Each round starts again with S and theta."""
     recipe = gm.Recipe.for_method("MD", data.name, 2, inner_loops=2, zeta_theta=2, outer_loops=1, **TINY)
     sets = []
     for again in (True, False):
@@ -177,10 +177,12 @@ def test_time_and_accuracy_along_runs():
     ]}  # fmt: skip
     trace = {k: (None, SimpleNamespace(mean=50.0 + k, n=2)) for k in (0, 1, 3)}
     run = SimpleNamespace(record=record, trace=trace)
-    assert costs.taken([run]).to_dict("records") == [{"method": "MD", "set": 3, "seconds": 2.0, "theta_steps": 30.0}]
-    way = costs.along([run])
+    assert costs.measured_seconds([run]).to_dict("records") == [
+        {"method": "MD", "set": 3, "seconds": 2.0, "theta_steps": 30.0}
+    ]
+    way = costs.accuracy_over_time([run])
     assert way[["k", "seconds", "accuracy"]].to_numpy().tolist() == [[0, 0, 50], [1, 9, 51], [3, 12, 53]]
-    assert costs.along([]).empty and costs.taken([]).empty
+    assert costs.accuracy_over_time([]).empty and costs.measured_seconds([]).empty
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def test_noise_is_reported():
     assert "narrow enough" in report.timing_sentence(exact).data
     noisy = made_up({"DC": [1.0, 1.0, 1.0], "MD": [0.9, 1.0, 1.1]})  # s = 10: (1.96 * 10 / 0.5)^2 = 1537 rounds
     text = report.timing_sentence(noisy).data
-    assert "too wide" in text and "±24.84 after 3 rounds" in text and "about 2000 to come down to ±0.5" in text
+    assert "too wide" in text and "±24.84 after 3 rounds" in text and "about 2000 to reach ±0.5" in text
 
 
 def test_the_table_of_costs():

@@ -179,7 +179,7 @@ def unreachable(monkeypatch):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_files_that_are_there_are_read_without_a_network(name, tmp_path, monkeypatch, offline):
+def test_existing_files_are_read_without_a_network(name, tmp_path, monkeypatch, offline):
     assert WRITERS.keys() == LOADERS.keys() - {"digits", "TinyImageNet", "imagefolder"}
     WRITERS[name](tmp_path, monkeypatch)
     monkeypatch.setenv("GMLIB_DATA", str(tmp_path))
@@ -318,7 +318,7 @@ def test_a_missing_set_is_downloaded(progress, host, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_archives_that_are_there_are_unpacked_without_a_network(download, tmp_path, monkeypatch, offline):
+def test_existing_archives_are_unpacked_without_a_network(download, tmp_path, monkeypatch, offline):
     source = torchvision.datasets.CIFAR10
     inner = write_cifar(tmp_path / "made", "CIFAR10", monkeypatch)
     (tmp_path / "data").mkdir()
@@ -539,7 +539,7 @@ def test_folders_that_cannot_be_used_are_refused(case, tmp_path):
         load_data(f"imagefolder:{tmp_path}")
 
 
-def test_train_and_test_must_both_be_there_with_the_same_classes(tmp_path):
+def test_train_and_test_must_both_exist_with_the_same_classes(tmp_path):
     write_images(tmp_path / "train")
     with refuses(FileNotFoundError, "no folder", str(tmp_path / "test")):
         load_data(f"imagefolder:{tmp_path}")

@@ -421,7 +421,7 @@ def test_factories_that_do_not_fit(registry, factory, word):
 
 
 def frozen(name="convnet:norm=batch", n=12, size=8, dtype=torch.float64, **sizes):
-    """A network with BatchNorm whose statistics first changed by training and were then taken from n images."""
+    """A network with BatchNorm. Training changed its statistics, which were then taken from n images."""
     network = build((3, size, size), n_classes=3, name=name, dtype=dtype, **sizes)
     training.fit(
         network, noise(6, 3, size, size, seed=9, dtype=dtype), torch.arange(6) % 3, epochs=1, rng=generator(0)

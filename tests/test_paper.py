@@ -17,7 +17,7 @@ def cells(path):
     read = pd.read_csv(path, dtype=str, keep_default_na=False)
     read["table"] = read["table"].str.replace(r"^(\d)$", r"Table \1", regex=True)
     found = {(r.table, r.row, r.column): (r.value, r.std, r.unit) for r in read.itertuples()}
-    assert len(found) == len(read), "a cell is there twice"
+    assert len(found) == len(read), "a cell exists twice"
     return found
 
 

@@ -62,7 +62,7 @@ class TwoWeights(torch.nn.Module):
 
 
 def pair(u):
-    """Images -u and u (class 0 and 1), 2x2 pixels of which the last two are 0, and their labels."""
+    """Images -u and u (class 0 and 1), 2x2 pixels with the last two 0, and their labels."""
     u = torch.tensor([*u, 0, 0], dtype=torch.float64).view(1, 2, 2)
     return torch.stack([-u, u]), torch.tensor([0, 1])
 

@@ -28,7 +28,7 @@ from gmreport import playground, sessions
 
 @pytest.fixture
 def panel(monkeypatch):
-    """A panel on digits whose runs are short and draw nothing."""
+    """A panel on digits with short runs that draw nothing."""
     tiny = replace(
         BUDGETS["smoke"], networks=2, epochs=2, recipe={**BUDGETS["smoke"].recipe, "width": 4, "batch_real": 5}
     )

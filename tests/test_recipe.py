@@ -149,7 +149,7 @@ def test_an_unknown_name_gets_the_nearest_known_one_if_it_is_close(name, nearest
     assert message.endswith(f"did you mean {nearest!r}?") if nearest else "did you mean" not in message
 
 
-def test_the_nearest_name_comes_after_what_else_could_be_given():
+def test_the_nearest_name_comes_after_the_other_choices():
     with pytest.raises(ValueError, match=r"or a spelling; did you mean 'MDA'\?$"):
         choose(METHODS, "method", "mda", "a spelling")
     with pytest.raises(ValueError, match="did you mean 'adaptive'"):

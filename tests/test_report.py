@@ -121,7 +121,7 @@ def test_the_spread_between_sets_in_special_cases():
     assert unequal["std_between_sets"] == pytest.approx(math.sqrt(18 - within * (1 / 2 + 1 / 4) / 2))
 
 
-def test_each_cell_has_a_row_of_its_own(noisy):
+def test_each_cell_has_its_own_row(noisy):
     other = noisy.assign(budget="smoke"), noisy.assign(network="mlp"), noisy.assign(dataset="MNIST")
     assert len(report.summarise(pd.concat([noisy, *other]))) == 4 * 6
 
@@ -651,7 +651,7 @@ def test_sets_without_a_distance_are_counted_and_named():
     assert "(n = 6; 1 of 7 left out" in answers["Does matching raise the distance, against noise"]
     assert "rho 1.00" in answers["Do sets with a farther trap train better networks"]
     assert "(n = 7; 1 of 8 left out" in answers["Do sets with a farther trap train better networks"]
-    assert "(n = 4; 1 of 5 left out" in answers["Is it so among the matched sets alone"]
+    assert "(n = 4; 1 of 5 left out" in answers["Does this also hold among the matched sets alone"]
     along = pd.DataFrame({"k": [0, 5, 10, 20], "min_distance": [1.0, 2.0, 3.0, 4.0]})
     text = report.reach_answers(points.dropna(subset="min_distance"), along).data
     assert text.startswith("All 9 sets, noise included, have a start that reaches ε = 0.1.")

@@ -1,4 +1,4 @@
-"""Committed results are what they say, and the report repeats them right."""
+"""Committed results match their records, and the report shows the right numbers."""
 
 import hashlib
 import json
@@ -146,7 +146,7 @@ def same_components(r, sets):
 # ---- what is committed -----------------------------------------------------------------------------------
 
 
-def test_the_committed_runs_are_what_they_say():
+def test_the_committed_runs_match_their_records():
     assert problems(RESULTS) == []
 
 
@@ -163,7 +163,7 @@ def test_the_readme_lists_every_file_and_every_folder_of_runs():
     runs = {RESULTS / folder for folder in overview.made_with()["folder"]}
     files = [p for p in RESULTS.rglob("*") if p.is_file() and p.name != "README.md" and not runs & set(p.parents)]
     assert files and all(f"`{p.relative_to(RESULTS).as_posix()}`" in readme for p in files)
-    assert overview.readme(readme) == readme, "bring it up to date with workflow/campaign.py --time-budget 0"
+    assert overview.readme(readme) == readme, "update it with workflow/campaign.py --time-budget 0"
 
 
 def test_a_network_trained_on_a_committed_set_of_mnist_is_as_good_as_the_stored_ones():
@@ -216,7 +216,7 @@ def results(whole, tmp_path, monkeypatch):
     return shutil.copytree(whole, tmp_path / "results")
 
 
-def test_whole_results_have_no_problem(results):
+def test_complete_results_have_no_problem(results):
     assert len(list(results.glob("**/run.json"))) == 16 and problems(results) == []
 
 
@@ -304,7 +304,7 @@ def test_a_wrong_number_in_the_report_is_found(what, results, monkeypatch):
 
 
 def test_the_schedule_learned_from_cifar10_is_not_eq_12s():
-    """Section 4.4 reads Eq. 12 off such logs. Ours, of a smaller network, also falls, but lower and sooner."""
+    """Section 4.4 derives Eq. 12 from such logs. Ours, of a smaller network, also falls, but lower and sooner."""
     log = json.loads((RESULTS / "overfitting" / "cifar10-jpeg-ipc10-mdo.json").read_text())
     recipe = Recipe(**log["recipe"])
     T, _ = recipe.schedule()

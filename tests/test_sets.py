@@ -1,4 +1,4 @@
-"""Synthetic sets: their files, the checks on them, and files that are written whole or not at all."""
+"""Synthetic sets: their files, the checks on them, and files that are written completely or not at all."""
 
 import errno
 import json
@@ -172,8 +172,8 @@ def test_pixels_are_clipped_and_the_dataset_is_normalised():
         ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, "label 3"),
         ({"labels": torch.tensor([-1, 0, 1, 1, 2, 2])}, "label -1"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, 2])}, "sorted"),
-        ({"labels": torch.tensor([0, 0, 0, 1, 1, 2])}, "as many"),
-        ({"labels": torch.tensor([0, 0, 1, 1, 2])}, "as many"),
+        ({"labels": torch.tensor([0, 0, 0, 1, 1, 2])}, "equally many"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2])}, "equally many"),
         ({"labels": torch.tensor([0, 0, 1, 1, 2, 2], dtype=torch.int32)}, "int64"),
     ],
 )

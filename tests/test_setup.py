@@ -25,7 +25,7 @@ def project(folder=ROOT):
 
 
 def by_name(requirements):
-    """{name: bounds} of requirements, but for gmlib itself."""
+    """{name: bounds} of requirements, without gmlib itself."""
     found = {}
     for text in requirements:
         asked = Requirement(text)

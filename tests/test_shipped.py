@@ -95,7 +95,7 @@ def test_the_papers_budget_comes_first_and_is_shown(results):
     assert gm.load_condensed("made-up", 1, "M", seed=1, results_dir=results).budget == "lite"
 
 
-def test_any_folder_of_runs_will_do(data, tmp_path):
+def test_any_folder_of_runs_can_be_read(data, tmp_path):
     """Runs nested deeper, as a page stores its own, are ignored."""
     run(data, tmp_path, "MD", budget="lite", results_dir=tmp_path / "runs")
     run(data, tmp_path, "MD", budget="lite", results_dir=tmp_path / "runs" / "efficiency", outer_loops=1)
@@ -125,14 +125,14 @@ def test_a_set_without_accuracies_is_still_a_set(results):
             r"'XX', seed=0: .*ipc=1 M seed 0 \(paper budget\); ipc=1 DC seed 0 \(lite budget\); "
             r"ipc=1 M seed 0, 1 \(lite budget\); ipc=10 random seed 0 \(lite budget\)$",
         ),
-        ({"seed": 7}, r"seed=7: of made-up"),
+        ({"seed": 7}, r"seed=7: for made-up"),
         ({"budget": "paper", "seed": 1}, r"seed=1, paper budget: .*ipc=1 M seed 0 \(paper budget\)$"),
         ({"budget": "huge"}, r"budget 'huge'"),
         ({"dataset": "MNIST"}, r"'MNIST' .*sets of made-up$"),
         ({"budget": "smoke"}, r"smoke budget: .*ipc=1 M seed 0 \(paper budget\); "),
     ],
 )
-def test_the_error_for_a_missing_set_lists_those_there_are(call, words, results):
+def test_the_error_for_a_missing_set_lists_the_existing_ones(call, words, results):
     with pytest.raises(ValueError, match=words):
         gm.load_condensed(**{"dataset": "made-up", "ipc": 1, "method": "M", "results_dir": results, **call})
 
@@ -151,10 +151,10 @@ READERS = {
     "condensed": shipped.condensed,
     "probes": shipped.probes,
     "stored_runs": shipped.stored_runs,
-    "accuracies": readback.accuracies,
-    "whole_data": readback.whole_data,
-    "descents": readback.descents,
-    "pulls": readback.pulls,
+    "accuracies": readback.stored_accuracies,
+    "whole_data": readback.stored_whole_data,
+    "descents": readback.stored_descents,
+    "pulls": readback.stored_pulls,
     "sets_table": readback.sets_table,
     "made_with": overview.made_with,
 }
@@ -170,7 +170,7 @@ def test_gmlib_without_its_repository_says_where_the_results_are(name, tmp_path,
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "results")
     if name == "load_condensed":
-        with pytest.raises(ValueError, match="none yet"):
+        with pytest.raises(ValueError, match="none exists"):
             READERS[name]()
     else:
         assert len(READERS[name]()) == 0
@@ -210,7 +210,7 @@ def test_the_table_of_all_sets(results):
     assert t["std"].iloc[4] == pytest.approx(torch.tensor(accuracies, dtype=torch.float64).std().item())
 
 
-def test_all_sets_with_what_is_stored_with_them(results):
+def test_all_sets_have_their_stored_records(results):
     sets = shipped.condensed(results)
     assert [(S.record["method"], S.record["recipe"]["seed"], S.budget) for S in sets] == list(
         readback.sets_table(results)[["method", "seed", "budget"]].itertuples(index=False, name=None)
@@ -246,7 +246,7 @@ def test_the_descents_that_come_with_the_repository(results, data):
         "noise does not count as a set"
     )
     assert found["command"].endswith("""CAMPAIGN='--tables "Table 3" "Section 5" --methods M noise'""")
-    t = readback.descents(results)
+    t = readback.stored_descents(results)
     assert t.groupby(["budget", "method", "set"], sort=False).size().to_dict() == {
         ("paper", "M", 0): 4, ("paper", "noise", 0): 4, ("lite", "DC", 0): 4
     }  # fmt: skip
@@ -265,7 +265,7 @@ def test_where_results_of_a_budget_go(tmp_path):
         shipped.folder("huge")
 
 
-def test_what_the_results_were_made_with(results, data):
+def test_how_the_results_were_made(results, data):
     store.whole_data(data, budget="lite", networks=2, device="cpu", results_dir=results / "lite", progress=False)
     for path, seconds in {
         "made-up/ipc1/M/set0/run.json": 3600.0,
@@ -352,14 +352,14 @@ def test_the_page_shows_every_set(results, monkeypatch):
         assert text.count(f"\n\n{sentence}") == 1, "the paper's sets, those of another budget, the chosen images"
 
 
-def test_whose_images_they_are(results, monkeypatch):
+def test_the_source_of_the_images_is_named(results, monkeypatch):
     monkeypatch.setitem(shipped.SOURCES, "made-up", "They are in the public domain")
     assert "unknown origin. They are in the public domain. Columns: " in "\n".join(page(monkeypatch, results))
     committed = set(readback.sets_table(ROOT / "results")["dataset"])
     assert committed <= set(shipped.SOURCES), "name the source of the images of every set that is shipped"
 
 
-def test_the_page_says_so_where_there_is_none(tmp_path, monkeypatch):
+def test_the_page_says_so_if_there_is_no_set(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     shown = page(monkeypatch, tmp_path / "results")
     assert shown[0].startswith("**No set is shipped yet.**") and len(shown) == 2

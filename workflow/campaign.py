@@ -2,7 +2,7 @@
 
     python workflow/campaign.py --budget lite --datasets MNIST FashionMNIST --ipc 1 10 --time-budget 3600
 
-What is stored is not done again, so the same command goes on after a stop, a kill or the end of the time budget.
+What is stored is not done again, so the same command continues after a stop, a kill or the end of the time budget.
 Several copies of it at once, on one machine or on several with a common disk, share the work. Runs by the paper's
 protocol go to results/, those of another budget to results/<budget>/, and sets made with --change to
 results/probes/<change>/.
@@ -58,7 +58,7 @@ def prepare(
         if ipc not in known:
             raise ValueError(f"no table has {ipc} images per class: choose from {', '.join(map(str, known))}")
     if asked.changes and not any(asked.stages):
-        raise ValueError("--change is for condensed sets, and none is asked for: name other --tables or --methods")
+        raise ValueError("--change is for condensed sets, and none is selected: name other --tables or --methods")
     found, left_out = [], []
     for name in dict.fromkeys(datasets):
         try:
@@ -86,7 +86,8 @@ def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list
             begun = {name for name, _ in work.stand_ins(stage.name, runs.itertuples(index=False, name=None))}
         cells = list(stage.cells(found, budget.sets, begun))
         if begun and found and not cells:
-            refused[f"{stage.title}: {', '.join(begun)} stands in for {stage.only} already: name it to go on"] = None
+            replaced = f"{', '.join(begun)} already replaces {stage.only}: add it to the data sets to continue"
+            refused[f"{stage.title}: {replaced}"] = None
         for *cell, targets in cells:
             targets, too_large = fitting(cell[0], targets, budget)
             refused |= dict.fromkeys(f"{stage.title}: {sentence}" for sentence in too_large)
@@ -138,7 +139,7 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
     log.info("the results are in %s", asked.folder)
     if undone:
         stages = "; ".join(f"{stage}: {n}" for stage, n in Counter(stage for stage, _ in undone).items())
-        out_of_time = "the time budget is used up and %d of %d are left (%s): run again to go on"
+        out_of_time = "the time budget is used up and %d of %d are left (%s): run again to continue"
         log.info(out_of_time, len(undone), len(pieces), stages)
     return 1 if left_out or failed else 0
 
@@ -153,7 +154,7 @@ def do_all(
     failed: list[str] = []
 
     def attempt(stage: str, piece: Piece, wait: bool) -> None:
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             is_new = bool(piece.left())
             found = piece.do(deadline, wait)
@@ -162,7 +163,7 @@ def do_all(
             log.warning("%s", failed[-1])
         else:
             if is_new:
-                seconds = timedelta(seconds=round(time.monotonic() - begun))
+                seconds = timedelta(seconds=round(time.monotonic() - started))
                 log.info("%s: %s: %s, in %s", stage, piece.name, found, seconds)
 
     stored, todo = [], []
@@ -191,21 +192,21 @@ def do_all(
                 bar.update()
             wait = len(held) == len(todo)
             if wait:
-                log.info("other processes work on all that is left: waiting for them")
+                log.info("other processes work on everything that is left: waiting for them")
             todo = held
     return [], failed
 
 
 def update_readme(results_dir: Path) -> None:
-    """Write what each folder was made with into the README of the results, if it has the marks for it."""
+    """Write how each folder was made into the README of the results, if it has the marks for it."""
     path = results_dir / "README.md"
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text("utf-8") if path.is_file() else ""
     if overview.BEGIN not in text:
         return
     try:
         write_atomically(path, overview.readme(text, results_dir).encode())
     except (ValueError, OSError) as error:
-        log.warning("%s is not brought up to date: %s", path, error)
+        log.warning("%s was not updated: %s", path, error)
 
 
 # ---- the command line ------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"campaign: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("campaign: stopped; the same command goes on from what is stored", file=sys.stderr)
+        print("campaign: stopped; the same command continues from what is stored", file=sys.stderr)
         return 130
 
 
@@ -282,7 +283,7 @@ def start_log(file: Path | None) -> None:
 
 
 def terminated(*_: object) -> None:
-    """End as an exception does, so that what has begun is put away."""
+    """End with an exception, so that cleanup code still runs."""
     raise SystemExit(143)
 
 

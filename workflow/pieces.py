@@ -1,4 +1,4 @@
-"""The pieces of work of a campaign: what is left of each, and how it is done."""
+"""The pieces of work of a campaign: what is left to do of each, and how to do it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPE = torch.float16  # of the stored images: half the size, and networks are t
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for. Empty tables or methods mean all. changes: recipe fields to change."""
+    """The choices of the command line. Empty tables or methods mean all. changes: recipe fields to change."""
 
     budget: str
     results_dir: Path
@@ -38,7 +38,7 @@ class Asked:
 
     @property
     def stages(self) -> Iterator[work.Stage]:
-        """The stages with the methods asked for. Only condensed sets can be made with changes."""
+        """The stages with the chosen methods. Only condensed sets can be made with changes."""
         for stage in work.STAGES:
             methods = tuple(m for m in stage.methods if not self.methods or m in self.methods)
             if self.changes:
@@ -65,7 +65,7 @@ class Piece:
     left : callable
         Returns what is not stored yet: {"network": 2, "set": 1}.
     do : callable
-        ``do(deadline, wait)`` does it, or reads back what is stored, and returns what came out in words.
+        ``do(deadline, wait)`` does it, or reads back what is stored, and returns the result in words.
     """
 
     key: tuple
@@ -80,7 +80,7 @@ def set_piece(
     """One set, condensed or selected, and the networks trained on it.
 
     Under a budget shorter than the paper's, the first set of a method is also evaluated half-way, to show what
-    going on would bring.
+    more iterations would bring.
     """
     preset, _, source = method.partition("@")
     options: dict[str, Any] = {"budget": asked.budget, "seed": seed, "targets": targets, "dtype": DTYPE}
@@ -88,7 +88,9 @@ def set_piece(
     job = store.plan_run(data, preset, ipc, **options)
     if asked.changes and job.budget == asked.budget:
         spelled = shipped.spell_changes(asked.changes)
-        raise ValueError(f"{data.name}, {method}: {spelled} is what the budget {asked.budget} has anyway")
+        raise ValueError(
+            f"{data.name}, {method}: {spelled} is already in the budget {asked.budget}: choose another value"
+        )
     outer_loops = job.recipe.outer_loops
     half = outer_loops // 2 if seed == 0 and outer_loops < Recipe.outer_loops and job.coreset is None else 0
     if half:
@@ -117,7 +119,7 @@ def set_piece(
 
 
 def descent_piece(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: object = None) -> Piece:
-    """Section 5: how far from its start training on a set comes to rest. Method "noise" is the control."""
+    """Section 5: how far from its start training on a set stops. Method "noise" is the control."""
     recipe = Recipe.for_method("M", data.name, ipc, asked.budget)
     starts = STARTS if asked.budget == "paper" else FEW_STARTS
     settings = {**DESCENT, "n_starts": starts, "width": recipe.width, "depth": recipe.depth}

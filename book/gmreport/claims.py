@@ -65,7 +65,7 @@ def judge_claims(
         Claims on computing time or steps: claim id -> (value, low, high) with a 95% interval. Steps that are not
         measured are counted from the schedules.
     whole
-        Data set -> networks trained on all its training images (`readback.whole_data`).
+        Data set -> networks trained on all its training images (`readback.stored_whole_data`).
     measured_budget
         Budget of ``measured``. Under another budget than "paper" these claims are shown but not judged.
 
@@ -202,7 +202,7 @@ def _judge_measured(c, interval: Interval) -> dict:
 
 
 def claims_sentence(found: pd.DataFrame, orders: pd.DataFrame) -> Markdown:
-    """What was run, under which budget, and what came out.
+    """What was run, under which budget, and with which outcomes.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
     name
         "Table 1" to "Table 4".
     results
-        Long form. None takes the results in the repository (`readback.accuracies`).
+        Long form. None takes the results in the repository (`readback.stored_accuracies`).
 
     Raises
     ------
@@ -312,7 +312,7 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
         If ``results`` is None and there are no stored results here.
     """
     choose(dict.fromkeys(t for t in paper.TABLES if t != "text"), "table", name)
-    results = readback.accuracies() if results is None else results
+    results = readback.stored_accuracies() if results is None else results
     published = paper.published(name)
     theirs = published[published["ipc"].notna()].astype({"ipc": int})
     substitutes = paper.substitutes(name, results)

@@ -102,7 +102,7 @@ def overfitting_table(losses: pd.DataFrame, gap: float) -> Table:
 
 
 def log_sentence(log: Mapping) -> Markdown:
-    """What a log of detections in results/overfitting/ belongs to, from its own fields."""
+    """Which run a log of detections in results/overfitting/ comes from, by its own fields."""
     recipe = Recipe(**log["recipe"])
     size = f"width {recipe.width} and {recipe.batch_real} real images per class and update"
     length = f"{counted(log['outer_iterations'], 'outer iteration')}, stopped {log['stopped']}"
@@ -116,7 +116,7 @@ def log_sentence(log: Mapping) -> Markdown:
 def schedule_sentence(name: str, seen: Sequence[Sequence[int]], learned: Sequence[int]) -> Markdown:
     """Whether a learned schedule has Eq. 12's shape.
 
-    It has if it falls and, at every t, Eq. 12 lies between the quartiles of the steps until overfitting.
+    It has this shape if it falls and, at every t, Eq. 12 lies between the quartiles of the steps until overfitting.
 
     Parameters
     ----------
@@ -162,7 +162,8 @@ def pulls_sentence(name: str, pulls: pd.DataFrame) -> Markdown:
             f"- {name}, {method}: in {counted(int(end['steps'].iloc[0]), 'step')} of theta L(S, θ) goes from "
             f"{begin['loss_S'].iloc[0]:.2f} to {end['loss_S'].iloc[0]:.2f} nats. Then the part that moves S most is "
             f"**{', '.join(most)}**: {step}. "
-            f"The norm of its gradient goes to {end['gradient'][most] / begin['gradient'][most]:.0%} of what it was."
+            f"The norm of its gradient goes to {end['gradient'][most] / begin['gradient'][most]:.0%} of its first "
+            "value."
         )
     return Markdown("\n".join(lines))
 
@@ -318,10 +319,10 @@ def saving_sentence(costs: pd.DataFrame, base: str = "MD", shorter: str = "MDA")
 
 
 def timing_sentence(costs: pd.DataFrame, method: str = "MD", base: str = "DC", target: float = 0.5) -> Markdown:
-    """Whether the timings are exact enough to see a difference of 1 % between two methods, and what it would take.
+    """Whether the timings are exact enough to see a difference of 1 % between two methods.
 
-    They are if the 95% interval of the ratio (`cost_ratio`, over at least two rounds) is within ±target percentage
-    points.
+    They are exact enough if the 95% interval of the ratio (`cost_ratio`, over at least two rounds) is within ±target
+    percentage points. Otherwise the sentence says how many rounds are needed.
 
     Parameters
     ----------
@@ -344,7 +345,7 @@ def timing_sentence(costs: pd.DataFrame, method: str = "MD", base: str = "DC", t
     rounds = sample_size(float(ratios.std()), target)
     return Markdown(
         f"{result}**too wide** to see a difference of 1 %. Timings are noisy if the machine does other work at the "
-        f"same time. With rounds as noisy as these it takes about {float(f'{rounds:.1g}'):.0f} to come down to "
+        f"same time. With rounds as noisy as these it takes about {float(f'{rounds:.1g}'):.0f} to reach "
         f"±{target:g}; an idle machine needs fewer."
     )
 
@@ -357,7 +358,7 @@ def predicted_table(predicted: pd.DataFrame, taken: pd.DataFrame) -> Table:
     predicted
         From `costs.outer_iteration`, with the steps that the runs took.
     taken
-        From `costs.taken`.
+        From `costs.measured_seconds`.
     """
     cells = {}
     for method, runs in taken.groupby("method", sort=False):
@@ -383,7 +384,7 @@ def time_to(along: pd.DataFrame, base: str = "DC") -> Markdown:
     Parameters
     ----------
     along
-        From `costs.along`.
+        From `costs.accuracy_over_time`.
     """
     if base not in set(along["method"]):
         return Markdown(f"{base} was not run to its end, so there is no accuracy for the others to reach.")

@@ -1,4 +1,4 @@
-"""Why our numbers may deviate from the paper's: what differs in our runs, read from what is stored with them."""
+"""Why our numbers may deviate from the paper's: what differs in our runs, read from their stored records."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def _start_and_end(sets: Sequence[CondensedSet], losses: Sequence[Sequence[float
 
 
 def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedSet]) -> pd.DataFrame:
-    """What one change of a budget's recipe brings.
+    """The gain from one change of a budget's recipe.
 
     Parameters
     ----------
@@ -379,7 +379,7 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
         reasons.append(f"nothing in recipe or protocol ({none})")
     difference = known["difference"]
     return Markdown(
-        f"**For what we ran, the paper prints {counted(len(known), 'number')}; a number printed twice alike counts "
+        f"**For what we ran, the paper prints {counted(len(known), 'number')}; a number printed twice counts "
         f"once. Ours minus the paper's is {difference.min():+.1f} to {difference.max():+.1f} points, with a median "
         f"of {difference.median():+.1f}. The paper's is inside our 95% interval in {len(judged) - above - below}, "
         f"below it in {above}, above it in {below}{one_set}{width}.** "

@@ -332,7 +332,7 @@ def overfitting_figure(losses: pd.DataFrame, k: int) -> Figure:
     """Figure 3, measured: L(S, theta) and L(T, theta) along the steps of theta in one outer iteration.
 
     Each method has a panel. A vertical line is an update of S, a dot a step that raised L(T). The axes fit every k,
-    so that figures of several k compare.
+    so that figures of several k can be compared.
 
     Parameters
     ----------
@@ -479,7 +479,7 @@ def time_figure(along: pd.DataFrame) -> Figure:
     Parameters
     ----------
     along
-        From `costs.along`.
+        From `costs.accuracy_over_time`.
     """
     with sns.axes_style("whitegrid", rc=STYLE):
         fig = Figure(figsize=(6.0, 3.4), layout="constrained")
@@ -520,7 +520,7 @@ def image_grid(images, n_classes: int, *, titles: Sequence[str] | None = None, i
     """
     sheet, centres = sheet_of(images, n_classes)
     if titles is not None and len(titles) != n_classes:
-        raise ValueError(f"{len(titles)} titles for {n_classes} classes: give one per class.")
+        raise ValueError(f"{len(titles)} titles for {n_classes} classes: give one per class")
     across = inch * n_classes
     with sns.axes_style("white", rc=STYLE):
         size = (across, across * sheet.shape[0] / sheet.shape[1] + (0.3 if titles is not None else 0))
@@ -541,10 +541,10 @@ def sheet_of(images, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
         images = images.detach().cpu()
     images = np.asarray(images, dtype=float)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images have the shape {images.shape}: give (n, 1 or 3, height, width).")
+        raise ValueError(f"images have the shape {images.shape}: give (n, 1 or 3, height, width)")
     n, channels, height, width = images.shape
     if n_classes < 1 or n == 0 or n % n_classes:
-        raise ValueError(f"{n} images do not divide into {n_classes} classes: give equally many of each class.")
+        raise ValueError(f"{n} images do not divide into {n_classes} classes: give equally many of each class")
     ipc = n // n_classes
     gap = max(1, width // 14)
     sheet = np.ones((ipc * (height + gap) - gap, n_classes * (width + gap) - gap, channels))

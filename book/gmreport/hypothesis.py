@@ -1,4 +1,4 @@
-"""The max-min hypothesis (Section 5): distances to the nearest trap, and what they have to do with accuracy."""
+"""The max-min hypothesis (Section 5): distances to the nearest trap, and their relation to accuracy."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def reach_answers(points: pd.DataFrame, condensing: pd.DataFrame | None = None) 
             None if condensing is None else (condensing["k"], condensing["min_distance"])
         ),
         "Do sets with a farther trap train better networks?": (far, accuracy),
-        "Is it so among the matched sets alone?": (matched["min_distance"], matched["accuracy"]),
+        "Does this also hold among the matched sets alone?": (matched["min_distance"], matched["accuracy"]),
         "Does the distance say more than the training loss at the trap?": (far, accuracy, trained["train_loss"]),
         "Do networks get better with a smaller gradient on the real data at the trap?": (
             -trained["real_gradient_norm"],

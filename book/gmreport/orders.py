@@ -23,12 +23,12 @@ class Ordering:
     sentence : str
         The claim in short.
     quote : str
-        Where the paper makes it, and in which words.
+        The section of the paper and its words.
     table : str
         A cell of this table counts if it has numbers for all the names.
     better, worse : tuple of str
     names : str
-        What the names are: methods, or with "network" the networks trained on the set.
+        "method", or "network" if the names are networks trained on the set.
     alike : bool
         True if the claim is that neither is better.
     """
@@ -202,7 +202,7 @@ def _in_order(o: Ordering, differences: list[float], margin: float) -> bool:
 
 
 def _outcome(o: Ordering, runs: pd.DataFrame) -> tuple[str, str, bool]:
-    """Of one cell: the outcome, the difference that decides it, in words, and whether our means are in this order."""
+    """The outcome of one cell, the difference that decides it in words, and whether our means are in this order."""
     first = runs.iloc[0]
     cell = f"{first['dataset']}, IPC {first['ipc']}"
     if o.names == "network":
@@ -214,7 +214,7 @@ def _outcome(o: Ordering, runs: pd.DataFrame) -> tuple[str, str, bool]:
     margin = 2 * summarise(runs[runs["method"] == o.worse[0]])["std"].iloc[0]
     each = [within(v.low, v.high, margin + SLACK) if o.alike and not math.isnan(v.low) else v.outcome for v in found]
     outcome = next(name for name in ("too few sets", "reversed", "not decided", "held") if name in each)
-    # Of the pairs with this outcome, the one with the lowest interval decides.
+    # Among the pairs with this outcome, the one with the lowest interval decides.
     decides = min((v for v, name in zip(found, each, strict=True) if name == outcome), key=_height)
     return outcome, f"{cell}: {_difference(decides, o.table)}", _in_order(o, [v.difference for v in found], margin)
 

@@ -43,7 +43,7 @@ class _Stopped(Exception):
 class Playground:
     """A panel to choose a recipe, condense in the background, watch S and its gradients, and train networks on S.
 
-    Errors are shown in the panel in one sentence. One panel runs at a time: a second one stops the first.
+    The panel shows an error in one sentence. One panel runs at a time: a second one stops the first.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ print(gm.evaluate(S, data, {evaluation}))"""
 
     def _start(self, work: Callable[[], str]) -> None:
         if self.running:
-            return self._say("A run is going on: press Stop first.")
+            return self._say("A run is in progress: press Stop first.")
         other = Playground._active
         if other is not None:  # perhaps its cell was run again, and its buttons are gone
             other.stop()
@@ -214,7 +214,7 @@ print(gm.evaluate(S, data, {evaluation}))"""
             message = work()
         except _Stopped:
             message = "Stopped."
-        except Exception as error:  # of any type: nobody would see it in a thread
+        except Exception as error:  # of any type: an error in a thread would not be seen
             is_for_readers = isinstance(error, (ValueError, OSError, Diverged))
             message = str(error) if is_for_readers else f"{type(error).__name__}: {error}"
             message = message.partition("\n")[0].removesuffix(": ")
@@ -295,7 +295,7 @@ print(gm.evaluate(S, data, {evaluation}))"""
 
     @property
     def _n_networks(self) -> int:
-        """As many as the budget trains per set, but not more than one can wait for."""
+        """The number of networks that the budget trains per set, but at most 5 to keep the wait short."""
         return min(BUDGETS[self.budget].networks, 5)
 
     def _say(self, sentence: str) -> None:

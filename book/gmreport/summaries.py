@@ -33,15 +33,15 @@ def checked(results: pd.DataFrame) -> pd.DataFrame:
     """These results, if they are in long form and complete; ValueError otherwise."""
     missing = [c for c in COLUMNS if c not in results.columns]
     if missing:
-        raise ValueError(f"results lack {', '.join(missing)}: give the columns {', '.join(COLUMNS)}.")
+        raise ValueError(f"results lack {', '.join(missing)}: give the columns {', '.join(COLUMNS)}")
     if results.empty:
-        raise ValueError("results have no rows: run or load at least one evaluation first.")
+        raise ValueError("results have no rows: run or load at least one evaluation first")
     if not np.isfinite(results["accuracy"].to_numpy(float)).all():
-        raise ValueError("results have an accuracy that is not a finite number: drop that network or run it again.")
+        raise ValueError("results have an accuracy that is not a finite number: drop that network or run it again")
     twice = results.duplicated(list(COLUMNS[:-1]))
     if twice.any():
         first = ", ".join(f"{c}={results.loc[twice, c].iloc[0]}" for c in COLUMNS[:-1])
-        raise ValueError(f"results have the same network twice (first: {first}): load each run once.")
+        raise ValueError(f"results have the same network twice (first: {first}): load each run once")
     return results
 
 
@@ -265,9 +265,9 @@ def select(results: pd.DataFrame, **wanted) -> pd.DataFrame:
     for column, value in wanted.items():
         known = list(dict.fromkeys(results[column]))
         if value is not None and value not in known:
-            raise ValueError(f"no results for {column}={value!r}; known: {', '.join(map(str, known))}.")
+            raise ValueError(f"no results for {column}={value!r}; known: {', '.join(map(str, known))}")
         if value is None and len(known) > 1:
-            raise ValueError(f"results have several values of {column}: give {column}= one of {known}.")
+            raise ValueError(f"results have several values of {column}: give {column}= one of {known}")
         if value is not None:
             results = results[results[column] == value]
     return results
@@ -331,7 +331,7 @@ def verdicts(results, better: str, worse: str, *, network=None) -> Verdicts:
             found.append(verdict(cell, better, worse))
     if not found:
         known = ", ".join(method_order(results["method"]))
-        raise ValueError(f"no cell has runs of both {better!r} and {worse!r}; known methods: {known}.")
+        raise ValueError(f"no cell has runs of both {better!r} and {worse!r}; known methods: {known}")
     return found
 
 

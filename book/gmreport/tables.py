@@ -117,7 +117,7 @@ def accuracy_table(
     budgets = list(dict.fromkeys(summary["budget"]))
     cells, rows = {}, [(labels or {}).get(method, method) for method in methods]
     if len(set(rows)) < len(rows):
-        raise ValueError(f"two rows have the same label ({', '.join(rows)}): give each method its own.")
+        raise ValueError(f"two rows have the same label ({', '.join(rows)}): give each method its own")
     for method, row in zip(methods, rows, strict=True):
         for dataset, ipc in columns:
             where = (summary["dataset"] == dataset) & (summary["ipc"] == ipc) & (summary["method"] == method)
@@ -134,7 +134,7 @@ def accuracy_table(
     if not budgets:
         note += "; nothing was run"
     elif len(budgets) > 1:
-        note += f'; budgets: {", ".join(budgets)}, of which only "paper" is the paper\'s protocol'
+        note += f'; budgets: {", ".join(budgets)}; only "paper" is the paper\'s protocol'
     elif budgets != ["paper"]:
         note += f"; budget: {budgets[0]}, not the paper's protocol"
     return Table(rows, [f"{d}, IPC {i}" for d, i in columns], cells, f"{caption} ({note}).", corner)
