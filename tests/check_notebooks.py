@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def run(name: str, folder: Path) -> tuple[int, float]:
     return job.returncode, time.monotonic() - start
 
 
-def run_all(names: list[str], folder: Path) -> float:
-    """Run notebooks; return the seconds. The first failure ends the program."""
+def run_all(names: list[str], folder: Path, alone: Collection[str] = ()) -> float:
+    """Run notebooks, two at a time but for those alone; return the seconds. The first failure ends the program."""
 
     def one(name: str) -> None:
         status, seconds = run(name, folder)
@@ -41,8 +42,8 @@ def run_all(names: list[str], folder: Path) -> float:
 
     start = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, [name for name in names if name not in ALONE]))
-    for name in ALONE:
+        list(pool.map(one, [name for name in names if name not in alone]))
+    for name in alone:
         one(name)
     return time.monotonic() - start
 
@@ -57,7 +58,7 @@ def main(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     found = [path.stem for path in sorted((ROOT / "notebooks").glob("*.md"))]
     names = LONG + [name for name in found if name not in LONG]
-    seconds = run_all(names, folder)
+    seconds = run_all(names, folder, ALONE)
     before = stored()
     print(f"{len(names)} notebooks in {seconds:.0f} s; now again, from the stored results:", flush=True)
     print(f"{run_all(names, folder):.0f} s")

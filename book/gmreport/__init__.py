@@ -7,193 +7,52 @@ ipc, method, budget, set (integer seed of the condensed set), network, net (inde
 (percent).
 """
 
-from .benchmarks import aims_sentence, aims_table, benchmarks_table, stored_benchmarks
-from .claims import (
-    claims_sentence,
-    claims_summary,
-    claims_table,
-    judge_claims,
-    paper_table,
-    substitutes_sentence,
-)
-from .costs import (
-    cost_measured,
-    cost_ratio,
-    cost_table,
-    log_sentence,
-    overfitting_table,
-    precision_table,
-    predicted_table,
-    pulls_sentence,
-    saving_sentence,
-    schedule_sentence,
-    steps_table,
-    time_to,
-    timed_with,
-    timing_sentence,
-)
-from .deviations import (
-    deviations_sentence,
-    deviations_table,
-    find_deviations,
-    probes,
-    probes_table,
-    recipe_departures,
-)
-from .figures import (
-    accuracy_figure,
-    alignment_figure,
-    cost_figure,
-    distance_figure,
-    image_grid,
-    loss_figure,
-    overfitting_figure,
-    paths_figure,
-    plane_distances,
-    pulls_figure,
-    reach_figure,
-    schedule_figure,
-    sets_figure,
-    time_figure,
-    transfer_figure,
-)
-from .hypothesis import (
-    alignment_sentence,
-    correlation,
-    paths_sentence,
-    paths_table,
-    reach_answers,
-    reach_points,
-    reach_table,
-)
-from .orders import ORDERINGS, orderings, orderings_table
-from .playground import Playground
-from .sessions import session_figure, session_slider
-from .sliders import Slider, trace_slider
-from .style import COLOURS, STYLE, colour, method_order, show, source, use_style
-from .summaries import (
-    Verdict,
-    Verdicts,
-    alike,
-    best_method,
-    components,
-    components_sentence,
-    compression,
-    matching,
-    summarise,
-    verdict,
-    verdicts,
-)
-from .tables import (
-    Table,
-    accuracy_table,
-    components_table,
-    distance_names,
-    matching_table,
-    neighbours_table,
-    noise_table,
-    text_table,
-)
-from .transfer import (
-    best_source,
-    best_target,
-    generalisation,
-    network_sizes,
-    network_table,
-    transfer_table,
-)
+from __future__ import annotations
 
-__all__ = [
-    "COLOURS",
-    "ORDERINGS",
-    "STYLE",
-    "Playground",
-    "Slider",
-    "Table",
-    "Verdict",
-    "Verdicts",
-    "accuracy_figure",
-    "accuracy_table",
-    "aims_sentence",
-    "aims_table",
-    "alignment_figure",
-    "alignment_sentence",
-    "alike",
-    "benchmarks_table",
-    "best_method",
-    "best_source",
-    "best_target",
-    "claims_sentence",
-    "claims_summary",
-    "claims_table",
-    "colour",
-    "components",
-    "components_sentence",
-    "components_table",
-    "compression",
-    "correlation",
-    "cost_figure",
-    "cost_measured",
-    "cost_ratio",
-    "cost_table",
-    "deviations_sentence",
-    "deviations_table",
-    "distance_figure",
-    "distance_names",
-    "find_deviations",
-    "generalisation",
-    "image_grid",
-    "judge_claims",
-    "log_sentence",
-    "loss_figure",
-    "matching",
-    "matching_table",
-    "method_order",
-    "neighbours_table",
-    "network_sizes",
-    "network_table",
-    "noise_table",
-    "orderings",
-    "orderings_table",
-    "overfitting_figure",
-    "overfitting_table",
-    "paper_table",
-    "paths_figure",
-    "paths_sentence",
-    "paths_table",
-    "plane_distances",
-    "precision_table",
-    "predicted_table",
-    "probes",
-    "probes_table",
-    "pulls_figure",
-    "pulls_sentence",
-    "reach_answers",
-    "reach_figure",
-    "reach_points",
-    "reach_table",
-    "recipe_departures",
-    "saving_sentence",
-    "schedule_figure",
-    "schedule_sentence",
-    "session_figure",
-    "session_slider",
-    "sets_figure",
-    "show",
-    "source",
-    "steps_table",
-    "stored_benchmarks",
-    "substitutes_sentence",
-    "summarise",
-    "text_table",
-    "time_figure",
-    "time_to",
-    "timed_with",
-    "timing_sentence",
-    "trace_slider",
-    "transfer_figure",
-    "transfer_table",
-    "use_style",
-    "verdict",
-    "verdicts",
-]
+import importlib
+from typing import Any
+
+# A module is imported when one of its names is first used: a batch job needs none of the plotting packages.
+_NAMES = {
+    "benchmarks": "aims_sentence aims_table benchmarks_table stored_benchmarks",
+    "claims": "claims_sentence claims_summary claims_table judge_claims paper_table substitutes_sentence",
+    "costs": (
+        "cost_measured cost_ratio cost_table log_sentence overfitting_table precision_table predicted_table "
+        "pulls_sentence saving_sentence schedule_sentence steps_table time_to timed_with timing_sentence"
+    ),
+    "deviations": "deviations_sentence deviations_table find_deviations probes probes_table recipe_departures",
+    "figures": (
+        "accuracy_figure alignment_figure cost_figure distance_figure image_grid loss_figure overfitting_figure "
+        "paths_figure plane_distances pulls_figure reach_figure schedule_figure sets_figure time_figure "
+        "transfer_figure"
+    ),
+    "hypothesis": "alignment_sentence correlation paths_sentence paths_table reach_answers reach_points reach_table",
+    "orders": "ORDERINGS orderings orderings_table",
+    "playground": "Playground",
+    "sessions": "session_figure session_slider",
+    "sliders": "Slider trace_slider",
+    "style": "COLOURS STYLE colour method_order show source use_style",
+    "summaries": (
+        "Verdict Verdicts alike best_method components components_sentence compression matching summarise verdict "
+        "verdicts"
+    ),
+    "tables": (
+        "Table accuracy_table components_table distance_names matching_table neighbours_table noise_table text_table"
+    ),
+    "transfer": "best_source best_target generalisation network_sizes network_table transfer_table",
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
