@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = ["efficiency"]
 # The longest notebooks start first, so that both processes end at about the same time.
-LONG = ["what", "comparison", "hypothesis", "where"]
+LONG = ["comparison", "what", "hypothesis", "where"]
 
 
 def run(name: str, folder: Path) -> tuple[int, float]:
