@@ -1,6 +1,7 @@
 """The project's own files agree with each other, and imports follow the order of the rooms."""
 
 import ast
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -109,6 +110,16 @@ def test_notebooks_hold_no_algorithm(notebook):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             source = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "torch" for name in [*modules, *source]), cell.source
+
+
+def test_every_name_in_the_map_of_the_readme_exists():
+    text = (ROOT / "README.md").read_text().partition("| in the paper | in the code |")[2].partition("\n\n")[0]
+    names = re.findall(r"`([a-z_]+\.[\w.]+)`", text)
+    assert len(names) > 20
+    for name in names:
+        parts = name.split(".")
+        found = importlib.import_module(".".join(["gmlib", *parts[:-1]]))
+        assert hasattr(found, parts[-1]), name
 
 
 # ---- rooms: a module imports only from rooms to the left of its own, and from its own
