@@ -7,12 +7,12 @@ BIN := .venv/bin
 SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*) requirements.lock
 REPORT := book/_build/html/index.html
 
-.PHONY: help setup book test lint unit wheel notebooks strict bench results clean
+.PHONY: help setup book test lint unit wheel notebooks again strict bench results clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install gmlib, its extras and the report"
-	@echo "make lint, unit, wheel, notebooks, strict   the parts of make test"
+	@echo "make lint, unit, wheel, notebooks, again, strict   the parts of make test"
 	@echo "make bench   compare gmlib with plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
 
@@ -47,7 +47,12 @@ runs/.read: $(shell find results -type f) runs/.made-by
 
 # ---- tests
 
-test: lint unit wheel notebooks strict
+# What needs one core runs beside something else that needs one.
+PAIR := $(MAKE) --no-print-directory --output-sync=target -j2
+test: setup
+	$(PAIR) lint wheel
+	$(MAKE) --no-print-directory unit notebooks
+	$(PAIR) again strict
 
 lint: setup
 	$(BIN)/ruff check .
@@ -55,15 +60,18 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # The wheel, installed outside the checkout with its own dependencies and no others, condenses and loads sets.
 wheel: setup
 	$(BIN)/python tests/check_wheel.py build/wheel
 
-# Every notebook as a batch job, twice. A failing cell, or work that is done twice, gives a non-zero exit status.
+# Every notebook as a batch job, and once more from the stored results. A failing cell, or work done again, is an error.
 notebooks: setup runs/.made-by
-	$(BIN)/python tests/check_notebooks.py build/papermill
+	$(BIN)/python tests/check_notebooks.py build/papermill first
+
+again: setup
+	$(BIN)/python tests/check_notebooks.py build/papermill again
 
 strict: setup runs/.made-by runs/.read
 	$(BIN)/jupyter-book build -W -n --keep-going book

@@ -1,21 +1,22 @@
-"""Run every notebook twice as a batch job, on the smoke budget: `python tests/check_notebooks.py build/papermill`.
+"""Run every notebook as a batch job on the smoke budget: `python tests/check_notebooks.py build/papermill first`.
 
-Two notebooks run at a time, with one thread each. Those that measure time run alone at the end. The second round may
-compute nothing: the files under runs/smoke must not change.
+Two notebooks run at a time, with one thread each. Those that measure time run alone at the end. With `again` instead
+of `first` they run once more, one at a time, and may compute nothing: the files under runs/smoke must not change.
 
 Exit status: 0 all is well; 1 a notebook failed, or the second round changed a file.
 """
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = ["efficiency"]
+STORED = "stored.json"
 # The longest notebooks start first, so that both processes end at about the same time.
 LONG = ["comparison", "what", "hypothesis", "where"]
 
@@ -30,8 +31,8 @@ def run(name: str, folder: Path) -> tuple[int, float]:
     return job.returncode, time.monotonic() - start
 
 
-def run_all(names: list[str], folder: Path, alone: Collection[str] = ()) -> float:
-    """Run notebooks, two at a time but for those alone; return the seconds. The first failure ends the program."""
+def run_all(names: list[str], folder: Path, workers: int) -> None:
+    """Run notebooks, so many at a time. The first failure ends the program."""
 
     def one(name: str) -> None:
         status, seconds = run(name, folder)
@@ -41,27 +42,31 @@ def run_all(names: list[str], folder: Path, alone: Collection[str] = ()) -> floa
             os._exit(1)
 
     start = time.monotonic()
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, [name for name in names if name not in alone]))
-    for name in alone:
-        one(name)
-    return time.monotonic() - start
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, names))
+    print(f"{len(names)} notebooks in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def stored() -> dict[str, tuple[int, int]]:
+def stored() -> dict[str, list[int]]:
     """Size and time of change of every file under runs/smoke. The locks of folders are left out."""
     files = [path for path in (ROOT / "runs" / "smoke").rglob("*") if path.is_file() and path.name != ".lock"]
-    return {str(path.relative_to(ROOT)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+    return {str(path.relative_to(ROOT)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
-def main(folder: Path) -> int:
+def first(folder: Path) -> int:
+    """Run all, and note which files they stored."""
     folder.mkdir(parents=True, exist_ok=True)
     found = [path.stem for path in sorted((ROOT / "notebooks").glob("*.md"))]
-    names = LONG + [name for name in found if name not in LONG]
-    seconds = run_all(names, folder, ALONE)
-    before = stored()
-    print(f"{len(names)} notebooks in {seconds:.0f} s; now again, from the stored results:", flush=True)
-    print(f"{run_all(names, folder):.0f} s")
+    run_all(LONG + [name for name in found if name not in LONG + ALONE], folder, workers=2)
+    run_all(ALONE, folder, workers=1)
+    (folder / STORED).write_text(json.dumps(stored()))
+    return 0
+
+
+def again(folder: Path) -> int:
+    """Run all again, and compare the stored files."""
+    before = json.loads((folder / STORED).read_text())
+    run_all([path.stem for path in sorted((ROOT / "notebooks").glob("*.md"))], folder, workers=1)
     after = stored()
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     for name in changed:
@@ -70,4 +75,5 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    _, path, which = sys.argv
+    sys.exit({"first": first, "again": again}[which](Path(path)))

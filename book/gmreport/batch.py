@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import signal
@@ -207,6 +208,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable()  # a kernel that is killed makes nbclient and asyncio log tracebacks; `main` reports the reason
     os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds; the kernel's progress bars end up in a log file
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
