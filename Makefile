@@ -48,7 +48,7 @@ runs/.read: $(shell find results -type f) runs/.made-by
 # ---- tests
 
 # What needs one core runs beside something else that needs one.
-PAIR := $(MAKE) --no-print-directory --output-sync=target -j2
+PAIR := $(MAKE) --no-print-directory -j2
 test: setup
 	$(PAIR) lint wheel
 	$(MAKE) --no-print-directory unit notebooks
