@@ -100,7 +100,7 @@ def d2(A: Tensor, B: Tensor) -> Tensor:
 def improved(A: Tensor, B: Tensor) -> Tensor:
     """The paper's distance of angle and magnitude: d1 + d2.
 
-    A recipe uses it under the name "d1 + d2".
+    ``how="d1 + d2"`` in a recipe gives the same sum.
 
     Parameters
     ----------
