@@ -16,7 +16,7 @@ from typing import Any
 
 from .condensation import Diverged, condense
 from .datasets import load_data
-from .evaluation import evaluate, resolve_protocol
+from .evaluation import evaluate
 from .recipe import BUDGETS, METHODS, Recipe
 from .runs.shipped import read_changes
 from .sets import SyntheticSet
@@ -68,9 +68,6 @@ def _condense(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     S = SyntheticSet.load(options.set)
     data = _data(options)
-    resolve_protocol(
-        S, data, options.network, epochs=options.epochs
-    )  # bad input is reported before anything is trained
     found = evaluate(
         S,
         data,
