@@ -1,15 +1,18 @@
-"""Readers of data sets by name: digits, torchvision's sets, TinyImageNet, and a folder of your own images."""
+"""Readers of data sets by name: digits, torchvision's sets, binary CIFAR, TinyImageNet, and your own images."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import socket
+import tarfile
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stderr, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +37,44 @@ Size = tuple[int, int] | None  # (height, width) in pixels
 Files = dict[str, list[Path]]  # {class: its image files}
 
 
+class Binary(NamedTuple):
+    """A binary version of CIFAR, as its authors publish it, and the numbers that its files must have.
+
+    Each record is one byte for each label, then 32x32 bytes of red, of green and of blue, row by row. The last label
+    is the class.
+    """
+
+    folder: str
+    archive: str  # it contains the folder
+    sha256: str  # of the archive
+    train: dict[str, int]  # {file: its number of records}
+    test: dict[str, int]
+    names: str  # the file of class names
+    labels: tuple[int, ...]  # how many values each label has
+
+
+BINARY = {
+    "CIFAR10": Binary(
+        folder="cifar-10-batches-bin",
+        archive="cifar-10-binary.tar.gz",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9dddda3db29a59bca1dd",
+        train={f"data_batch_{i}.bin": 10_000 for i in range(1, 6)},
+        test={"test_batch.bin": 10_000},
+        names="batches.meta.txt",
+        labels=(10,),
+    ),
+    "CIFAR100": Binary(
+        folder="cifar-100-binary",
+        archive="cifar-100-binary.tar.gz",
+        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        train={"train.bin": 50_000},
+        test={"test.bin": 10_000},
+        names="fine_label_names.txt",
+        labels=(20, 100),  # coarse and fine
+    ),
+}
+
+
 def load_data(
     name: str,
     *,
@@ -51,14 +92,18 @@ def load_data(
         One of these:
 
         - ``"digits"``: 1,797 handwritten digits of 8x8 pixels, which come with scikit-learn.
-        - ``"MNIST"``, ``"FashionMNIST"``, ``"SVHN"``, ``"CIFAR10"``, ``"CIFAR100"``.
+        - ``"MNIST"``, ``"FashionMNIST"``, ``"SVHN"``.
+        - ``"CIFAR10"``, ``"CIFAR100"``: if the official binary version is in ``data_dir``, it is read without
+          torchvision and without pickle. Its folder (``cifar-10-batches-bin``, ``cifar-100-binary``) comes first,
+          then torchvision's files. Without both, its archive (``cifar-10-binary.tar.gz``,
+          ``cifar-100-binary.tar.gz``) is unpacked.
         - ``"TinyImageNet"``: read from ``data_dir/tiny-imagenet-200``, never downloaded.
         - ``"imagefolder:PATH"``: your own images in ``PATH/train/CLASS`` and ``PATH/test/CLASS``. If they are in
           ``PATH/CLASS``, a fifth of each class become test images. PATH is part of the data's name, so always spell
           it the same way.
     data_dir : path, optional
-        Folder of the downloaded sets, in torchvision's layout. None takes the environment variable ``GMLIB_DATA``, or
-        ``./data`` if it is not set.
+        Folder of the downloaded sets, in torchvision's layout or CIFAR's binary one. None takes the environment
+        variable ``GMLIB_DATA``, or ``./data`` if it is not set.
     download : bool
         Download a set that is missing. Files and archives in ``data_dir`` are used without a network.
     size : int or (int, int), optional
@@ -79,6 +124,8 @@ def load_data(
         If the name is unknown, a file is damaged, or images and labels do not fit together.
     FileNotFoundError
         If files are missing, and ``download`` is False or the download fails.
+    OSError
+        If the system cannot read a file.
     """
     kind, _, path = str(name).partition(":")
     if not isinstance(name, str) or kind not in LOADERS or bool(path) != (kind == "imagefolder"):
@@ -123,6 +170,8 @@ def _load_torchvision(name: str, folder: Path, *, download: bool, progress: bool
         what_to_do = f"put {_names(files)} into {_folder(files)}"
         if archives:
             packed = "the same as .gz" if len(archives) == len(files) else _names(archives)
+            if name in BINARY:
+                packed += f" or {BINARY[name].archive}"
             what_to_do += f", or {packed} into {_folder(archives)}"
         can_unpack = archives and all(_is_complete(path, md5) for path, md5 in archives.items())
         if not (download or can_unpack):
@@ -149,10 +198,12 @@ def _load_torchvision(name: str, folder: Path, *, download: bool, progress: bool
         raise
     except Exception as error:  # a damaged file can raise anything
         damaged = [path for path, md5 in files.items() if not _is_complete(path, md5)] or files
-        raise ValueError(
-            f"{name} is damaged ({first_sentence(error)}): "
-            f"delete {_names(damaged)} in {_folder(damaged)} and load again"
-        ) from error
+        raise _damaged(name, first_sentence(error), damaged, "load again") from error
+
+
+def _damaged(name: str, problem: str, paths: Iterable[Path], then: str) -> ValueError:
+    paths = list(paths)
+    return ValueError(f"{name} is damaged ({problem}): delete {_names(paths)} in {_folder(paths)} and {then}")
 
 
 def _files_of(name: str, folder: Path) -> tuple[dict[Path, str | None], dict[Path, str | None]]:
@@ -220,6 +271,80 @@ def _names(paths: Iterable[Path]) -> str:
 
 def _folder(paths: Iterable[Path]) -> Path:
     return next(iter(paths)).parent.absolute()
+
+
+def _load_cifar(name: str, folder: Path, **options: Any) -> Data:
+    """The binary version if its folder is there, else torchvision's files, else the binary version's archive."""
+    binary = BINARY[name]
+    root, archive = folder / binary.folder, folder / binary.archive
+    missing = [path for file in (*binary.train, *binary.test, binary.names) if not (path := root / file).is_file()]
+    if missing:
+        if _torchvision_has(name, folder) or not (root.exists() or archive.is_file()):
+            return _load_torchvision(name, folder, **options)
+        if not archive.is_file():
+            raise FileNotFoundError(
+                f"{name} is incomplete: put {_names(missing)} into {_folder(missing)}, "
+                f"or {archive.name} into {_folder([archive])}"
+            )
+        _unpack(name, archive, missing)
+    return _read_cifar(name, root)
+
+
+def _read_cifar(name: str, root: Path) -> Data:
+    """The binary version. Its classes are in alphabetical order and have equally many images."""
+    binary = BINARY[name]
+    n_labels, C = len(binary.labels), binary.labels[-1]
+
+    def damaged(problem: str, *files: str) -> ValueError:
+        return _damaged(name, problem, [root / file for file in files], f"unpack {binary.archive} again")
+
+    def read_records(file: str, n: int) -> np.ndarray:
+        """(n, labels + 3072) uint8."""
+        size, found = n * (n_labels + 3 * 32 * 32), (root / file).stat().st_size
+        if found != size:
+            raise damaged(f"{file} has {found} bytes, not {size}", file)
+        records = np.fromfile(root / file, np.uint8).reshape(n, -1)
+        if (records[:, :n_labels] >= binary.labels).any():
+            raise damaged(f"a label in {file} is too large", file)
+        return records
+
+    classes = (root / binary.names).read_text("utf-8", errors="replace").strip().splitlines()
+    if len(classes) != C or classes != sorted(set(classes)):
+        raise damaged(f"{binary.names} is not a list of {C} names in alphabetical order", binary.names)
+    arrays: list[Any] = []
+    for part, files in (("training", binary.train), ("test", binary.test)):
+        records = np.concatenate([read_records(*item) for item in files.items()])
+        images, labels = records[:, n_labels:].reshape(-1, 3, 32, 32), records[:, n_labels - 1]
+        counts = np.bincount(labels, minlength=C)
+        if (wrong := np.flatnonzero(counts * C != len(labels))).size:
+            found = f"{counts[wrong[0]]} {part} images, not {len(labels) // C}"
+            raise damaged(f"class {classes[wrong[0]]!r} has {found}", *files)
+        arrays += [torch.from_numpy(images), labels]
+    mean, std = NORMALISATION[name]
+    # "in the layout", because copies exist that have the same images in another order
+    origin = f"binary files in the official layout ({binary.folder})"
+    return Data.from_arrays(name, *arrays, classes=classes, mean=mean, std=std, origin=origin)
+
+
+def _torchvision_has(name: str, folder: Path) -> bool:
+    """True if torchvision is installed and none of the files that it reads is missing."""
+    try:
+        return all(path.is_file() for path in _files_of(name, folder)[0])
+    except ModuleNotFoundError:
+        return False
+
+
+def _unpack(name: str, archive: Path, paths: list[Path]) -> None:
+    """Take missing files from the archive. They are moved to their folder when all are complete."""
+    with archive.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != BINARY[name].sha256:
+            raise _damaged(name, f"{archive.name} is not the published file", [archive], "download it again")
+    with tempfile.TemporaryDirectory(dir=archive.parent) as scratch, tarfile.open(archive) as tar:
+        for path in paths:
+            tar.extract(f"{path.parent.name}/{path.name}", scratch, filter="data")
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            (Path(scratch) / path.parent.name / path.name).replace(path)
 
 
 def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, **_: Any) -> Data:
@@ -353,6 +478,7 @@ def _read_image(path: Path, size: Size) -> np.ndarray:
 LOADERS: dict[str, Callable[..., Data]] = {
     "digits": _load_digits,
     **dict.fromkeys(TORCHVISION, _load_torchvision),
+    **dict.fromkeys(BINARY, _load_cifar),
     "TinyImageNet": _load_tinyimagenet,
     "imagefolder": _load_imagefolder,
 }

@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from test_data import arrays, pixels_of
 
-from gmlib.datasets import LOADERS, NORMALISATION, load_data
+from gmlib.datasets import BINARY, LOADERS, NORMALISATION, load_data
 
 # ---- digits ------------------------------------------------------------------------------------------------
 
@@ -110,6 +110,10 @@ def python2_pickle(entry):
     return blob.replace(b"\x89\x88\x87", b"K\x00K\x01\x87").replace(b"numpy._core", b"numpy.core")
 
 
+def class_names(C):
+    return [f"class {c:02d}" for c in range(C)]
+
+
 def write_cifar(folder, name, monkeypatch):
     """A CIFAR of a few images. The checksums of these files replace the published ones in torchvision."""
     source = getattr(torchvision.datasets, name)
@@ -128,7 +132,7 @@ def write_cifar(folder, name, monkeypatch):
         return [write(f, {"data": x, label: y.tolist()}) for (f, _), (x, y) in zip(files, made, strict=True)]
 
     train, test = write_batches(source.train_list, 0), write_batches(source.test_list, 10)
-    _, md5 = write(source.meta["filename"], {source.meta["key"]: [f"class {c}" for c in range(C)]})
+    _, md5 = write(source.meta["filename"], {source.meta["key"]: class_names(C)})
     monkeypatch.setattr(source, "train_list", train)
     monkeypatch.setattr(source, "test_list", test)
     monkeypatch.setattr(source, "meta", source.meta | {"md5": md5})
@@ -205,7 +209,7 @@ def test_existing_files_are_read_without_a_network(name, tmp_path, monkeypatch, 
             given_x = given_x.transpose(0, 3, 1, 2)
         np.testing.assert_allclose(pixels_of(data, images) * 255, given_x, atol=1e-3)
         np.testing.assert_array_equal(labels, given_y)
-    names = {"CIFAR10": "class 3", "CIFAR100": "class 3", "FashionMNIST": "Dress"}
+    names = {"CIFAR10": "class 03", "CIFAR100": "class 03", "FashionMNIST": "Dress"}
     assert data.classes[3] == names.get(name, "3")
 
 
@@ -238,8 +242,14 @@ WANTED = {
     "MNIST": ("t10k-labels-idx1-ubyte into {}/MNIST/raw", ".gz into {}/MNIST/raw"),
     "FashionMNIST": ("train-images-idx3-ubyte, train-labels-idx1-ubyte", "into {}/FashionMNIST/raw"),
     "SVHN": ("train_32x32.mat and test_32x32.mat into {}",),
-    "CIFAR10": ("test_batch and batches.meta into {}/cifar-10-batches-py", "cifar-10-python.tar.gz into {}"),
-    "CIFAR100": ("train, test and meta into {}/cifar-100-python", "cifar-100-python.tar.gz into {}"),
+    "CIFAR10": (
+        "test_batch and batches.meta into {}/cifar-10-batches-py",
+        "cifar-10-python.tar.gz or cifar-10-binary.tar.gz into {}",
+    ),
+    "CIFAR100": (
+        "train, test and meta into {}/cifar-100-python",
+        "cifar-100-python.tar.gz or cifar-100-binary.tar.gz into {}",
+    ),
 }
 
 
@@ -383,6 +393,216 @@ def test_the_real_mnist(offline):
     assert data.test_labels[:8].tolist() == [7, 2, 1, 0, 4, 1, 4, 9]
     pixels = pixels_of(data, data.train_images)
     assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
+
+
+# ---- binary CIFAR ------------------------------------------------------------------------------------------
+
+
+def write_binary(folder, name, monkeypatch):
+    """The images of `write_cifar` in the binary layout. Their numbers replace the official ones."""
+    binary, C = BINARY[name], 10 if name == "CIFAR10" else 100
+    inner = folder / binary.folder
+    inner.mkdir(parents=True)
+    for files, first in ((binary.train, 0), (binary.test, 10)):
+        for i, file in enumerate(files):
+            x, y = arrays(n=C, shape=(3072,), classes=C, seed=first + i)
+            labels = [y] if name == "CIFAR10" else [y // 5, y]
+            (inner / file).write_bytes(np.column_stack([*labels, x]).astype(np.uint8).tobytes())
+    (inner / binary.names).write_text("\n".join(class_names(C)) + "\n\n")
+    fewer = {"train": dict.fromkeys(binary.train, C), "test": dict.fromkeys(binary.test, C)}
+    monkeypatch.setitem(BINARY, name, binary._replace(**fewer))
+    return inner
+
+
+def pack(inner, archive, name, monkeypatch):
+    """Pack a folder into an archive, whose checksum replaces the official one."""
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(inner, inner.name)
+        tar.add(inner / BINARY[name].names, f"{inner.name}/../../outside")
+    monkeypatch.setitem(BINARY, name, BINARY[name]._replace(sha256=hashlib.sha256(archive.read_bytes()).hexdigest()))
+    return archive
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """No extra of gmlib is installed, and nothing is unpickled."""
+
+    def refuse(*_, **__):
+        raise ModuleNotFoundError("not installed")
+
+    monkeypatch.setattr("gmlib.datasets.require", refuse)
+    monkeypatch.setattr("pickle.load", refuse)
+    monkeypatch.setattr("pickle.loads", refuse)
+
+
+def test_the_binary_layout_has_the_official_numbers():
+    assert [sum(part.values()) for b in BINARY.values() for part in (b.train, b.test)] == [50_000, 10_000] * 2
+    sizes = [(len(b.labels) + 3072) * n for b in BINARY.values() for n in b.train.values()]
+    assert sizes == [30_730_000] * 5 + [153_700_000]
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_both_versions_of_cifar_give_the_same_data(name, tmp_path, monkeypatch, offline, request):
+    write_cifar(tmp_path / "python", name, monkeypatch)
+    python = load_data(name, data_dir=tmp_path / "python")
+    write_binary(tmp_path / "binary", name, monkeypatch)
+    request.getfixturevalue("light")
+    binary = load_data(name, data_dir=tmp_path / "binary")
+    assert binary.fingerprint == python.fingerprint
+    assert (binary.classes, binary.mean, binary.std) == (python.classes, python.mean, python.std)
+    assert BINARY[name].folder in binary.origin and "torchvision" in python.origin
+
+
+def test_the_binary_version_comes_first_if_it_is_complete(tmp_path, monkeypatch, offline):
+    write_cifar(tmp_path, "CIFAR10", monkeypatch)
+    inner = write_binary(tmp_path, "CIFAR10", monkeypatch)
+    assert "binary" in load_data("CIFAR10", data_dir=tmp_path).origin
+    (inner / "test_batch.bin").unlink()
+    pack(inner, tmp_path / "cifar-10-binary.tar.gz", "CIFAR10", monkeypatch)
+    assert "torchvision" in load_data("CIFAR10", data_dir=tmp_path).origin
+    assert not (inner / "test_batch.bin").exists()
+
+
+@pytest.mark.parametrize("torchvision", ["with", "without"])
+def test_missing_files_of_binary_cifar_are_named(torchvision, tmp_path, monkeypatch, offline, request):
+    inner = write_binary(tmp_path, "CIFAR10", monkeypatch)
+    for file in ("data_batch_3.bin", "batches.meta.txt"):
+        (inner / file).unlink()
+    if torchvision == "without":
+        request.getfixturevalue("light")
+    missing, archive = f"put data_batch_3.bin and batches.meta.txt into {inner},", "or cifar-10-binary.tar.gz into"
+    with refuses(FileNotFoundError, "CIFAR10 is incomplete", missing, f"{archive} {tmp_path}"):
+        load_data("CIFAR10", data_dir=tmp_path)
+
+
+def with_byte(at, value):
+    """Changes one byte of a file."""
+
+    def change(blob):
+        blob = bytearray(blob)
+        blob[at] = value
+        return bytes(blob)
+
+    return change
+
+
+TRAIN = "data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, data_batch_4.bin and data_batch_5.bin"
+ORDER = "in alphabetical order"
+DAMAGED_BINARY = {
+    "a byte too few": ("CIFAR10", "data_batch_3.bin", lambda b: b[:-1], "has 30729 bytes, not 30730"),
+    "a record too few": ("CIFAR10", "test_batch.bin", lambda b: b[3073:], "has 27657 bytes, not 30730"),
+    "a record too many": ("CIFAR100", "train.bin", lambda b: b + b[:3074], "has 310474 bytes, not 307400"),
+    "empty file": ("CIFAR100", "test.bin", lambda b: b"", "has 0 bytes"),
+    "label 10": ("CIFAR10", "data_batch_3.bin", with_byte(3073, 10), "a label in data_batch_3.bin"),
+    "coarse label 20": ("CIFAR100", "test.bin", with_byte(0, 20), "a label in test.bin"),
+    "fine label 255": ("CIFAR100", "test.bin", with_byte(1, 255), "a label in test.bin"),
+    "two test images of a class": (
+        "CIFAR10",
+        "test_batch.bin",
+        with_byte(0, 1),
+        "'class 00' has 0 test images, not 1",
+    ),
+    "a class too large": ("CIFAR100", "train.bin", with_byte(1, 7), "'class 00' has 0 training images, not 1"),
+    "a name too few": ("CIFAR10", "batches.meta.txt", lambda b: b[9:], ORDER),
+    "a name twice": ("CIFAR10", "batches.meta.txt", lambda b: b.replace(b"03", b"04"), ORDER),
+    "other order": ("CIFAR100", "fine_label_names.txt", lambda b: b.replace(b"03", b"x"), ORDER),
+    "not text": ("CIFAR100", "fine_label_names.txt", lambda b: bytes(range(256)), ORDER),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_BINARY)
+def test_damage_to_binary_cifar_is_found(case, tmp_path, monkeypatch, light):
+    name, file, damage, words = DAMAGED_BINARY[case]
+    inner = write_binary(tmp_path, name, monkeypatch)
+    (inner / file).write_bytes(damage((inner / file).read_bytes()))
+    before = names_in(inner)
+    advice = f"delete {file} in {inner} and unpack {BINARY[name].archive} again"
+    with refuses(ValueError, f"{name} is damaged", words, advice):
+        load_data(name, data_dir=tmp_path)
+    assert names_in(inner) == before, "nothing is deleted"
+
+
+def test_training_files_with_too_few_images_of_a_class_are_all_named(tmp_path, monkeypatch, light):
+    inner = write_binary(tmp_path, "CIFAR10", monkeypatch)
+    path = inner / "data_batch_5.bin"
+    path.write_bytes(with_byte(3 * 3073, 8)(path.read_bytes()))
+    with refuses(ValueError, "'class 03' has 4 training images, not 5", f"delete {TRAIN} in"):
+        load_data("CIFAR10", data_dir=tmp_path)
+
+
+def test_an_unreadable_file_is_no_damage(tmp_path, monkeypatch, light):
+    def fail(*_):
+        raise PermissionError("Permission denied")
+
+    write_binary(tmp_path, "CIFAR10", monkeypatch)
+    monkeypatch.setattr("numpy.fromfile", fail)
+    with pytest.raises(PermissionError):
+        load_data("CIFAR10", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_the_archive_of_binary_cifar_is_unpacked(name, tmp_path, monkeypatch, light):
+    made = write_binary(tmp_path / "made", name, monkeypatch)
+    (made / "readme.html").write_text("not needed")
+    data_dir, inner = tmp_path / "data", tmp_path / "data" / made.name
+    data_dir.mkdir()
+    archive = pack(made, data_dir / BINARY[name].archive, name, monkeypatch)
+    data = load_data(name, data_dir=data_dir)
+    assert data.fingerprint == load_data(name, data_dir=tmp_path / "made").fingerprint
+    assert names_in(inner) == names_in(made) - {"readme.html"}, "only the files that are read"
+    assert names_in(data_dir) == {archive.name, inner.name} and names_in(tmp_path) == {"made", "data"}
+
+    # if a file is missing later, only that one is taken from the archive
+    first, *others = sorted(inner.iterdir())
+    first.unlink()
+    before = [path.stat().st_ino for path in others]
+    assert load_data(name, data_dir=data_dir).fingerprint == data.fingerprint
+    assert [path.stat().st_ino for path in others] == before
+
+
+def test_an_archive_that_is_not_the_published_one_is_never_opened(tmp_path, monkeypatch, light):
+    made = write_binary(tmp_path / "made", "CIFAR10", monkeypatch)
+    archive = pack(made, tmp_path / "cifar-10-binary.tar.gz", "CIFAR10", monkeypatch)
+    archive.write_bytes(archive.read_bytes()[:-1])
+    advice = f"delete {archive.name} in {tmp_path} and download it again"
+    with refuses(ValueError, "CIFAR10 is damaged", "not the published file", advice):
+        load_data("CIFAR10", data_dir=tmp_path)
+    assert names_in(tmp_path) == {"made", archive.name}
+
+
+def test_unpacking_that_fails_leaves_nothing(tmp_path, monkeypatch, light):
+    made = write_binary(tmp_path / "made", "CIFAR10", monkeypatch)
+    archive = pack(made, tmp_path / "cifar-10-binary.tar.gz", "CIFAR10", monkeypatch)
+    extract = tarfile.TarFile.extract
+
+    def fill(tar, member, *rest, **options):
+        if "test_batch" in member:
+            raise OSError("No space left on device")
+        extract(tar, member, *rest, **options)
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", fill)
+    with pytest.raises(OSError, match="No space left"):
+        load_data("CIFAR10", data_dir=tmp_path)
+    assert names_in(tmp_path) == {"made", archive.name}
+
+
+REAL_BINARY = Path(os.environ.get("GMLIB_TEST_DATA", ""), "cifar-10-batches-bin")
+
+
+@pytest.mark.skipif(not REAL_BINARY.is_dir(), reason="GMLIB_TEST_DATA names no folder with cifar-10-batches-bin")
+def test_the_real_binary_cifar10(light):
+    data = load_data("CIFAR10", data_dir=REAL_BINARY.parent)
+    assert data.counts == (5000,) * 10 and torch.bincount(data.test_labels).tolist() == [1000] * 10
+    assert data.classes[:4] == ("airplane", "automobile", "bird", "cat")
+    measured = [torch.std_mean(data.train_images[:, c].double(), correction=0) for c in range(3)]
+    mean = [m.item() * std + mean for (_, m), mean, std in zip(measured, data.mean, data.std, strict=True)]
+    std = [s.item() * std for (s, _), std in zip(measured, data.std, strict=True)]
+    assert mean == pytest.approx([0.49139968, 0.48215841, 0.44653091], abs=3e-8)
+    assert std == pytest.approx([0.24703223, 0.24348513, 0.26158784], abs=3e-8)
 
 
 # ---- image folders -----------------------------------------------------------------------------------------
