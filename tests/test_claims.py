@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 import gmreport as report
+from gmlib import Recipe
 from gmlib.evaluation import Evaluation
-from gmlib.runs import readback
+from gmlib.runs import layout, readback
 from gmreport import paper
 from gmreport.claims import OUTCOMES
 
@@ -17,12 +18,12 @@ NOTHING = pd.DataFrame(columns=readback.COLUMNS)
 NO_DATA = "data not available"
 
 
-def runs(method, set_means, *, dataset="MNIST", ipc=1, budget="paper", network="convnet", spread=0.0):
-    """Two networks on each set, at its mean plus and minus `spread`."""
+def runs(method, set_means, *, dataset="MNIST", ipc=1, budget="paper", network="convnet", spread=0.0, networks=10):
+    """On each set as many networks as the rule needs: half of them at its mean minus `spread`, half at plus."""
     rows = [
-        (dataset, ipc, method, budget, seed, network, net, mean + sign * spread)
+        (dataset, ipc, method, budget, seed, network, net, mean + (-1) ** net * spread)
         for seed, mean in enumerate(set_means)
-        for net, sign in enumerate((-1, 1))
+        for net in range(networks)
     ]
     return pd.DataFrame(rows, columns=readback.COLUMNS)
 
@@ -45,8 +46,9 @@ def test_a_number_by_hand():
     """Set means 91, 92, 93: standard deviation 1, half width t / sqrt(3). The paper's DC on MNIST at 1: 91.7±0.5."""
     c = judged(runs("DC", [91, 92, 93], spread=0.5), "table1-mnist-1-intra-class")
     assert (c["paper"], c["paper_std"], c["unit"]) == (91.7, 0.5, "percent")
-    assert (c["ours"], c["n"], c["n_sets"]) == (92.0, 6, 3)
-    assert c["ours_std"] == pytest.approx(math.sqrt((2 * 1.5**2 + 4 * 0.5**2) / 5))  # 90.5 91.5 91.5 92.5 92.5 93.5
+    assert (c["ours"], c["n"], c["n_sets"]) == (92.0, 30, 3)
+    # 90.5, 91.5, 91.5, 92.5, 92.5 and 93.5, five times each
+    assert c["ours_std"] == pytest.approx(math.sqrt(5 * (2 * 1.5**2 + 4 * 0.5**2) / 29))
     assert (c["low"], c["high"]) == (pytest.approx(92 - T2 / math.sqrt(3)), pytest.approx(92 + T2 / math.sqrt(3)))
     assert (c["budget"], c["outcome"], c["note"]) == ("paper", "not decided", "")
 
@@ -89,8 +91,107 @@ def test_two_printed_numbers_of_one_run_are_judged_separately():
 
 def test_too_few_sets():
     c = judged(runs("DC", [91.7]), "table1-mnist-1-intra-class")
-    assert (c["outcome"], c["n"], c["n_sets"], c["ours"]) == ("too few sets", 2, 1, 91.7)
+    assert (c["outcome"], c["n"], c["n_sets"], c["ours"]) == ("too few sets", 10, 1, pytest.approx(91.7))
     assert math.isnan(c["low"]) and c["note"] == "one set: no interval over sets"
+
+
+@pytest.mark.parametrize(("networks", "outcome"), [(9, "too few networks"), (10, "reproduced"), (50, "reproduced")])
+def test_a_number_needs_ten_networks_on_each_set(networks, outcome):
+    c = judged(runs("DC", [91.6, 91.7, 91.8], networks=networks), "table1-mnist-1-intra-class")
+    assert (c["outcome"], c["n"]) == (outcome, 3 * networks)
+    one_less = pd.concat([runs("DC", [91.6, 91.7]), runs("DC", [91.6, 91.7, 91.8], networks=9).query("set == 2")])
+    assert judged(one_less, "table1-mnist-1-intra-class")["outcome"] == "too few networks"
+
+
+def test_two_sets_are_decided_by_the_pooled_spread():
+    """DC: 91.7±0.5, so 90.7 to 92.7. Sets of 91.6 and 91.8 reach t(0.975; 1) * 0.1 = 1.27 to each side.
+
+    Three methods whose two sets differ by 0.2 have the same standard deviation with three degrees of freedom:
+    t(0.975; 3) * 0.1 = 0.318.
+    """
+    claim, alone = "table1-mnist-1-intra-class", runs("DC", [91.6, 91.8])
+    c = judged(alone, claim)
+    assert (c["outcome"], c["high"] - 91.7) == ("not decided", pytest.approx(12.706204736 * 0.1))
+    assert math.isnan(c["low_alone"]), "one method: there is nothing to pool"
+    together = pd.concat([alone, runs("M", [90.8, 91.0]), runs("multi,d2,fixed", [80.2, 80.0], networks=12)])
+    p = judged(together, claim)
+    assert (p["outcome"], p["high"] - 91.7) == ("reproduced", pytest.approx(3.182446305 * 0.1))
+    assert (p["low_alone"], p["high_alone"]) == (pytest.approx(c["low"]), pytest.approx(c["high"]))
+    for other in ({"budget": "lite"}, {"network": "mlp"}, {"ipc": 10}, {"dataset": "FashionMNIST"}):
+        elsewhere = together.assign(**other)[together["method"] != "DC"]
+        assert judged(pd.concat([alone, elsewhere]), claim)["outcome"] == "not decided"
+    coresets = [runs("random", [60.0, 60.2]), runs("herding", [89.0, 89.2])]
+    assert judged(pd.concat([alone, *coresets]), claim)["outcome"] == "not decided"
+    with_coresets = report.judge_claims(pd.concat([together, *coresets])).set_index("claim")
+    assert with_coresets.loc[claim, "high"] == p["high"]
+    herding = with_coresets.loc["table3-mnist-1-herding"]
+    assert herding["high"] - 89.1 == pytest.approx(12.706204736 * 0.1) and math.isnan(herding["low_alone"])
+    cells = report.claims_table(found := report.judge_claims(together)).cells
+    assert cells["Table 1, MNIST 1: intra-class", "95% interval"] == ["91.4 to 92.0", "alone: 90.4 to 93.0"]
+    one = report.paper_table("Table 1", together).cells["DC", "MNIST, IPC 1"]
+    assert one[1:3] == ["95% CI [91.4, 92.0]", "alone: [90.4, 93.0]"], "the methods of other tables count here too"
+    assert report.paper_table("Table 3", together).columns[0] == "MNIST, IPC 1" and found["claim"].is_unique
+
+
+def test_unequal_spreads_are_not_pooled():
+    """Standard deviations of 0.14, 0.14 and 14 with two sets each: F = 10000 with 1 and 2 degrees of freedom."""
+    sets = pd.concat([runs("DC", [91.6, 91.8]), runs("M", [90.8, 91.0]), runs("MD", [80.0, 100.0])])
+    (spread,) = report.spreads(sets).to_dict("records")
+    assert spread["p"] == pytest.approx(3 * stats.f.sf(1e4, 1, 2)) and not spread["pooled"]
+    c = judged(sets, "table1-mnist-1-intra-class")
+    assert (c["outcome"], c["high"] - 91.7) == ("not decided", pytest.approx(12.706204736 * 0.1))
+    assert math.isnan(c["low_alone"]), "it is the interval itself"
+    sentence = report.spreads_sentence(report.spreads(sets)).data
+    assert "MNIST, IPC 1, paper budget: 3 methods" in sentence and "p = 0.0003 (**not equal" in sentence
+
+
+def test_no_sets_and_no_pool():
+    for few in (NOTHING, runs("DC", [91.6, 91.8]), pd.concat([runs("DC", [91.6, 91.8]), runs("M", [91.0])])):
+        assert report.spreads(few).empty and "nothing is pooled" in report.spreads_sentence(report.spreads(few)).data
+
+
+def test_the_precision_is_in_the_note():
+    claim, sets = "table1-mnist-1-intra-class", runs("DC", [91.6, 91.7, 91.8])
+    for precision, note in (("float32", ""), ("bf16", "precision bf16")):
+        assert tuple(judged(sets.assign(precision=precision), claim)[["outcome", "note"]]) == ("reproduced", note)
+    mixed = sets.assign(precision=["bf16"] * 10 + ["float32"] * 20)
+    assert judged(mixed, claim)["note"] == "precision bf16 and float32"
+
+
+def store(root, method="DC", seed=0, networks=10, budget="paper", **changes):
+    """The files of a run that `readback.stored_accuracies` reads."""
+    if method == "random":
+        recipe = {"method": method, "dataset": "MNIST", "ipc": 1, "seed": seed}
+    else:
+        recipe = Recipe.for_method(method, "MNIST", 1, "paper", seed, **changes).as_dict()
+    folder = layout.run_folder(root, "MNIST", 1, method, seed)
+    folder.mkdir(parents=True)
+    layout.write_json(folder / "run.json", {"recipe": recipe, "method": method, "budget": budget})
+    accuracies = [91.6 + 0.1 * seed] * networks
+    layout.write_json(folder / "accuracy-convnet.json", {"network": "convnet", "accuracies": accuracies})
+
+
+def test_which_stored_runs_count(tmp_path):
+    """Ten networks of the budget's 50 are enough. Of changed recipes only those with products in bfloat16 count."""
+    for seed, networks in enumerate((9, 10, 50)):
+        store(tmp_path, seed=seed, networks=networks)
+    for seed, changes in enumerate(({"precision": "bf16"}, {"precision": "tf32"}, {"lr_images": 0.2})):
+        store(tmp_path, "M", seed, budget="paper, changed", **changes)
+    store(tmp_path, "MD", precision="bf16", lr_images=0.2, budget="paper, changed")
+    store(tmp_path, "random", budget="paper, changed")
+    stored = readback.stored_accuracies(tmp_path)
+    counted = stored.groupby(["method", "set", "budget", "precision"]).size().reset_index(name="n")
+    assert sorted(counted.itertuples(index=False, name=None)) == [
+        ("DC", 1, "paper", "float32", 10),
+        ("DC", 2, "paper", "float32", 50),
+        ("M", 0, "paper", "bf16", 10),
+        ("M", 1, "paper, changed", "tf32", 10),
+        ("M", 2, "paper, changed", "float32", 10),
+        ("MD", 0, "paper, changed", "bf16", 10),
+        ("random", 0, "paper, changed", "", 10),
+    ]
+    c = judged(stored, "table1-mnist-1-intra-class")
+    assert (c["n"], c["n_sets"], c["outcome"], c["note"]) == (60, 2, "reproduced", "")
 
 
 def test_another_budget_is_shown_and_not_judged():
@@ -133,8 +234,8 @@ def test_cells_of_table_4_do_not_share_runs():
 def test_without_runs():
     found = report.judge_claims(NOTHING)
     assert len(found) == len(pd.read_csv(paper.FILE)) and found["claim"].is_unique
-    columns = "claim table row column paper paper_std unit ours ours_std low high n n_sets budget outcome note"
-    assert list(found) == columns.split()
+    columns = "claim table row column paper paper_std unit ours ours_std low high low_alone high_alone n n_sets"
+    assert list(found) == [*columns.split(), "budget", "outcome", "note"]
     assert (found[found["outcome"] == "not run"]["note"] != "").all()
     orders = report.orderings(NOTHING)
     assert (orders["run"] == 0).all()
@@ -157,15 +258,16 @@ def test_whole_training_sets():
     c = judged(
         NOTHING,
         "table3-mnist-whole",
-        whole={"MNIST": evaluation([99.6, 99.6], epochs=1000, augment="crop+scale+rotate")},
+        whole={"MNIST": evaluation([99.6] * 10, epochs=1000, augment="crop+scale+rotate")},
     )
-    assert (c["outcome"], c["n"], c["budget"]) == ("reproduced", 2, "paper") and pd.isna(c["n_sets"])
-    accuracies = [92.0, 93.0, 94.0]
+    assert (c["outcome"], c["n"], c["budget"]) == ("reproduced", 10, "paper") and pd.isna(c["n_sets"])
+    accuracies = [92.0, 93.0, 94.0] * 4
     c = judged(NOTHING, "table3-fashionmnist-whole", whole={"FashionMNIST": evaluation(accuracies)})
     expected = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
     assert (c["low"], c["high"]) == pytest.approx((expected.low, expected.high)) and c["outcome"] == "not decided"
-    one = judged(NOTHING, "table3-fashionmnist-whole", whole={"FashionMNIST": evaluation([93.5])})
-    assert one["outcome"] == "too few sets"
+    for n in (1, 9):
+        few = judged(NOTHING, "table3-fashionmnist-whole", whole={"FashionMNIST": evaluation([93.5] * n)})
+        assert few["outcome"] == "too few networks"
 
 
 @pytest.mark.parametrize("change", [{"width": 32}, {"epochs": 100}, {"augment": "crop"}, {"optimiser": "adam"}])
@@ -180,13 +282,14 @@ def test_whole_training_sets_by_another_protocol(change):
 def test_relative_accuracy():
     """64 % in the paper, without a standard deviation: 63.5 to 64.5. Set means 54, 54.4, 54.8 of 85."""
     claim, results = "text-cifar10-50-relative-baseline", runs("DC", [54, 54.4, 54.8], dataset="CIFAR10", ipc=50)
-    c = judged(results, claim, whole={"CIFAR10": evaluation([84.0, 86.0])})
+    c = judged(results, claim, whole={"CIFAR10": evaluation([84.0, 86.0] * 5)})
     half = T2 * 0.4 / math.sqrt(3) / 0.85
     assert (c["ours"], c["low"], c["high"]) == (pytest.approx(64), pytest.approx(64 - half), pytest.approx(64 + half))
     assert c["outcome"] == "not decided" and c["budget"] == "paper"
     sharp = runs("DC", [54.3, 54.4, 54.5], dataset="CIFAR10", ipc=50)
-    assert judged(sharp, claim, whole={"CIFAR10": evaluation([85.0])})["outcome"] == "reproduced"
-    assert judged(sharp, claim, whole={"CIFAR10": evaluation([100.0])})["outcome"] == "differs"
+    assert judged(sharp, claim, whole={"CIFAR10": evaluation([85.0] * 10)})["outcome"] == "reproduced"
+    assert judged(sharp, claim, whole={"CIFAR10": evaluation([100.0] * 10)})["outcome"] == "differs"
+    assert judged(sharp, claim, whole={"CIFAR10": evaluation([85.0] * 9)})["outcome"] == "too few networks"
     other = judged(sharp, claim, whole={"CIFAR10": evaluation([85.0], width=32)})
     assert tuple(other[["outcome", "budget"]]) == ("another budget", "mixed")
     assert other["note"] == "the networks on whole data: width: 32 instead of 128"
@@ -412,8 +515,8 @@ def test_best_means_above_every_other():
 @pytest.mark.parametrize(
     ("differences", "expected"),
     [
-        # Standard deviation of MDO's six networks: sqrt(6 * 0.3 / 5) = 0.6, so "like" is within 1.2. The interval of
-        # the differences, 0.1 apart, reaches 0.1 * T2 / sqrt(3) = 0.248 to each side.
+        # Standard deviation of MDO's 30 networks: sqrt(30 * 0.348 / 29) = 0.6, so "like" is within 1.2. The interval
+        # of the differences, 0.1 apart, reaches 0.1 * T2 / sqrt(3) = 0.248 to each side.
         ([0.8, 0.9, 1.0], (1, 1, 0, 0, 0)),  # up to 1.148
         ([0.9, 1.0, 1.1], (1, 0, 0, 1, 0)),  # up to 1.248
         ([-1.6, -1.5, -1.4], (1, 0, 1, 0, 0)),  # up to -1.252
@@ -422,8 +525,30 @@ def test_best_means_above_every_other():
 )
 def test_like_needs_an_interval_within_the_spread_of_networks(differences, expected):
     mda = runs("MDA", [50 + d for d in differences], dataset="CIFAR10", ipc=10)
-    mdo = runs("MDO", [50.0] * len(differences), dataset="CIFAR10", ipc=10, spread=math.sqrt(0.3))
+    mdo = runs("MDO", [50.0] * len(differences), dataset="CIFAR10", ipc=10, spread=math.sqrt(0.348))
     assert counts(ordering(pd.concat([mda, mdo]), "mda-like-mdo")) == expected
+
+
+def test_orderings_have_the_pooled_spread_of_paired_differences():
+    """Two seeds. M minus DC: 1.0 and 1.2, alone t(0.975; 1) * 0.1 = 1.27 to each side of 1.1.
+
+    With MD and Inter, the methods gain 0.2, 0.4, 0.2 and 0.4 from seed 0 to seed 1. The variance of a difference is
+    half the square of what two gains differ by: over all pairs 0.04 / 3, with three degrees of freedom.
+    """
+    pair = [runs("DC", [90.0, 90.2]), runs("M", [91.0, 91.4])]
+    assert counts(ordering(pd.concat(pair), "m-beats-dc")) == (1, 0, 0, 1, 0)
+    every = pd.concat([*pair, runs("MD", [80.0, 80.2]), runs("Inter", [70.0, 70.4]), runs("random", [50.0, 70.0])])
+    found = ordering(every, "m-beats-dc")
+    half = 3.182446305 * math.sqrt(0.04 / 3) / math.sqrt(2)
+    assert counts(found) == (1, 1, 0, 0, 0)
+    assert found["deciding"] == (f"MNIST, IPC 1: M minus DC +1.10 ({1.1 - half:+.2f} to {1.1 + half:+.2f})",)
+
+
+def test_orderings_of_targets_are_not_pooled():
+    """The differences of two target networks have their own spread: 1.0 and 1.2."""
+    targets = {"resnet18": [91.0, 91.4], "mlp": [90.0, 90.2], "lenet": [80.0, 80.2], "alexnet": [70.0, 70.4]}
+    results = pd.concat([runs("MD", v, network=n) for n, v in {**targets, "vgg11": [60.0, 60.2]}.items()])
+    assert counts(ordering(results, "resnet-among-best-targets")) == (1, 0, 0, 1, 0)
 
 
 def test_orderings_of_table_4_are_by_target_and_by_source():
@@ -456,7 +581,7 @@ def some():
 def test_summary_counts_outcomes_by_table(some):
     found = report.judge_claims(some)
     summary = report.claims_summary(found)
-    met = [o for o in OUTCOMES if o not in ("held", "reversed", "not decided")]
+    met = [o for o in OUTCOMES if o not in ("held", "reversed", "not decided", "too few networks")]
     assert summary.rows == [*paper.TABLES, "all"] and summary.columns == ["numbers", *met]
     number = {cell: int(lines[0]) for cell, lines in summary.cells.items()}
     assert [number["Table 3", o] for o in met] == [1, 1, 0, 1, 1, 89]
@@ -484,10 +609,10 @@ def test_the_table_of_claims_shows_all(some):
     assert len(every.rows) == len(set(every.rows)) == len(found)
     cells = {column: every.cells["Table 3, MNIST 1: DC", column] for column in every.columns}
     assert cells == {
-        "paper": ["91.7±0.5", "percent"], "ours": ["91.7±0.4", "n=6, 3 sets"], "95% interval": ["91.5 to 91.9"],
+        "paper": ["91.7±0.5", "percent"], "ours": ["91.7±0.4", "n=30, 3 sets"], "95% interval": ["91.5 to 91.9"],
         "outcome": ["reproduced"],
     }  # fmt: skip
-    assert every.cells["Table 3, MNIST 1: M", "ours"] == ["90.5±0.6", "n=4, 2 sets, budget: lite"]
+    assert every.cells["Table 3, MNIST 1: M", "ours"] == ["90.5±0.5", "n=20, 2 sets, budget: lite"]
     assert every.cells["text, TinyImageNet 1: ours", "paper"] == ["4.93±0.23", "percent"]
     assert every.cells["text, CIFAR10 50 relative: ours", "paper"] == ["71", "percent of whole"]
     one = report.claims_table(found[found["table"] == "Table 3"])
@@ -509,7 +634,7 @@ def test_papers_tables_show_both_numbers(some):
     three = report.paper_table("Table 3", pd.concat([some, runs("DC", [1, 2], dataset="digits")]))
     assert three.rows == ["random", "herding", "DC", "M", "MD", "MDO", "MDA"] and len(three.columns) == 14
     dc = three.cells["DC", "MNIST, IPC 1"]
-    assert dc[0] == "91.7±0.4 (n=6, 3 sets)" and dc[-1] == "paper: 91.7±0.5 (inside our interval)"
+    assert dc[0] == "91.7±0.4 (n=30, 3 sets)" and dc[-1] == "paper: 91.7±0.5 (inside our interval)"
     assert three.cells["MD", "MNIST, IPC 1"] == [f"not run: {paper.NO_RUN}", "paper: 91.9±0.4"]
     assert three.cells["DC", "SVHN, IPC 1"] == [f"not run: {NO_DATA}", "paper: 31.2±1.4"]
     assert three.cells["MDA", "MNIST, IPC 1"][0].startswith("not applicable: ")
@@ -527,7 +652,7 @@ def test_papers_table_4_has_sources_in_rows_and_targets_in_columns(some):
 
 def test_papers_tables_use_the_stored_results_by_default(some, monkeypatch):
     monkeypatch.setattr(readback, "stored_accuracies", lambda: some)
-    assert report.paper_table("Table 1").cells["DC", "MNIST, IPC 1"][0] == "91.7±0.4 (n=6, 3 sets)"
+    assert report.paper_table("Table 1").cells["DC", "MNIST, IPC 1"][0] == "91.7±0.4 (n=30, 3 sets)"
     with pytest.raises(ValueError, match="unknown table"):
         report.paper_table("text")
 

@@ -71,12 +71,34 @@ def test_summary_by_hand():
     assert (row["low"], row["high"]) == (pytest.approx(84 - row["ci95"]), pytest.approx(84 + row["ci95"]))
 
 
-def test_the_interval_is_that_of_scipy_on_set_means(noisy):
+def test_the_intervals_are_those_of_scipy_on_set_means(noisy):
+    """M and DC share a standard deviation. Random images have their own."""
+    set_means = noisy.groupby(["ipc", "method", "set"])["accuracy"].mean()
     for _, row in report.summarise(noisy).iterrows():
-        cell = noisy[(noisy["method"] == row["method"]) & (noisy["ipc"] == row["ipc"])]
-        means = cell.groupby("set")["accuracy"].mean()
+        means = set_means[row["ipc"], row["method"]]
         expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
-        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-12)
+        if row["method"] == "random":
+            assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-12)
+            assert row["freedom"] == 3 and math.isnan(row["low_alone"])
+        else:
+            assert (row["low_alone"], row["high_alone"]) == pytest.approx((expected.low, expected.high), rel=1e-12)
+            both = [set_means[row["ipc"], method] for method in ("M", "DC")]
+            difference = stats.ttest_ind(*both, equal_var=True).confidence_interval(0.95)
+            # The difference of two means of four sets has twice the variance of one.
+            assert 2 * row["ci95"] == pytest.approx((difference.high - difference.low) / math.sqrt(2), rel=1e-12)
+            assert (row["low"] + row["high"]) / 2 == pytest.approx(means.mean()) and row["freedom"] == 6
+
+
+def test_a_method_with_one_set_is_not_pooled():
+    """M: 80 and 82; DC: 70 and 73, 73, 73; one set of MD. Variances 2 and 4.5, each with one degree of freedom."""
+    sets = {"M": {0: [80.0], 1: [82.0]}, "DC": {0: [70.0], 1: [73.0] * 3}, "MD": {0: [81.0]}}
+    summary = report.summarise(long_form(sets)).set_index("method")
+    half = 4.302652730 * math.sqrt((2 + 4.5) / 2) / math.sqrt(2)
+    assert summary.loc[["M", "DC"], "ci95"].tolist() == [pytest.approx(half)] * 2
+    assert math.isnan(summary.loc["MD", "ci95"]) and summary.loc["MD", "freedom"] == 0
+    assert summary["n_least"].to_dict() == {"M": 1, "DC": 1, "MD": 1}
+    (pool,) = report.spreads(long_form(sets)).to_dict("records")
+    assert (pool["methods"], pool["freedom"], pool["pooled"]) == (2, 2, True)
 
 
 def test_unequal_sets_centre_the_interval_on_set_means():
@@ -150,6 +172,23 @@ def test_common_seeds_give_the_paired_interval_of_scipy(noisy):
     expected = stats.ttest_rel(m, dc).confidence_interval(0.95)
     assert (v.low, v.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
     assert v.difference == pytest.approx(m.mean() - dc.mean()) and v.n == (4, 4) and "paired" in v.test
+
+
+def test_the_paired_interval_is_pooled_over_methods_with_the_same_seeds(noisy):
+    """MD has the seeds of M and DC, Inter has not, and random images are no condensed set."""
+    md = noisy[noisy["method"] == "DC"].assign(method="MD", accuracy=lambda r: r["accuracy"] + r["set"] ** 2 / 5)
+    inter = noisy[noisy["method"] == "M"].assign(method="Inter", set=lambda r: r["set"] + 1)
+    v = report.verdict(pd.concat([noisy, md, inter]), "M", "DC", ipc=1)
+    means = noisy[noisy["ipc"] == 1].groupby(["set", "method"])["accuracy"].mean().unstack()
+    means["MD"] = means["DC"] + np.arange(4) ** 2 / 5
+    pairs = [means[a] - means[b] for a, b in (("M", "DC"), ("M", "MD"), ("DC", "MD"))]
+    half = stats.t.ppf(0.975, 6) * math.sqrt(np.mean([d.var(ddof=1) for d in pairs]) / 4)
+    assert (v.high - v.low) / 2 == pytest.approx(half, rel=1e-12) and v.difference == pytest.approx(pairs[0].mean())
+    assert v.test == "paired t over the 4 set seeds both have, variance pooled over 3 methods"
+    wild = md.assign(accuracy=lambda r: r["accuracy"] + 1000 * r["set"])
+    alone = report.verdict(pd.concat([noisy, wild]), "M", "DC", ipc=1)
+    assert alone == report.verdict(noisy, "M", "DC", ipc=1), "not pooled: the spreads are not equal"
+    assert "pooled" not in report.verdict(pd.concat([noisy, md]), "MD", "random", ipc=1).test
 
 
 def test_sets_are_paired_by_seed_not_by_order():
@@ -329,6 +368,9 @@ def test_accuracy_figure_draws_every_network_in_the_methods_colour(noisy):
             drawn = [line.get_ydata() for line in ax.lines if line.get_color() == report.COLOURS[method]]
             wanted = noisy[(noisy["method"] == method) & (noisy["ipc"] == ipc)]["accuracy"]
             np.testing.assert_allclose(np.sort(np.concatenate(drawn)), np.sort(wanted))
+        whiskers = [drawn.lines[2][0].get_segments()[0][:, 1] for drawn in ax.containers]
+        of_panel = report.summarise(noisy).query("ipc == @ipc").set_index("method").loc[["random", "DC", "M"]]
+        np.testing.assert_allclose(whiskers, of_panel[["low", "high"]])
     three = pd.concat([noisy, noisy[noisy["ipc"] == 1].assign(ipc=50)])
     assert len(report.accuracy_figure(three).axes) == 3
     assert report.style.png(report.accuracy_figure(noisy)) == report.style.png(fig)  # no random jitter

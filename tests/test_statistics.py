@@ -8,7 +8,14 @@ import scipy.stats
 import torch
 from messages import refuses
 
-from gmlib.analysis.statistics import rank_correlation, sample_size, t_half_width
+from gmlib.analysis.statistics import (
+    cochran_p,
+    pooled_std,
+    pooled_std_of_differences,
+    rank_correlation,
+    sample_size,
+    t_half_width,
+)
 from gmlib.runtime import generator
 
 
@@ -16,6 +23,83 @@ from gmlib.runtime import generator
 def test_the_sample_size_is_the_smallest_that_is_enough(half):
     n = sample_size(1.0, half)
     assert n >= 2 and t_half_width(1.0, n) <= half and not t_half_width(1.0, n - 1) <= half
+
+
+# ---- pooled variances ------------------------------------------------------------------------------------
+
+
+def arrays(*groups):
+    return [np.array(values, float) for values in groups]
+
+
+def test_a_pooled_standard_deviation_by_hand():
+    """Variances 2 (one degree of freedom) and 3 (two); a single value adds nothing. t(0.975; 3) is printed."""
+    found = pooled_std(arrays([1, 3], [2, 2, 5], [70]))
+    assert (found.std, found.freedom) == (pytest.approx(math.sqrt((2 + 2 * 3) / 3)), 3)
+    assert found.half_width(2) == pytest.approx(3.182446305 * math.sqrt(8 / 3 / 2))
+    alone = pooled_std(arrays([1, 3]))
+    assert (alone.freedom, alone.half_width(2)) == (1, pytest.approx(t_half_width(math.sqrt(2), 2)))
+    for nothing in (pooled_std(arrays([1], [2])), pooled_std([])):
+        assert nothing.freedom == 0 and math.isnan(nothing.std) and math.isnan(nothing.half_width(2))
+
+
+def test_two_pooled_groups_against_scipy():
+    a, b = arrays([80, 83, 81], [70, 74, 71, 72])
+    expected = scipy.stats.ttest_ind(a, b, equal_var=True).confidence_interval(0.95)
+    pooled = pooled_std([a, b])
+    half = scipy.stats.t.ppf(0.975, pooled.freedom) * pooled.std * math.sqrt(1 / 3 + 1 / 4)
+    assert half == pytest.approx((expected.high - expected.low) / 2, rel=1e-12)
+
+
+def test_pooled_differences_by_hand():
+    """Without the means of rows, 3 and 4, and of columns, 1.5, 3.5 and 5.5: 0, -1, 1 and 0, 1, -1."""
+    found = pooled_std_of_differences(np.array([[1.0, 2, 6], [2, 5, 5]]))
+    assert (found.std, found.freedom) == (pytest.approx(math.sqrt(2 * 4 / 2)), 2)
+    one_row = pooled_std_of_differences(np.array([[1.0, 2, 6]]))
+    assert one_row.freedom == 0 and math.isnan(one_row.half_width(1))
+
+
+def test_pooled_differences_are_the_mean_over_all_pairs():
+    values = np.random.default_rng(0).normal(size=(4, 5))
+    variances = [np.var(values[:, i] - values[:, j], ddof=1) for i in range(5) for j in range(i)]
+    assert pooled_std_of_differences(values).std == pytest.approx(math.sqrt(np.mean(variances)), rel=1e-12)
+    expected = scipy.stats.ttest_rel(values[:, 0], values[:, 1]).confidence_interval(0.95)
+    half = pooled_std_of_differences(values[:, :2]).half_width(4)
+    assert half == pytest.approx((expected.high - expected.low) / 2, rel=1e-12)
+
+
+def test_pooled_intervals_hold_what_they_promise():
+    """Two sets of each of five methods, made with the same seeds; 95 % of the intervals contain the true value."""
+    rng, R = np.random.default_rng(0), 2000
+    mean = difference = 0
+    for _ in range(R):
+        values = rng.normal(size=(2, 1)) + rng.normal(size=(2, 5))  # what the seeds share, and the rest
+        own = rng.normal(size=(5, 2))  # sets that share nothing
+        mean += abs(own[0].mean()) <= pooled_std(list(own)).half_width(2)
+        gain = values[:, 0].mean() - values[:, 1].mean()
+        difference += abs(gain) <= pooled_std_of_differences(values).half_width(2)
+    assert mean / R == pytest.approx(0.95, abs=0.015) and difference / R == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "critical", "level"),
+    [(3, 2, 0.9669, 0.05), (3, 2, 0.9933, 0.01), (5, 2, 0.8412, 0.05), (5, 2, 0.9279, 0.01), (3, 3, 0.9423, 0.01)],
+)
+def test_cochrans_test_has_the_printed_critical_values(groups, size, critical, level):
+    """C is the largest variance over the sum of all. Here the others are equal."""
+    variances = [critical] + [(1 - critical) / (groups - 1)] * (groups - 1)
+    values = np.arange(size) / np.std(np.arange(size), ddof=1)
+    assert cochran_p([math.sqrt(v) * values for v in variances]) == pytest.approx(level, rel=0.02)
+
+
+def test_unequal_variances_in_special_cases():
+    """Two groups: twice the one-sided p-value of the F test, whatever their sizes."""
+    a, b = arrays([0, 1, 2, 4], [0, 9])
+    ratio = np.var(b, ddof=1) / np.var(a, ddof=1)
+    assert cochran_p([a, b]) == pytest.approx(2 * scipy.stats.f.sf(ratio, 1, 3))
+    assert cochran_p(arrays([1, 2], [3, 4], [5, 6])) == 1, "a p-value is at most 1"
+    assert cochran_p(arrays([1, 1], [2, 2])) == 1 and cochran_p(arrays([1, 1], [2, 2], [3, 4])) == 0
+    assert math.isnan(cochran_p(arrays([1, 2], [3])))
 
 
 # ---- rank correlation --------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ _NAMES = {
     "sliders": "Slider trace_slider",
     "style": "COLOURS STYLE colour method_order show source use_style",
     "summaries": (
-        "Verdict Verdicts alike best_method components components_sentence compression matching summarise verdict "
-        "verdicts"
+        "Verdict Verdicts alike best_method components components_sentence compression matching spreads "
+        "spreads_sentence summarise verdict verdicts"
     ),
     "tables": (
         "Table accuracy_table components_table distance_names matching_table neighbours_table noise_table text_table"

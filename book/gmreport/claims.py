@@ -18,6 +18,7 @@ from gmlib.coresets import CORESETS
 from gmlib.evaluation import Evaluation
 from gmlib.recipe import BUDGETS
 from gmlib.runs import readback
+from gmlib.runs.layout import LEAST_NETWORKS
 
 from . import paper
 from .deviations import Departure, protocol_departures
@@ -28,7 +29,7 @@ from .summaries import SLACK, summarise, within
 from .tables import Table, accuracy_table
 from .transfer import transfer_table
 
-OUTCOMES = ["reproduced", "differs", "as counted", *VERDICTS, "another budget", "not run"]
+OUTCOMES = ["reproduced", "differs", "as counted", *VERDICTS, "too few networks", "another budget", "not run"]
 CELL = ["dataset", "ipc", "method", "network"]
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -41,14 +42,16 @@ def judge_claims(
 ) -> pd.DataFrame:
     """Every number of the paper with ours and an outcome.
 
-    A number is judged if it was run under the budget "paper". Its tolerance is two of the paper's standard
-    deviations, but at least the rounding of the printed number. A run counts only for its own cell (data set, images
-    per class, method, target network): an image folder never counts as one of the paper's data sets. The outcomes:
+    A number is judged if it was run under the budget "paper", with at least two sets and LEAST_NETWORKS networks on
+    each. Its interval is that of `summarise`. Its tolerance is two of the paper's standard deviations, but at least
+    the rounding of the printed number. A run counts only for its own cell (data set, images per class, method, target
+    network): an image folder never counts as one of the paper's data sets. The outcomes:
 
     - reproduced: our whole interval lies within the tolerance around the paper's number.
     - differs: the whole interval lies outside.
     - not decided: the interval crosses the edge.
-    - too few sets: there is no interval, with fewer than two sets (or networks, for whole training sets).
+    - too few sets: fewer than two, so there is no interval.
+    - too few networks: fewer than LEAST_NETWORKS on a set, or on the whole training set.
     - as counted: steps of theta that follow from a schedule, without a run.
     - another budget: only other budgets were run. The number is shown but not judged.
     - not run: the note says why.
@@ -74,8 +77,9 @@ def judge_claims(
     DataFrame
         One row for each row of paper.csv, in its order. Columns: claim, table, row, column, unit, as in the file;
         paper, paper_std; ours, ours_std, over all networks as in the paper; low, high, the 95% t interval of ours
-        over sets (over networks for whole training sets); n (networks), n_sets; budget; outcome; note. Missing where
-        there is no value.
+        over sets (over networks for whole training sets); low_alone, high_alone, the same with the standard deviation
+        of its own sets, if low and high have a pooled one; n (networks), n_sets; budget; outcome; note, also on a
+        precision other than float32. Missing where there is no value.
 
     Raises
     ------
@@ -125,7 +129,7 @@ def _check_measured(claim: str, interval: Interval, on_time: Mapping) -> None:
 
 
 def _nothing() -> dict:
-    missing = dict.fromkeys(("ours", "ours_std", "low", "high"), math.nan)
+    missing = dict.fromkeys(("ours", "ours_std", "low", "high", "low_alone", "high_alone"), math.nan)
     return missing | {"n": None, "n_sets": None, "budget": "", "outcome": "not run", "note": ""}
 
 
@@ -135,18 +139,20 @@ def _judge_run(c, runs: Mapping[str, dict], whole: Evaluation | None) -> dict:
         return {"outcome": "not run"}
     budget = next((b for b in reversed(BUDGETS) if b in runs), next(iter(runs)))  # the nearest to the paper's
     s = runs[budget]
-    scale, note = 1.0, s["note"]
+    scale, least, note = 1.0, s["n_least"], s["note"]
+    if s["precision"] not in ("", "float32"):
+        note = "; ".join(filter(None, (note, f"precision {s['precision']}")))
     if c.unit == "percent of whole":
         if whole is None:
             return {"outcome": "not run", "note": "no stored network was trained on the whole training set"}
-        scale = 100 / whole.mean
+        scale, least = 100 / whole.mean, min(least, whole.n)
         if departures := _other_protocol(c.dataset, whole):
             budget = "mixed"
             note = "; ".join(filter(None, (note, f"the networks on whole data: {departures}")))
-    names = {"ours": "mean", "ours_std": "std", "low": "low", "high": "high"}
+    names = {"ours": "mean", "ours_std": "std"} | {name: name for name in ("low", "high", "low_alone", "high_alone")}
     ours = {name: scale * s[key] for name, key in names.items()}
     ours |= {"n": s["n"], "n_sets": s["n_sets"], "budget": budget, "note": note}
-    return ours | {"outcome": _judge(c, ours)}
+    return ours | {"outcome": _judge(c, ours, least)}
 
 
 def _judge_whole(c, e: Evaluation | None) -> dict:
@@ -158,7 +164,7 @@ def _judge_whole(c, e: Evaluation | None) -> dict:
     note += f"; {departures}" if departures else ""
     budget = "another protocol" if departures else "paper"
     ours = {"ours": e.mean, "ours_std": e.std, "low": low, "high": high, "n": e.n, "budget": budget, "note": note}
-    return ours | {"outcome": _judge(c, ours)}
+    return ours | {"outcome": _judge(c, ours, e.n)}
 
 
 def _other_protocol(dataset: str, e: Evaluation) -> str:
@@ -167,9 +173,11 @@ def _other_protocol(dataset: str, e: Evaluation) -> str:
     return ", ".join(map(str, network + protocol_departures(dataset, e)))
 
 
-def _judge(c, ours: dict) -> str:
+def _judge(c, ours: dict, least: int) -> str:
     if ours["budget"] != "paper":
         return "another budget"
+    if least < LEAST_NETWORKS:
+        return "too few networks"
     if math.isnan(ours["low"]):
         return "too few sets"
     return _against(c, ours["low"], ours["high"])
@@ -280,9 +288,14 @@ def claims_table(found: pd.DataFrame) -> Table:
             sets = "" if pd.isna(c.n_sets) else f", {counted(c.n_sets, 'set')}"
             cells[row, "ours"].append(f"n={c.n}{sets}" + ("" if c.budget == "paper" else f", budget: {c.budget}"))
         cells[row, "95% interval"] = ["" if math.isnan(c.low) else f"{c.low:.{more}f} to {c.high:.{more}f}"]
+        if not math.isnan(c.low_alone):
+            cells[row, "95% interval"].append(f"alone: {c.low_alone:.{more}f} to {c.high_alone:.{more}f}")
         cells[row, "outcome"] = [c.outcome] + ([c.note] if c.note else [])
     unit = f" in {found['unit'].iloc[0]}" if one_unit else ""
-    caption = f"Numbers{unit}, ±std over all networks; 95% t interval over sets."
+    caption = (
+        f"Numbers{unit}, ±std over all networks; 95% t interval over sets. If its standard deviation is pooled, "
+        "that with the number's own sets follows (alone)."
+    )
     return Table(rows, ["paper", "ours", "95% interval", "outcome"], cells, caption, corner="number")
 
 
@@ -320,10 +333,13 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
 
     wanted = set(theirs[CELL].itertuples(index=False, name=None))
     wanted |= {(*at, method, network) for at in substitutes for _, _, method, network in wanted}
-    shown = [cell in wanted for cell in results[CELL].itertuples(index=False, name=None)]
+    cells = list(results[CELL].itertuples(index=False, name=None))
+    run = {(dataset, ipc) for dataset, ipc, *_ in wanted.intersection(cells)}
+    # Methods of other tables stay, because the intervals have the spread of the sets of all methods.
+    sizes = {(dataset, ipc, network) for dataset, ipc, _, network in wanted.intersection(cells)}
+    shown = [(dataset, ipc, network) in sizes for dataset, ipc, _, network in cells]
     mine = results.loc[pd.Series(shown, results.index, dtype=bool)]
 
-    run = set(mine[["dataset", "ipc"]].itertuples(index=False, name=None))
     columns = [*theirs[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None), *substitutes]
     columns.sort(key=lambda at: at not in run)
 

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from gmlib import how, where
-from gmlib.analysis.statistics import half_width
 from gmlib.recipe import preset
 
 from .style import STYLE, colour, counted, method_order, per_class
-from .summaries import checked, select
+from .summaries import checked, select, summarise
 
 MARKED = ("#CC6677", "#DDAA33", "#AA4499", "#117733")  # gradients in a plane
 
@@ -28,7 +27,8 @@ def accuracy_figure(
 ) -> Figure:
     """The accuracy of every network as a dot, a strip for each set, a panel for each (dataset, ipc).
 
-    A short bar marks the mean of a set. The black point with whiskers is the mean over sets, with its 95% interval.
+    A short bar marks the mean of a set. The black point with whiskers is the mean over sets, with the 95% interval of
+    `summarise`.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ def accuracy_figure(
     results = select(checked(results), network=network)
     panels = list(results.groupby(["dataset", "ipc"], sort=False))
     methods, names = _named(results["method"], labels)
+    halves = summarise(results).groupby(["dataset", "ipc", "method"])["ci95"].first()
     with sns.axes_style("whitegrid", rc=STYLE):
         across = min(len(panels), 2)  # two panels fill the width of a page
         down = math.ceil(len(panels) / across)
@@ -51,7 +52,7 @@ def accuracy_figure(
             ax.remove()
         for ax, ((dataset, ipc), panel) in zip(axes.flat, panels, strict=False):
             for x, method in enumerate(methods):
-                _strip(ax, x, panel[panel["method"] == method], colour(method))
+                _strip(ax, x, panel[panel["method"] == method], colour(method), halves.get((dataset, ipc, method)))
             slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(methods) > 4 else {}
             ax.set_xticks(range(len(methods)), names, **slant)
             ax.set_xlim(-0.6, len(methods) - 0.4)
@@ -70,7 +71,7 @@ def _named(methods: Iterable[str], labels: Mapping[str, str] | None) -> tuple[li
     return ordered, [labels.get(m, m) for m in ordered]
 
 
-def _strip(ax, x: float, rows: pd.DataFrame, shade: str) -> None:
+def _strip(ax, x: float, rows: pd.DataFrame, shade: str, half: float | None) -> None:
     sets = sorted(rows["set"].unique())
     if not sets:
         return
@@ -84,8 +85,7 @@ def _strip(ax, x: float, rows: pd.DataFrame, shade: str) -> None:
         ax.plot(centre + spread, values, "o", color=shade, alpha=0.55, markersize=4, markeredgewidth=0)
         ax.hlines(values.mean(), centre - width * 0.45, centre + width * 0.45, color=shade, linewidth=2)
         means.append(values.mean())
-    half = half_width(np.array(means))
-    whiskers = None if math.isnan(half) else half
+    whiskers = None if half is None or math.isnan(half) else half
     look = {"fmt": "o", "color": "black", "markersize": 4, "capsize": 3, "linewidth": 1.2}
     ax.errorbar(x + 0.4, np.mean(means), yerr=whiskers, **look)
 

@@ -109,7 +109,8 @@ ORDERINGS = [
 def orderings(results: pd.DataFrame) -> pd.DataFrame:
     """Each of ORDERINGS, in the paper's own numbers and in our runs.
 
-    A cell is held if every ``better`` is above every ``worse`` beyond noise (`verdict`), reversed if one is below
+    A cell is held if every ``better`` is above every ``worse`` beyond noise (`verdict`, with the variance of a paired
+    difference pooled over all condensed methods of the cell, but not over target networks), reversed if one is below
     beyond noise, and not decided otherwise. If the claim is "like", a cell is held if the 95% interval of the
     difference lies within two standard deviations of the second method's networks, reversed if it lies outside, and
     not decided otherwise. Only cells of the paper count: the chapters judge other data and sizes.

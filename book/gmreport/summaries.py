@@ -3,6 +3,11 @@
 The paper (Section 4.1) reports mean and standard deviation over all networks of all sets together. Those are kept, to
 compare with its tables. But two networks trained on one set are not two independent draws of the method, so every
 interval below is a t interval on the set means: the sets are the random effect.
+
+Two sets alone have one degree of freedom, t = 12.7, and decide nothing. So the standard deviation between sets is
+pooled over the condensed methods with the same data set, images per class, trained network and budget (`spreads`).
+Coresets are not pooled: random images differ more from draw to draw than condensed sets do, and herding looks for the
+same images each time, so one of them does not show how the other spreads.
 """
 
 from __future__ import annotations
@@ -15,9 +20,18 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from gmlib.analysis.statistics import between_sets, half_width, welch_half_width
+from gmlib.analysis.statistics import (
+    Pooled,
+    between_sets,
+    cochran_p,
+    pooled_std,
+    pooled_std_of_differences,
+    welch_half_width,
+)
+from gmlib.coresets import CORESETS
 from gmlib.data import Data
 from gmlib.lines import initial
+from gmlib.networks import NETWORKS
 from gmlib.recipe import Recipe
 from gmlib.runs.readback import COLUMNS
 from gmlib.runs.store import Run
@@ -27,6 +41,8 @@ from .style import counted, method_order, per_class
 OUTCOMES = ("held", "reversed", "not decided", "too few sets")  # of a `Verdict`
 SLACK = 1e-9  # for rounding errors such as in 83.8 - 83.2 <= 0.6
 CELL = ["dataset", "ipc", "method", "network", "budget"]
+POOL = ["dataset", "ipc", "network", "budget"]
+UNEQUAL = 0.01  # a pool is not used if the test of equal variances has a p-value below this
 
 
 def checked(results: pd.DataFrame) -> pd.DataFrame:
@@ -60,45 +76,121 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
         - mean, std: over all n networks of all sets together (std with n - 1), as in the paper.
         - n, n_sets: networks, sets.
-        - ci95: half width of the 95% t interval on the set means; NaN with one set.
+        - n_least: networks on the set with the fewest.
+        - ci95: half width of the 95% t interval on the set means, t(0.975; freedom) * s / sqrt(n_sets), with the s of
+          `spreads` if it is pooled, else that of the cell's own sets; NaN with one set.
+        - freedom: degrees of freedom of s; 0 with one set.
         - low, high: that interval, centred on the mean of the set means (which is ``mean`` if all sets have equally
           many networks).
+        - low_alone, high_alone: the interval with the s of the cell's own sets, NaN if low and high are that one.
         - std_within_sets: between the networks of one set, from the pooled variance; NaN if every set has one
           network.
         - std_set_means: standard deviation of the set means; NaN with one set.
         - std_between_sets: between the sets alone, by `between_sets`; between_low, between_high: its 95% interval.
+        - precision: of the recipes, or "" if it is not in the results.
         - note: why there is no ci95, or "".
     """
+    results = checked(results)
+    pools = {
+        tuple(s[name] for name in POOL): Pooled(s["std"], s["freedom"])
+        for s in spreads(results).to_dict("records")
+        if s["pooled"]
+    }
     rows = []
-    for key, group in checked(results).groupby(CELL, sort=False):
+    for key, group in results.groupby(CELL, sort=False):
+        cell = dict(zip(CELL, key, strict=True))
         by_set = group.groupby("set")["accuracy"]
         set_means = by_set.mean().to_numpy()
         counts = by_set.count().to_numpy()
         freedom = int((counts - 1).sum())
         squares = float(((group["accuracy"] - by_set.transform("mean")) ** 2).sum())
-        ci95 = half_width(set_means)
+        own = pooled_std([set_means])
+        poolable = len(set_means) > 1 and is_condensed(cell["method"])
+        used = pools.get(tuple(cell[name] for name in POOL), own) if poolable else own
+        ci95 = used.half_width(len(set_means))
+        alone = math.nan if used is own else own.half_width(len(set_means))
         centre = float(set_means.mean())
         std_within = math.sqrt(squares / freedom) if freedom else math.nan
         between, between_low, between_high = between_sets(set_means, counts, std_within)
         rows.append(
-            dict(zip(CELL, key, strict=True))
+            cell
             | {
                 "mean": float(group["accuracy"].mean()),
                 "std": float(group["accuracy"].std(ddof=1)) if len(group) > 1 else math.nan,
                 "n": len(group),
                 "n_sets": len(set_means),
+                "n_least": int(counts.min()),
                 "ci95": ci95,
+                "freedom": used.freedom,
                 "low": centre - ci95,
                 "high": centre + ci95,
+                "low_alone": centre - alone,
+                "high_alone": centre + alone,
                 "std_within_sets": std_within,
-                "std_set_means": float(np.std(set_means, ddof=1)) if len(set_means) > 1 else math.nan,
+                "std_set_means": own.std,
                 "std_between_sets": between,
                 "between_low": between_low,
                 "between_high": between_high,
+                "precision": " and ".join(sorted(set(group["precision"]))) if "precision" in group else "",
                 "note": "" if len(set_means) > 1 else "one set: no interval over sets",
             }
         )
     return pd.DataFrame(rows)
+
+
+def is_condensed(method: str) -> bool:
+    """False for a coreset, and for a network where networks take the place of methods."""
+    return method not in CORESETS and method.partition(":")[0] not in NETWORKS
+
+
+def spreads(results: pd.DataFrame) -> pd.DataFrame:
+    """The standard deviation between sets, pooled over the condensed methods of each (dataset, ipc, network, budget).
+
+    Parameters
+    ----------
+    results
+        Long form. May have no rows.
+
+    Returns
+    -------
+    DataFrame
+        One row for each pool of two methods or more with two sets or more. Columns beyond those that name it:
+
+        - methods: their number.
+        - std, freedom: by `pooled_std` of the set means, in percentage points. Numbers of sets, and of networks on
+          them, may differ.
+        - p: of `cochran_p`.
+        - pooled: whether p is at least UNEQUAL. If not, each method has only its own standard deviation.
+    """
+    results = checked(results) if len(results) else results
+    rows = []
+    for key, group in results[results["method"].map(is_condensed).astype(bool)].groupby(POOL, sort=False):
+        set_means = group.groupby(["method", "set"])["accuracy"].mean()
+        of_methods = [means.to_numpy() for _, means in set_means.groupby("method") if len(means) > 1]
+        if len(of_methods) > 1:
+            pool, p = pooled_std(of_methods), cochran_p(of_methods)
+            rows.append((*key, len(of_methods), pool.std, pool.freedom, p, p >= UNEQUAL))
+    return pd.DataFrame(rows, columns=[*POOL, "methods", "std", "freedom", "p", "pooled"])
+
+
+def spreads_sentence(found: pd.DataFrame) -> Markdown:
+    """Each pool with its standard deviation and its test of equal variances.
+
+    Parameters
+    ----------
+    found
+        From `spreads`. May have no rows.
+    """
+    if found.empty:
+        return Markdown("No data set and size has two condensed methods with two sets each, so nothing is pooled.")
+    several = found["network"].nunique() > 1
+    pools = [
+        f"{s.dataset}, IPC {s.ipc}, {s.budget} budget{f', to {s.network}' if several else ''}: {s.methods} methods, "
+        f"{s.std:.2f} points with {s.freedom} degrees of freedom, p = {s.p:.2g}"
+        + ("" if s.pooled else " (**not equal: each method has only its own**)")
+        for s in found.itertuples()
+    ]
+    return Markdown(f"Standard deviation between sets, pooled, with the test of equal variances: {'; '.join(pools)}.")
 
 
 def components(results: pd.DataFrame, whole: Mapping[str, float] | None = None, *, network=None) -> pd.DataFrame:
@@ -278,14 +370,16 @@ def verdict(
 ) -> Verdict:
     """Compare two methods in one cell: difference of the means over sets, with a two-sided 95% t interval.
 
-    If the methods share at least two set seeds, only these sets are compared, in pairs, and the interval is that of
-    the paired t test. Otherwise it is Welch's, over all sets. If one method has a single set, it is compared on that
-    seed.
+    If the methods share at least two set seeds, only these sets are compared, in pairs: sets of one seed start alike,
+    and the networks trained on them start alike. If both methods are condensed and `spreads` pools the cell, the
+    variance of the difference is pooled over all pairs of its condensed methods that have these seeds
+    (`pooled_std_of_differences`). If not, the interval is that of the paired t test. Without two shared seeds it is
+    Welch's, over all sets. If one method has a single set, it is compared on that seed.
 
     Parameters
     ----------
     results
-        Long form.
+        Long form. The other methods in the cell count for the pool.
     better, worse
         Methods.
     dataset, ipc, network, budget
@@ -297,7 +391,8 @@ def verdict(
         If the results are not in long form, or if the cell is not there or not unique.
     """
     cell = select(checked(results), dataset=dataset, ipc=ipc, network=network, budget=budget)
-    a, b = (select(cell, method=m).groupby("set")["accuracy"].mean() for m in (better, worse))
+    set_means = cell.groupby(["set", "method"])["accuracy"].mean().unstack()
+    a, b = (set_means[select(cell, method=m)["method"].iloc[0]].dropna() for m in (better, worse))
     shared = a.index.intersection(b.index)
     paired = len(shared) > 1 or (len(shared) == 1 and min(len(a), len(b)) == 1)
     if paired:
@@ -305,8 +400,11 @@ def verdict(
     n = (len(a), len(b))
     difference = float(a.mean() - b.mean())
     if paired:
+        pairs = set_means.loc[shared, _pooled_with(cell, better, worse)].dropna(axis=1)
         test = f"paired t over the {n[0]} set seeds both have"
-        half = half_width((a - b).to_numpy())  # pandas pairs by index, which is the seed
+        if pairs.shape[1] > 2:
+            test += f", variance pooled over {pairs.shape[1]} methods"
+        half = pooled_std_of_differences(pairs.to_numpy()).half_width(n[0])
     else:
         test = f"Welch's t over {n[0]} and {n[1]} sets"
         half = welch_half_width(a.to_numpy(), b.to_numpy())
@@ -318,6 +416,13 @@ def verdict(
     first = cell.iloc[0]
     at = {"dataset": str(first["dataset"]), "ipc": int(first["ipc"]), "budget": str(first["budget"])}
     return Verdict(better, worse, **at, difference=difference, low=low, high=high, n=n, test=test, outcome=outcome)
+
+
+def _pooled_with(cell: pd.DataFrame, better: str, worse: str) -> list[str]:
+    """The methods whose sets say how much the difference of these two varies."""
+    if is_condensed(better) and is_condensed(worse) and spreads(cell)["pooled"].any():
+        return [m for m in dict.fromkeys(cell["method"]) if is_condensed(m)]
+    return [better, worse]
 
 
 def verdicts(results, better: str, worse: str, *, network=None) -> Verdicts:

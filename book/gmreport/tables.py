@@ -78,6 +78,9 @@ def accuracy_table(
 ) -> Table:
     """Accuracies with methods in rows and (dataset, images per class) in columns; the paper's number is under ours.
 
+    The interval of a mean is that of `summarise`, over all of ``results``, whether shown or not. If it has a pooled
+    standard deviation, the interval with that of the cell's own sets follows ("alone").
+
     If the runs had another budget than "paper", ours is not compared with the paper's number. The caption names the
     budget; if there are several, each cell names its own.
 
@@ -108,12 +111,15 @@ def accuracy_table(
         If the results are not in long form, or if two rows would have the same text.
     """
     if results.empty and methods is not None and columns is not None:
-        summary = results.assign(mean=0.0, std=0.0, n=0, n_sets=0, ci95=0.0)
+        summary = results.assign(ci95=0.0)
     else:
         summary = summarise(select(checked(results), network=network))
     methods = list(methods) if methods is not None else method_order(summary["method"])
     if columns is None:
         columns = list(summary[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None))
+    known = summary[["dataset", "ipc", "method"]].itertuples(index=False)
+    shown = [method in methods and (dataset, ipc) in columns for dataset, ipc, method in known]
+    summary = summary[pd.Series(shown, summary.index, dtype=bool)]
     budgets = list(dict.fromkeys(summary["budget"]))
     cells, rows = {}, [(labels or {}).get(method, method) for method in methods]
     if len(set(rows)) < len(rows):
@@ -131,6 +137,8 @@ def accuracy_table(
                 lines += [_against_paper(theirs, summary[where], decimals)]
             cells[row, f"{dataset}, IPC {ipc}"] = lines
     note = "mean±std over all networks, n networks, 95% t interval over sets"
+    if len(summary) and summary["low_alone"].notna().any():
+        note += " with a pooled standard deviation; alone: with that of the cell's own sets"
     if not budgets:
         note += "; nothing was run"
     elif len(budgets) > 1:
@@ -315,7 +323,9 @@ def _cell_lines(s: pd.Series, decimals: int, name_budget: bool) -> list[str]:
     spread = "" if math.isnan(s["std"]) else f"±{s['std']:.{decimals}f}"
     ours = f"{s['mean']:.{decimals}f}{spread} (n={s['n']}, {counted(s['n_sets'], 'set')})"
     interval = s["note"] if math.isnan(s["ci95"]) else f"95% CI [{s['low']:.{decimals}f}, {s['high']:.{decimals}f}]"
-    return [ours, interval] + ([f"budget: {s['budget']}"] if name_budget else [])
+    alone = f"alone: [{s['low_alone']:.{decimals}f}, {s['high_alone']:.{decimals}f}]"
+    lines = [ours, interval] + ([] if math.isnan(s["low_alone"]) else [alone])
+    return lines + ([f"budget: {s['budget']}"] if name_budget else [])
 
 
 def _published(paper: pd.DataFrame | None, dataset: str, ipc: int, method: str) -> tuple[float, float] | None:

@@ -8,15 +8,30 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import chi2, rankdata, t
+from scipy.stats import chi2, f, rankdata, t
 
 from ..checks import check_number
 from ..runtime import generator
 
 
-def t_half_width(std: float, n: int) -> float:
-    """Half width of the 95% t interval for the mean of n values with this standard deviation; NaN for n < 2."""
-    return float(t.ppf(0.975, n - 1) * std / math.sqrt(n)) if n > 1 else math.nan
+def t_half_width(std: float, n: int, freedom: int | None = None) -> float:
+    """Half width of the 95% t interval for the mean of n values: t(0.975; freedom) * std / sqrt(n).
+
+    Parameters
+    ----------
+    std : float
+        Standard deviation of one value.
+    n : int
+    freedom : int, optional
+        Degrees of freedom of ``std``. None takes n - 1: ``std`` is that of the same n values.
+
+    Returns
+    -------
+    float
+        In the unit of ``std``. NaN without a degree of freedom.
+    """
+    freedom = n - 1 if freedom is None else freedom
+    return float(t.ppf(0.975, freedom) * std / math.sqrt(n)) if freedom > 0 else math.nan
 
 
 def half_width(values: np.ndarray) -> float:
@@ -34,6 +49,106 @@ def welch_half_width(a: np.ndarray, b: np.ndarray) -> float:
         return 0.0
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))  # Welch-Satterthwaite
     return float(t.ppf(0.975, freedom) * math.sqrt(va + vb))
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A standard deviation that several groups of values share.
+
+    Attributes
+    ----------
+    std : float
+        In the unit of the values. NaN without a degree of freedom.
+    freedom : int
+        Degrees of freedom.
+    """
+
+    std: float
+    freedom: int
+
+    def half_width(self, n: int) -> float:
+        """Half width of the 95% interval for the mean of n of the values."""
+        return t_half_width(self.std, n, self.freedom)
+
+
+def pooled_std(groups: Sequence[np.ndarray]) -> Pooled:
+    """Standard deviation within groups: sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1)).
+
+    Each group has a mean of its own. The groups may differ in size; one with a single value adds nothing.
+
+    Parameters
+    ----------
+    groups : sequence of ndarray
+        (n_i,) independent values of group i. Their true variances must be equal, see `cochran_p`.
+
+    Returns
+    -------
+    Pooled
+        With sum (n_i - 1) degrees of freedom.
+    """
+    freedom = sum(len(values) - 1 for values in groups)
+    squares = math.fsum(float(((values - values.mean()) ** 2).sum()) for values in groups)
+    return Pooled(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+
+
+def pooled_std_of_differences(values: np.ndarray) -> Pooled:
+    """Standard deviation of a paired difference between two columns, pooled over all pairs of columns.
+
+    It is sqrt(2 * sum r_ij^2 / ((n - 1) (m - 1))), where r_ij is a value without the means of its row and of its
+    column (a randomised block design). Its square is the mean over all pairs of columns of the variance of their
+    differences. The pairs share columns, so they have only (n - 1) (m - 1) degrees of freedom. Two columns give the
+    paired t test.
+
+    Parameters
+    ----------
+    values : ndarray
+        (n, m): rows are what the pairs share (seeds), columns are what is compared (methods).
+
+    Returns
+    -------
+    Pooled
+    """
+    rows, columns = values.shape
+    freedom = (rows - 1) * (columns - 1)
+    left = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    return Pooled(math.sqrt(2 * float((left**2).sum()) / freedom) if freedom else math.nan, freedom)
+
+
+def cochran_p(groups: Sequence[np.ndarray]) -> float:
+    """Cochran's C test: is one variance too large to be that of the others? Its p-value.
+
+    The variance of each group is divided by the pooled variance of the others and compared with the F distribution.
+    The smallest of these p-values is multiplied by the number of groups. For normal values this is never too small,
+    for any sizes of the groups. Still, two values in each group say little: if one of five standard deviations is ten
+    times the others, a level of 0.01 finds it in half of the cases. Bartlett's test finds it in a fifth, and Levene's
+    test has nothing to work with.
+
+    Parameters
+    ----------
+    groups : sequence of ndarray
+        (n_i,) independent values of group i. Groups with one value are ignored.
+
+    Returns
+    -------
+    float
+        At most 1. NaN for fewer than two groups.
+
+    Source
+    ------
+    R. U. E. 't Lam, "Scrutiny of variance results for outliers: Cochran's test optimized", Analytica Chimica Acta
+    659, 2010.
+    """
+    groups = [values for values in groups if len(values) > 1]
+    if len(groups) < 2:
+        return math.nan
+    smallest = 1.0
+    for i, values in enumerate(groups):
+        own, others = pooled_std([values]), pooled_std([*groups[:i], *groups[i + 1 :]])
+        if others.std > 0:
+            smallest = min(smallest, float(f.sf((own.std / others.std) ** 2, own.freedom, others.freedom)))
+        elif own.std > 0:
+            smallest = 0.0  # the others do not vary at all
+    return min(1.0, len(groups) * smallest)
 
 
 def sample_size(std: float, half: float) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ require("pandas", "analysis")
 
 import pandas as pd
 
+from .jobs import CHANGED
 from .layout import is_complete, read_evaluation, read_json
-from .shipped import evaluations, files_of, load, method_of, results_folder, stored_runs
+from .shipped import changes_in, evaluations, files_of, load, method_of, results_folder, stored_runs
 from .store import Run, cached_table
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
@@ -32,6 +33,8 @@ SET_COLUMNS = [
 
 def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
     """Every accuracy stored in one folder of runs, one row per trained network ("long form").
+
+    A run by the paper's protocol with the pass over real images in bfloat16 has the budget "paper".
 
     Returns
     -------
@@ -46,20 +49,16 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
     ValueError
         If a file is damaged.
     """
-    root = Path(results_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no results folder {root}: run something first, or name another folder")
-    rows = []
-    for path in sorted(root.glob("*/ipc*/*/set*/run.json")):
-        record = read_json(path, "recipe", "method", "budget")
-        for file in sorted(path.parent.glob("accuracy-*.json")):
-            stored = read_json(file, "network", "accuracies")
-            rows += rows_of(record, stored["network"], stored["accuracies"])
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return _load(Path(results_dir))[COLUMNS]
 
 
 def stored_accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
-    """Accuracies under every budget, in long form. Only sets with all the networks of their budget count.
+    """Accuracies under every budget, in long form. Only sets with enough networks count (`layout.is_complete`).
+
+    Returns
+    -------
+    DataFrame
+        The columns of `load_results`, and precision: that of the recipe, "" for a coreset.
 
     Raises
     ------
@@ -68,12 +67,33 @@ def stored_accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFr
     ValueError
         If a file is damaged.
     """
-    found = [table for table in map(load_results, _folders(results_dir)) if len(table)]
-    return complete(pd.concat(found)) if found else pd.DataFrame(columns=COLUMNS)
+    found = [table for table in map(_load, _folders(results_dir)) if len(table)]
+    return complete(pd.concat(found)) if found else pd.DataFrame(columns=[*COLUMNS, "precision"])
+
+
+def _load(root: Path) -> pd.DataFrame:
+    """The rows of `load_results` with the precision of the recipe."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no results folder {root}: run something first, or name another folder")
+    rows = []
+    for path in sorted(root.glob("*/ipc*/*/set*/run.json")):
+        record = read_json(path, "recipe", "method", "budget")
+        budget, precision = _budget(record), record["recipe"].get("precision", "")
+        for file in sorted(path.parent.glob("accuracy-*.json")):
+            stored = read_json(file, "network", "accuracies")
+            found = rows_of(record | {"budget": budget}, stored["network"], stored["accuracies"])
+            rows += [row | {"precision": precision} for row in found]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "precision"])
+
+
+def _budget(record: Mapping[str, Any]) -> str:
+    """The budget in a run.json. The pass over real images in bfloat16 is no change: the paper names no precision."""
+    changed_set = record["budget"] == "paper" + CHANGED and "method" not in record["recipe"]  # no coreset
+    return "paper" if changed_set and changes_in(record) == {"precision": "bf16"} else record["budget"]
 
 
 def complete(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows, in long form, of sets on which all the networks of their budget were trained."""
+    """The rows, in long form, of sets on which enough networks were trained (`layout.is_complete`)."""
     n = results.groupby(COLUMNS[:-2])["net"].transform("size")
     return results[[is_complete(*pair) for pair in zip(results["budget"], n, strict=True)]].reset_index(drop=True)
 
