@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 import gmlib as gm
 from gmlib import networks, where
 from gmlib.evaluation import accuracy, resolve_protocol
-from gmlib.lines import class_weights, fresh_network, initial, match, runner_for, sample, streams_of
+from gmlib.lines import class_weights, fresh_network, initial, match, real_gradients, runner_for, sample, streams_of
 from gmlib.runtime import generator
 from gmlib.speed.gradients import IMPLEMENTATIONS, class_gradients
 
@@ -120,7 +120,8 @@ def step(size: Size, method: str, device: torch.device) -> Pair:
 
     def ours() -> None:
         B = sample(data, recipe, streams_of(recipe, next(updates), 0))
-        _, S.grad, _ = match(network, S, labels, B, weights, recipe, 0, run)
+        gT = real_gradients(network, B, recipe, run)
+        _, S.grad, _ = match(network, S, labels, B, gT, weights, recipe, 0, run)
         optimiser_S.step()
 
     plain_network, plain_S, plain_optimiser_S = _start(data, recipe)

@@ -8,7 +8,7 @@ S = gm.condense(data, recipe)
 print(gm.evaluate(S, data, n_networks=5))
 """
 
-from .condensation import Diverged, condense
+from .condensation import Diverged, condense, condense_together
 from .coresets import CORESETS, coreset
 from .data import Data
 from .datasets import load_data
@@ -36,6 +36,7 @@ __all__ = [
     "Recipe",
     "SyntheticSet",
     "condense",
+    "condense_together",
     "coreset",
     "evaluate",
     "load_condensed",

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from .data import Data
+from .draws import Draws
 from .how import Gradient
-from .lines import ThetaPath, class_weights, fresh_network, initial, match, runner_for, sample, streams_of
+from .lines import ThetaPath, class_weights, initial, match, runner_for, streams_of
 from .recipe import Recipe
 from .speed.recording import renew
 from .speed.training import train_one_pass
@@ -89,7 +90,9 @@ class Update(NamedTuple):
     gT: Gradient
 
 
-def algorithm_1(data: Data, recipe: Recipe, state: State, *, watch: bool = False) -> Iterator[Update]:
+def algorithm_1(
+    data: Data, recipe: Recipe, state: State, draws: Draws | None = None, *, watch: bool = False
+) -> Iterator[Update]:
     """Run Algorithm 1 from a state to the end.
 
     Parameters
@@ -100,6 +103,8 @@ def algorithm_1(data: Data, recipe: Recipe, state: State, *, watch: bool = False
         All choices of the run.
     state : State
         Changed in place. A new generator continues from any state and gives the same bits on the same machine.
+    draws : Draws, optional
+        Shared with other runs. None draws for this run alone, with the same bits.
     watch : bool
         Measure the losses at every theta (``Update.path``). This costs time and changes nothing else.
 
@@ -117,20 +122,22 @@ def algorithm_1(data: Data, recipe: Recipe, state: State, *, watch: bool = False
     labels = data.labels_of(recipe.ipc)
     weights = class_weights(data, recipe)
     runner = runner_for(data, recipe)
+    draws = draws or Draws(data, recipe)
     S = state.S  # 1: S_0 follows a Gaussian distribution, see State.initial
     for k in range(state.k, K):  # 2: for k = 0, ..., K - 1
         if state.t == 0:
-            state.start(fresh_network(data, recipe, k), recipe)  # 3: theta_0 ~ P_theta0
+            state.start(draws.network(k), recipe)  # 3: theta_0 ~ P_theta0
         theta, optimiser = state.theta, state.optimiser_theta
         for t in range(state.t, T):  # 4: for t = 0, ..., T - 1
             streams = streams_of(recipe, k, t)
             losses = []
             path = None
-            for _ in range(recipe.zeta_S):  # Eq. 10; the print updates S once at each theta
-                B = sample(data, recipe, streams)  # 5-6: mini-batches B_c of every class c
-                # 7: gS_c = grad L(B_c^S, theta), gT_c = grad L(B_c^T, theta)
+            for update in range(recipe.zeta_S):  # Eq. 10; the print updates S once at each theta
+                B = draws.batches(k, t, update)  # 5-6: mini-batches B_c of every class c
+                # 7: gT_c = grad L(B_c^T, theta); gS_c = grad L(B_c^S, theta) is part of the next step
+                gT = draws.real_gradients(theta, B, t)
                 # 8: loss = sum_c D(gS_c, gT_c) + lam * D(mean_c gS_c, mean_c gT_c)
-                loss, S.grad, g = match(theta, S, labels, B, weights, recipe, k, runner)
+                loss, S.grad, gS = match(theta, S, labels, B, gT, weights, recipe, k, runner)
                 state.optimiser_S.step()  # 9: S <- S - lr_images * grad_S loss (Eq. 3)
                 losses.append(torch.where(S.isfinite().all(), loss, math.nan))
             if t < T - 1:  # the last update of S is followed by a new theta
@@ -142,4 +149,4 @@ def algorithm_1(data: Data, recipe: Recipe, state: State, *, watch: bool = False
                     if path.step_overfits():  # updating until overfitting (Section 3.3)
                         break
             state.k, state.t = (k, t + 1) if t < T - 1 else (k + 1, 0)  # 13: the state moves on
-            yield Update(k, t, losses, path, g.S, g.T)
+            yield Update(k, t, losses, path, gS, gT.classes)

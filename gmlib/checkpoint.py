@@ -1,9 +1,9 @@
-"""What a run looks like on disk: one safetensors file, replaced atomically.
+"""What runs look like on disk: one safetensors file for runs that are made together, replaced atomically.
 
-Its tensors are "S", "momentum" (of S) and "snapshot-<k>"; inside an outer iteration also "theta.<name>" and
-"momentum.<name>". Its metadata are "format", "run" (the recipe, the data's fingerprint and dtype) and "state" (k, the
-history and the unfinished outer iteration). No random state is stored, because every inner iteration has its own
-streams, see `gmlib.lines.streams_of`.
+The tensors of run i are "i.S", "i.momentum" (of S) and "i.snapshot-<k>"; inside an outer iteration also
+"i.theta.<name>" and "i.momentum.<name>". The metadata are "format", "runs" (the recipes, the data's fingerprint and
+dtype) and "states" (for each run k, the history, the unfinished outer iteration, and how it diverged, if it did). No
+random state is stored, because every inner iteration has its own streams, see `gmlib.lines.streams_of`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ from .data import Data
 from .files import write_atomically
 from .lines import fresh_network
 from .recipe import Recipe
+from .speed.recording import Later
 
-FORMAT = "gmlib-checkpoint-2"
+FORMAT = "gmlib-checkpoint-3"
 
 
-@dataclass
+@dataclass(eq=False)
 class OuterIteration:
-    """The history of an unfinished outer iteration.
+    """The history of an outer iteration that is unfinished, or whose losses were not all read from the device.
 
     Attributes
     ----------
+    k : int
     losses : list of float
         Matching losses of the updates of S.
     theta_steps : int
@@ -42,18 +45,31 @@ class OuterIteration:
     detections : list of list
         ``[t, i, L(S, theta), L(T, theta)]`` for each overfitting that was seen.
     seconds : float
-        Time spent, including drawing the network.
+        Time spent, including drawing the network. Of the work that several runs share, each has an equal part.
+    unread : list of (int, Later)
+        t and matching loss of each update that was not read yet. It is empty when a checkpoint is written.
+    S : Tensor or None
+        A copy of S at the end; None before.
     """
 
+    k: int
     losses: list[float] = field(default_factory=list)
     theta_steps: int = 0
     detections: list[list] = field(default_factory=list)
     seconds: float = 0.0
+    unread: list[tuple[int, Later]] = field(default_factory=list)
+    S: Tensor | None = None
 
-    def entry(self, k: int) -> dict:
-        """The entry of outer iteration k in the history of a run."""
+    @property
+    def so_far(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in plain JSON types."""
+        return {name: getattr(self, name) for name in ("losses", "theta_steps", "detections", "seconds")}
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The entry in the history of a run."""
         return {
-            "k": k,
+            "k": self.k,
             "loss": sum(self.losses) / len(self.losses),
             "theta_steps": self.theta_steps,
             "seconds": self.seconds,
@@ -63,58 +79,64 @@ class OuterIteration:
 
 @dataclass
 class Progress:
-    """A run so far: the state of Algorithm 1, and what `gmlib.condensation.condense` keeps with it.
+    """A run so far: the state of Algorithm 1, and what `gmlib.condensation` keeps with it.
 
     Attributes
     ----------
     state : State
     history : list of dict
         One entry for each finished outer iteration.
-    now : OuterIteration
-        The unfinished one.
+    begun : list of OuterIteration
+        The outer iterations that are not in the history yet. The last one is unfinished.
     snapshots : dict
         {number of outer iterations: S after them}.
-    unread : list of (int, Tensor)
-        t and matching loss of each update, for losses that were not read from the device yet. It is empty when a
-        checkpoint is written.
     last_good : Tensor
         S at the last time that losses were read and were finite.
+    diverged : tuple or None
+        The message, k, t and layer of a `gmlib.Diverged` that ended the run.
     """
 
     state: State
     history: list[dict] = field(default_factory=list)
-    now: OuterIteration = field(default_factory=OuterIteration)
+    begun: list[OuterIteration] = field(default_factory=list)
     snapshots: dict[int, Tensor] = field(default_factory=dict)
-    unread: list[tuple[int, Tensor]] = field(default_factory=list)
+    diverged: tuple[str, int, int, str] | None = None
     last_good: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.last_good = self.state.S.detach().clone()
+        self.begun = self.begun or [OuterIteration(self.state.k)]
 
 
 class Checkpoint:
-    """The checkpoint file of one run.
+    """The checkpoint file of runs that are made together.
 
     Parameters
     ----------
     path : path or None
         None reads and writes nothing.
     data : Data
-    recipe : Recipe
+    recipes : sequence of Recipe
+
+    Attributes
+    ----------
+    recipes : list of Recipe
+        As given. But where one has precision="auto", it has the precision of the stored run, if there is one.
 
     Raises
     ------
     FileNotFoundError, PermissionError, ValueError
         On construction, before any work, if the file cannot be used. Its folder is missing or not writable, or the
-        file is damaged or belongs to another run.
+        file is damaged or belongs to other runs.
     """
 
-    def __init__(self, path: str | os.PathLike | None, data: Data, recipe: Recipe):
+    def __init__(self, path: str | os.PathLike | None, data: Data, recipes: Sequence[Recipe]):
         self.path = Path(path) if path is not None else None
         self.written = time.monotonic()
-        self.run = {"recipe": recipe.as_dict(), "data": data.fingerprint, "dtype": str(data.train_images.dtype)}
+        self.recipes = list(recipes)
+        self.made_from = {"data": data.fingerprint, "dtype": str(data.train_images.dtype)}
         self.tensors: dict[str, Tensor] = {}
-        self.stored: dict[str, Any] = {}
+        self.stored: list[dict[str, Any]] = []
         if self.path is None:
             return
         if not self.path.parent.is_dir():
@@ -134,36 +156,54 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the checkpoint {path} is damaged ({error}): delete it to restart the run") from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a checkpoint of gmlib: choose another file")
-        self.stored = json.loads(metadata["state"])
-        there, here = _flat(json.loads(metadata["run"])), _flat(self.run)
-        differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-        if differing:
-            name = differing[0]
-            values = "other data" if name == "data" else f"{name}={there.get(name)!r} instead of {here.get(name)!r}"
+            raise ValueError(f"{path} is not a checkpoint of this version of gmlib: choose another file")
+        self.stored = json.loads(metadata["states"])
+        there = json.loads(metadata["runs"])
+        if len(there["recipes"]) != len(self.recipes):
             raise ValueError(
-                f"the checkpoint {path} belongs to another run, with {values}: delete it or choose another file"
+                f"the checkpoint {path} belongs to {len(there['recipes'])} runs, not {len(self.recipes)}: "
+                "delete it or choose another file"
             )
+        for i, stored in enumerate(there["recipes"]):
+            if self.recipes[i].precision == "auto":
+                self.recipes[i] = replace(self.recipes[i], precision=stored["precision"])
+            here = {**self.recipes[i].as_dict(), **self.made_from}
+            stored |= {name: there[name] for name in self.made_from}
+            differing = [name for name in {**here, **stored} if stored.get(name) != here.get(name)]
+            if differing:
+                name = differing[0]
+                values = (
+                    "other data" if name == "data" else f"{name}={stored.get(name)!r} instead of {here.get(name)!r}"
+                )
+                raise ValueError(
+                    f"the checkpoint {path} belongs to another run, with {values}: delete it or choose another file"
+                )
 
-    def progress(self, data: Data, recipe: Recipe) -> Progress:
-        """The stored run, or a new one if none is stored.
+    def progress(self, data: Data, recipes: Sequence[Recipe]) -> list[Progress]:
+        """The stored runs, or new ones if none are stored.
 
         Parameters
         ----------
         data : Data
             On the device to compute on.
-        recipe : Recipe
+        recipes : sequence of Recipe
 
         Returns
         -------
-        Progress
+        list of Progress
         """
-        state = State.initial(data, recipe)
-        tensors, self.tensors = self.tensors, {}  # the file's tensors are not needed a second time
-        if not tensors:
-            return Progress(state)
-        inside = self.stored["inside"]
-        state.k, state.t = self.stored["k"], inside.pop("t", 0)
+        runs = [Progress(State.initial(data, recipe)) for recipe in recipes]
+        if self.stored:
+            runs = [self._restored(i, run.state, data, recipes[i]) for i, run in enumerate(runs)]
+        self.tensors = {}  # they are not needed a second time
+        return runs
+
+    def _restored(self, i: int, state: State, data: Data, recipe: Recipe) -> Progress:
+        tensors = {
+            name.removeprefix(f"{i}."): tensor for name, tensor in self.tensors.items() if name.startswith(f"{i}.")
+        }
+        inside = self.stored[i]["inside"]
+        state.k, state.t = self.stored[i]["k"], inside.pop("t", 0)
         with torch.no_grad():
             state.S.copy_(tensors["S"])
         if "momentum" in tensors:
@@ -175,39 +215,46 @@ class Checkpoint:
             for name, tensor in tensors.items()
             if name.startswith("snapshot-")
         }
-        return Progress(state, self.stored["history"], OuterIteration(**inside), kept)
+        stored = self.stored[i]
+        diverged = tuple(stored["diverged"]) if stored["diverged"] else None
+        return Progress(state, stored["history"], [OuterIteration(state.k, **inside)], kept, diverged)
 
     def age(self) -> float:
         """Seconds since the last write."""
         return time.monotonic() - self.written
 
-    def write(self, run: Progress) -> None:
-        """Replace the file by the state of this run, atomically."""
+    def write(self, runs: Sequence[Progress]) -> None:
+        """Replace the file by the state of these runs, atomically. All their losses must have been read."""
         if self.path is None:
             return
-        state = run.state
-        tensors = {"S": state.S.detach()} | {f"snapshot-{k}": images for k, images in run.snapshots.items()}
-        momentum = state.optimiser_S.state[state.S].get("momentum_buffer")
-        if momentum is not None:
-            tensors["momentum"] = momentum
-        inside = {}
-        if state.t:
-            inside = {"t": state.t, **asdict(run.now)}
-            tensors |= {f"theta.{name}": value.detach() for name, value in _tensors(state.theta).items()}
-            for name, parameter in state.theta.named_parameters():
-                momentum = state.optimiser_theta.state[parameter].get("momentum_buffer")
-                if momentum is not None:
-                    tensors[f"momentum.{name}"] = momentum
-        stored = {"k": state.k, "history": run.history, "inside": inside}
-        metadata = {"format": FORMAT, "run": json.dumps(self.run), "state": json.dumps(stored)}
+        tensors: dict[str, Tensor] = {}
+        states = []
+        for i, run in enumerate(runs):
+            tensors |= {f"{i}.{name}": tensor.detach() for name, tensor in _run_tensors(run).items()}
+            inside = {"t": run.state.t, **run.begun[-1].so_far} if run.state.t else {}
+            states.append({"k": run.state.k, "history": run.history, "inside": inside, "diverged": run.diverged})
+        made = {"recipes": [recipe.as_dict() for recipe in self.recipes], **self.made_from}
+        metadata = {"format": FORMAT, "runs": json.dumps(made), "states": json.dumps(states)}
         blob = to_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
         write_atomically(self.path, blob)
         self.written = time.monotonic()
 
 
-def _flat(run: dict[str, Any]) -> dict[str, Any]:
-    """All that identifies a run, as one dictionary."""
-    return {**run["recipe"], "data": run["data"], "dtype": run["dtype"]}
+def _run_tensors(run: Progress) -> dict[str, Tensor]:
+    """The tensors of a run by name. Those of theta are needed only inside an outer iteration."""
+    state = run.state
+    tensors = {f"snapshot-{k}": images for k, images in run.snapshots.items()}
+    tensors["S"] = run.last_good if run.diverged else state.S
+    momentum = state.optimiser_S.state[state.S].get("momentum_buffer")
+    if momentum is not None:
+        tensors["momentum"] = momentum
+    if state.t:
+        tensors |= {f"theta.{name}": value for name, value in _tensors(state.theta).items()}
+        for name, parameter in state.theta.named_parameters():
+            momentum = state.optimiser_theta.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+    return tensors
 
 
 def _restore_theta(state: State, tensors: dict[str, Tensor], data: Data, recipe: Recipe) -> None:

@@ -1,11 +1,16 @@
-"""Phase 1: `condense` runs Algorithm 1, with checkpoints, a deadline, a progress bar, snapshots and a NaN check."""
+"""Phase 1: `condense` and `condense_together` run Algorithm 1.
+
+They add checkpoints, a deadline, a progress bar, snapshots and a check for NaN.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +20,13 @@ from . import how, networks
 from .algorithm import State, Update, algorithm_1
 from .checkpoint import Checkpoint, OuterIteration, Progress
 from .data import Data, check_ipc
-from .lines import fresh_network
+from .draws import Draws, groups
+from .lines import fresh_network, sample, streams_of
 from .recipe import Recipe
 from .runtime import OutOfTime, deadline_passed, device_of, progress_bar
 from .sets import SyntheticSet
 from .speed import recording
-from .speed.precision import matmul_precision
+from .speed.precision import fastest_precision, matmul_precision
 
 
 class Diverged(FloatingPointError):
@@ -32,7 +38,7 @@ class Diverged(FloatingPointError):
         Outer and inner iteration of the first such update.
     layer : str
         The first weight with a distance that is not finite, or else the weight with the largest distance. On CUDA
-        losses are read once per outer iteration, so the layer is that of its last update.
+        losses are read later, so the layer is that of a later update.
     S : SyntheticSet
         The last good set.
     """
@@ -96,42 +102,253 @@ def condense(
     ------
     Algorithm 1, Sections 2 and 3.
     """
-    check(data, recipe, snapshots)
-    device = device_of(device)
-    file = Checkpoint(checkpoint, data, recipe)
-    data = data.to(device)
-    run = file.progress(data, recipe)
-    state = run.state
-    K = recipe.outer_loops
-    T, _ = recipe.schedule()
-    if state.k in snapshots and state.t == 0:
-        run.snapshots[state.k] = state.S.detach().clone()
+    (S,) = condense_together(
+        data, [recipe], device, checkpoint, progress,
+        snapshots=snapshots, checkpoint_seconds=checkpoint_seconds, deadline=deadline,
+    )  # fmt: skip
+    return S
 
-    bar = progress_bar(f"{recipe.method} ipc {recipe.ipc}", K * T, "update", progress, initial=state.k * T + state.t)
-    with bar, matmul_precision(recipe.precision):
-        for update in follow(data, recipe, run, file.path):
-            out_of_time = deadline_passed(deadline)
-            if state.t == 0:
-                bar.set_postfix(loss=f"{run.history[-1]['loss']:.4g}", refresh=False)
-                if state.k in snapshots:
-                    run.snapshots[state.k] = state.S.detach().clone()
-            bar.update()
-            if out_of_time or file.age() > checkpoint_seconds or state.k == K:
-                read_losses(data, recipe, run, update, file.path)
-                file.write(run)
-            if out_of_time and state.k < K:
-                advice = f"run again to continue from {file.path}" if file.path else "give more time or a checkpoint"
-                raise OutOfTime(f"out of time after {state.k} of {K} outer iterations: {advice}")
-    return as_set(state.S, data, recipe, run.history, run.snapshots)
+
+def condense_together(
+    data: Data,
+    recipes: Sequence[Recipe],
+    device: torch.device | str | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    progress: bool = True,
+    *,
+    snapshots: Collection[int] | Sequence[Collection[int]] = (),
+    checkpoint_seconds: float = 60.0,
+    deadline: float | None = None,
+    finished: Callable[[int, SyntheticSet], None] | None = None,
+) -> list[SyntheticSet]:
+    """Condense one set for each recipe, and compute once what several recipes share.
+
+    Recipes that agree in ``gmlib.draws.COMMON`` meet the same networks and the same real batches. They take turns
+    with each network, and share the real gradients at t = 0. With one image per class these are nearly all the work.
+    Each set has the same bits as the one that `condense` makes. Recipes that agree in less are run one group after
+    another.
+
+    Parameters
+    ----------
+    data : Data
+        As in `condense`.
+    recipes : sequence of Recipe
+        All different, in any order.
+    device, progress, checkpoint_seconds, deadline
+        As in `condense`.
+    checkpoint : path, optional
+        One file for the state of all runs; else as in `condense`.
+    snapshots : collection of int, or one for each recipe
+        As in `condense`.
+    finished : callable, optional
+        Called with the position of a recipe and its set as soon as the set is finished. A set that was finished
+        before a restart is passed again.
+
+    Returns
+    -------
+    list of SyntheticSet
+        In the order of the recipes.
+
+    Raises
+    ------
+    ValueError
+        Before any work, if a recipe does not fit the data, two recipes are equal, or the checkpoint belongs to other
+        runs.
+    Diverged
+        If a matching loss is no longer finite. The other sets are finished first, and passed to ``finished``.
+    OutOfTime
+        At the deadline.
+
+    Source
+    ------
+    Algorithm 1, Sections 2 and 3.
+    """
+    recipes = list(recipes)
+    if not recipes:
+        raise ValueError("there is no recipe: give at least one")
+    kept = _snapshots_of(snapshots, len(recipes))
+    for recipe, numbers in zip(recipes, kept, strict=True):
+        check(data, recipe, numbers)
+    if len(set(recipes)) < len(recipes):
+        raise ValueError("two recipes are equal: give each once")
+    device = device_of(device)
+    file = Checkpoint(checkpoint, data, recipes)
+    data = data.to(device)
+    file.recipes = with_precisions(data, file.recipes)
+    work = _Work(data, file, kept, checkpoint_seconds, deadline, finished, progress)
+    with work.bar:
+        for group in groups(work.recipes):
+            work.do(group)
+    if work.diverged:
+        raise work.diverged[min(work.diverged)]
+    return [work.set_of(i) for i in range(len(recipes))]
+
+
+def _snapshots_of(snapshots: Collection[int] | Sequence[Collection[int]], n: int) -> list[Collection[int]]:
+    """The snapshots of each of n recipes."""
+    if isinstance(snapshots, Sequence) and not isinstance(snapshots, str):
+        several = [isinstance(each, Collection) for each in snapshots]
+        if any(several):
+            if not all(several) or len(several) != n:
+                raise ValueError(f"snapshots has {len(several)} entries for {n} recipes: give one for each")
+            return list(snapshots)
+    return [snapshots] * n  # type: ignore[list-item]
+
+
+class _Work:
+    """The runs of `condense_together`."""
+
+    def __init__(
+        self,
+        data: Data,
+        file: Checkpoint,
+        snapshots: list[Collection[int]],
+        checkpoint_seconds: float,
+        deadline: float | None,
+        finished: Callable[[int, SyntheticSet], None] | None,
+        progress: bool,
+    ):
+        self.data, self.file, self.recipes, self.snapshots = data, file, file.recipes, snapshots
+        self.checkpoint_seconds, self.deadline, self.finished = checkpoint_seconds, deadline, finished
+        self.runs = file.progress(data, self.recipes)
+        self.diverged = {
+            i: Diverged(*run.diverged, as_set(run.last_good, data, self.recipes[i], run.history))
+            for i, run in enumerate(self.runs)
+            if run.diverged
+        }
+        lengths = [(recipe.outer_loops, recipe.schedule()[0]) for recipe in self.recipes]
+        self.total = sum(K for K, _ in lengths)
+        done = sum(run.state.k * T + run.state.t for run, (_, T) in zip(self.runs, lengths, strict=True))
+        first, several = self.recipes[0], f"{len(self.recipes)} sets"
+        what = f"{first.method if len(self.recipes) == 1 else several} ipc {first.ipc}"
+        self.bar = progress_bar(what, sum(K * T for K, T in lengths), "update", progress, initial=done)
+
+    def do(self, group: list[int]) -> None:
+        """Run the recipes of a group. In every outer iteration they take turns."""
+        recipe = self.recipes[group[0]]
+        draws = Draws(self.data, recipe, len(group))
+        share_theta([self.runs[i].state for i in group], [self.recipes[i] for i in group], draws)
+        updates = {i: follow(self.data, self.recipes[i], self.runs[i], draws, self._rescue(i)) for i in group}
+        for i in group:
+            self._keep(i)
+            if self._is_done(i):  # before a restart
+                updates.pop(i)
+                self._finish(i)
+        with matmul_precision(recipe.precision):
+            while updates:
+                k = min(self.runs[i].state.k for i in updates)
+                for i in [i for i in updates if self.runs[i].state.k == k]:
+                    with self._noting_divergence(i):
+                        self._outer_iteration(i, k, updates[i])
+                for i in [i for i in updates if self._is_done(i)]:
+                    updates.pop(i)
+
+    @contextmanager
+    def _noting_divergence(self, i: int) -> Iterator[None]:
+        """Note an error of run i, so that the others go on."""
+        try:
+            yield
+        except Diverged as error:
+            self.diverged[i] = error
+            self.runs[i].diverged = (str(error), error.k, error.t, error.layer)
+
+    def _outer_iteration(self, i: int, k: int, updates: Iterator[Update]) -> None:
+        """Finish outer iteration k of run i."""
+        run = self.runs[i]
+        while run.state.k == k:
+            update = next(updates)
+            out_of_time = deadline_passed(self.deadline)
+            if run.state.t == 0:
+                if run.history:
+                    self.bar.set_postfix(loss=f"{run.history[-1]['loss']:.4g}", refresh=False)
+                self._keep(i)
+            self.bar.update()
+            if out_of_time or self._is_done(i) or self.file.age() > self.checkpoint_seconds:
+                self._write(i, update)
+            if self._is_done(i):
+                self._finish(i)
+            if out_of_time and not all(map(self._is_done, range(len(self.runs)))):
+                raise OutOfTime(self._out_of_time())
+
+    def _is_done(self, i: int) -> bool:
+        return self.runs[i].state.k == self.recipes[i].outer_loops or i in self.diverged
+
+    def _keep(self, i: int) -> None:
+        """Keep a snapshot of S if one is asked for here."""
+        run = self.runs[i]
+        if run.state.t == 0 and run.state.k in self.snapshots[i]:
+            run.snapshots[run.state.k] = run.state.S.detach().clone()
+
+    def _write(self, i: int, update: Update) -> None:
+        """Write the checkpoint. The losses of run i, which just made an update, and of the others are read first."""
+        for j in {i: None} | dict.fromkeys(set(range(len(self.runs))) - self.diverged.keys()):
+            with self._noting_divergence(j):
+                read_losses(self.data, self.recipes[j], self.runs[j], update, rescue=self._rescue(j))
+        self.file.write(self.runs)
+
+    def _finish(self, i: int) -> None:
+        if self.finished and i not in self.diverged:
+            self.finished(i, self.set_of(i))
+
+    def set_of(self, i: int) -> SyntheticSet:
+        """The set of run i."""
+        run = self.runs[i]
+        return as_set(run.state.S, self.data, self.recipes[i], run.history, run.snapshots)
+
+    def _rescue(self, i: int) -> Path | None:
+        """Where the last good S of run i goes if its loss is no longer finite."""
+        path = self.file.path
+        number = f"-{i}" if len(self.runs) > 1 else ""
+        return path and path.with_name(f"{path.stem}{number}-last-good.safetensors")
+
+    def _out_of_time(self) -> str:
+        path = self.file.path
+        advice = f"run again to continue from {path}" if path else "give more time or a checkpoint"
+        return f"out of time after {sum(run.state.k for run in self.runs)} of {self.total} outer iterations: {advice}"
+
+
+def with_precisions(data: Data, recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes with a measured precision in place of "auto". Each kind of network is measured once."""
+    measured: dict[tuple, str] = {}
+    settled = []
+    for recipe in recipes:
+        if recipe.precision == "auto":
+            kind = (recipe.network, recipe.width, recipe.depth, recipe.batch_real)
+            if kind not in measured:
+                B = sample(data, recipe, streams_of(recipe, 0, 0))
+                measured[kind] = fastest_precision(fresh_network(data, recipe, 0), B.images[0].split(B.sizes))
+            recipe = replace(recipe, precision=measured[kind])
+        settled.append(recipe)
+    return settled
+
+
+def share_theta(states: Sequence[State], recipes: Sequence[Recipe], draws: Draws) -> None:
+    """Let the runs of a group share one network on CUDA, where recorded steps hold its tensors.
+
+    The runs take turns, and each overwrites its weights at the start of an outer iteration.
+    """
+    if len(states) == 1 or not recording.recordable(states[0].S.device):
+        return
+    begun = next((state for state in states if state.t > 0), None)
+    theta = draws.network(min(state.k for state in states)) if begun is None else begun.theta
+    for state, recipe in zip(states, recipes, strict=True):
+        if state is not begun:
+            state.start(theta, recipe)
 
 
 def follow(
-    data: Data, recipe: Recipe, run: Progress, rescue: Path | None = None, *, watch: bool = False
+    data: Data,
+    recipe: Recipe,
+    run: Progress,
+    draws: Draws | None = None,
+    rescue: Path | None = None,
+    *,
+    watch: bool = False,
 ) -> Iterator[Update]:
     """Run Algorithm 1 from ``run.state``, and keep the history in ``run``.
 
-    Losses are read after every update. On CUDA they are read at the end of an outer iteration, because the GPU
-    must wait for each read.
+    Losses are read after every update. On CUDA those of an outer iteration are read at the end of the next, so that
+    the host never waits for the device.
 
     Parameters
     ----------
@@ -140,10 +357,12 @@ def follow(
     recipe : Recipe
     run : Progress
         Changed in place.
+    draws : Draws, optional
+        As in `gmlib.algorithm.algorithm_1`.
     rescue : path, optional
-        The checkpoint; see `read_losses`.
+        See `read_losses`.
     watch : bool
-        See `algorithm_1`.
+        See `gmlib.algorithm.algorithm_1`.
 
     Yields
     ------
@@ -154,27 +373,31 @@ def follow(
     Diverged
         If a loss that was read is not finite.
     """
+    draws = draws or Draws(data, recipe)
     deferred = recording.recordable(run.state.S.device)
-    started = time.monotonic()
-    for update in algorithm_1(data, recipe, run.state, watch=watch):
-        now, ended = run.now, run.state.t == 0
-        run.unread += [(update.t, loss) for loss in update.losses]
+    started, shared = time.monotonic(), draws.shared_seconds
+    for update in algorithm_1(data, recipe, run.state, draws, watch=watch):
+        now, ended = run.begun[-1], run.state.t == 0
+        now.unread += [(update.t, recording.Later(loss)) for loss in update.losses]
         if update.path is not None:
             now.theta_steps += update.path.steps
             if update.path.detection is not None:
                 now.detections.append([update.t, *update.path.detection])
-        if ended or not deferred:
-            read_losses(data, recipe, run, update, rescue)
-        now.seconds += time.monotonic() - started
+        now.seconds += time.monotonic() - started - (draws.shared_seconds - shared)
         if ended:
-            run.history.append(now.entry(update.k))
-            run.now = OuterIteration()
+            now.seconds += (draws.shared_seconds - draws.shared_seconds_before) / draws.n_runs
+            now.S = run.state.S.detach().clone()
+            run.begun.append(OuterIteration(run.state.k))
+        if ended or not deferred:
+            read_losses(data, recipe, run, update, delay=int(deferred), rescue=rescue)
         yield update
-        started = time.monotonic()
+        started, shared = time.monotonic(), draws.shared_seconds
 
 
-def read_losses(data: Data, recipe: Recipe, run: Progress, update: Update, rescue: Path | None = None) -> None:
-    """Move the unread losses into the history.
+def read_losses(
+    data: Data, recipe: Recipe, run: Progress, update: Update, *, delay: int = 0, rescue: Path | None = None
+) -> None:
+    """Read losses from the device, and move finished outer iterations into the history.
 
     Parameters
     ----------
@@ -184,23 +407,30 @@ def read_losses(data: Data, recipe: Recipe, run: Progress, update: Update, rescu
         Changed in place.
     update : Update
         The last one.
+    delay : int
+        Leave the losses of so many finished outer iterations, and of the unfinished one after them, for later.
     rescue : path, optional
-        The checkpoint. If a loss is not finite, the last good S is saved in the same folder.
+        A file. If a loss is not finite, the last good S is saved there.
 
     Raises
     ------
     Diverged
         If a loss is not finite.
     """
-    if not run.unread:
-        return
-    values = torch.stack([loss for _, loss in run.unread]).tolist()
-    bad = [t for (t, _), value in zip(run.unread, values, strict=True) if not math.isfinite(value)]
-    run.now.losses += values
-    run.unread = []
-    if bad:
-        raise _diverged(as_set(run.last_good, data, recipe, run.history), run.state, update, bad[0], rescue)
-    run.last_good = run.state.S.detach().clone()
+    for iteration in run.begun[: -1 - delay] if delay else list(run.begun):
+        values = [loss.read() for _, loss in iteration.unread]
+        bad = [t for (t, _), value in zip(iteration.unread, values, strict=True) if not math.isfinite(value)]
+        iteration.losses += values
+        iteration.unread = []
+        if bad:
+            S = as_set(run.last_good, data, recipe, run.history)
+            raise _diverged(S, run.state, update, iteration.k, bad[0], rescue)
+        if iteration.S is not None:
+            run.history.append(iteration.entry)
+            run.begun.remove(iteration)
+            run.last_good = iteration.S
+        elif values:
+            run.last_good = run.state.S.detach().clone()
 
 
 def check(data: Data, recipe: Recipe, snapshots: Collection[int] = ()) -> None:
@@ -243,19 +473,18 @@ def as_set(
     )
 
 
-def _diverged(S: SyntheticSet, state: State, update: Update, t: int, checkpoint: Path | None) -> Diverged:
-    """The error for a matching loss that is not finite. The last good S is saved in the folder of the checkpoint."""
+def _diverged(S: SyntheticSet, state: State, update: Update, k: int, t: int, rescue: Path | None) -> Diverged:
+    """The error for a matching loss of (k, t) that is not finite. The last good S is saved."""
     distances = how.layer_distances(S.recipe["how"], update.gS, update.gT)
     layers = [name for name, _ in networks.matched(state.theta)]
     bad = [layer for layer, d in zip(layers, distances, strict=True) if not d.isfinite().all()]
     # If every distance is finite, its gradient was not. The largest distance is then the likeliest source.
     layer = bad[0] if bad else max(zip(distances, layers, strict=True), key=lambda pair: pair[0].sum().item())[1]
     message = (
-        f"the matching loss is not finite at outer iteration k={update.k}, t={t}, layer {layer}: "
+        f"the matching loss is not finite at outer iteration k={k}, t={t}, layer {layer}: "
         "lower lr_images or lr_network"
     )
-    if checkpoint is not None:
-        rescue = checkpoint.with_name(f"{checkpoint.stem}-last-good.safetensors")
+    if rescue is not None:
         S.save(rescue)
         message += f"; the last good S is saved as {rescue}"
-    return Diverged(message, update.k, t, layer, S)
+    return Diverged(message, k, t, layer, S)

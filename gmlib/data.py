@@ -157,19 +157,35 @@ class Data:
         ValueError
             If n < 1.
         """
+        chosen = self.choose_classes(n, generator)
+        return list(self.train_images[self.on_device(torch.cat(chosen))].split([len(part) for part in chosen]))
+
+    def choose_classes(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        """Choose what `sample_classes` draws.
+
+        Returns
+        -------
+        list of Tensor
+            C int64 tensors on the CPU, the numbers of the chosen training images.
+        """
         _check_draw(n)
-        chosen = [
+        return [
             start + torch.randperm(count, generator=generator)[:n]
             for start, count in zip(self._starts, self.counts, strict=False)
         ]
-        drawn = self.train_images[torch.cat(chosen).to(self.train_images.device, non_blocking=True)]
-        return list(drawn.split([len(part) for part in chosen]))
 
     def sample_any(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw min(n, N) training images of any class without replacement, with their labels."""
-        chosen = torch.randperm(len(self.train_labels), generator=generator)[:n]
-        chosen = chosen.to(self.train_labels.device, non_blocking=True)
+        chosen = self.on_device(self.choose_any(n, generator))
         return self.train_images[chosen], self.train_labels[chosen]
+
+    def choose_any(self, n: int, generator: torch.Generator) -> Tensor:
+        """Choose what `sample_any` draws: the numbers of training images, int64 on the CPU."""
+        return torch.randperm(len(self.train_labels), generator=generator)[:n]
+
+    def on_device(self, chosen: Tensor) -> Tensor:
+        """Copy numbers of training images to the data's device. The host does not wait for the copy."""
+        return chosen.to(self.train_images.device, non_blocking=True)
 
     def labels_of(self, ipc: int) -> Tensor:
         """The labels of a synthetic set: (C*ipc,) int64 on the data's device, ipc times 0, ipc times 1, ..."""

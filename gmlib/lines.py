@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -74,8 +75,16 @@ def initial(data: Data, recipe: Recipe) -> Tensor:
 # ---- line 3: theta_0 -------------------------------------------------------------------------------------
 
 
-def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:
-    """Draw theta_0 ~ P_theta0, the network of outer iteration k, on the data's device and in its dtype.
+def fresh_network(data: Data, recipe: Recipe, k: int, device: str | None = None) -> nn.Module:
+    """Draw theta_0 ~ P_theta0, the network of outer iteration k, in the dtype of the data.
+
+    Parameters
+    ----------
+    data : Data
+    recipe : Recipe
+    k : int
+    device : str, optional
+        None takes the data's device.
 
     Source
     ------
@@ -88,7 +97,7 @@ def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:
         width=recipe.width,
         depth=recipe.depth,
         generator=generator(recipe.seed, "network", k),
-        device=data.train_images.device,
+        device=device or data.train_images.device,
         dtype=data.train_images.dtype,
     )
 
@@ -96,23 +105,49 @@ def fresh_network(data: Data, recipe: Recipe, k: int) -> nn.Module:
 # ---- lines 5-6: mini-batches -----------------------------------------------------------------------------
 
 
-class Batches(NamedTuple):
+class Chosen(NamedTuple):
+    """The random choices of one update of S, on the host.
+
+    Attributes
+    ----------
+    real : list of Tensor
+        Numbers of the real training images of each class, int64.
+    mixed : tuple of Tensor
+        With inter_batches="sampled": numbers of the images of S and of the real training images in the batches of
+        mixed classes, int64. Otherwise empty.
+    transforms : list of callables
+        One augmentation per class.
+    """
+
+    real: list[Tensor]
+    mixed: tuple[Tensor, ...]
+    transforms: list[Callable[[Tensor], Tensor]]
+
+
+@dataclass(eq=False)
+class Batches:
     """The mini-batches of one update of S.
 
     Attributes
     ----------
     images : tuple of Tensor
-        The real images of all classes, (sum of sizes, channels, height, width). With inter_batches="sampled" three
-        more tensors follow: the indices in S of the mixed synthetic batch, and the mixed real batch with its labels.
+        The real images of all classes, (sum of sizes, channels, height, width). With inter_batches="sampled" the real
+        batch of mixed classes and its labels follow.
     sizes : list of int
         Number of real images of each class.
     transforms : list of callables
         One augmentation per class, applied to both sides.
+    mixed_S : tuple of Tensor
+        With inter_batches="sampled": the indices in S of its batch of mixed classes. Otherwise empty.
+    gT : RealGradients or None
+        The gradients of the real images, if `gmlib.draws.Draws` keeps them for further runs.
     """
 
     images: tuple[Tensor, ...]
     sizes: list[int]
     transforms: list[Callable[[Tensor], Tensor]]
+    mixed_S: tuple[Tensor, ...] = ()
+    gT: RealGradients | None = None
 
     @property
     def for_batchnorm(self) -> Tensor:
@@ -139,14 +174,29 @@ def sample(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> B
     ------
     Lines 5 and 6 of Algorithm 1.
     """
-    real = data.sample_classes(recipe.batch_real, streams["batches"])
+    return gather(data, choose_images(data, recipe, streams))
+
+
+def choose_images(data: Data, recipe: Recipe, streams: dict[str, torch.Generator]) -> Chosen:
+    """Make the random choices of `sample`, without the data's device. Parameters are those of `sample`."""
+    real = data.choose_classes(recipe.batch_real, streams["batches"])
     transforms = [siamese_for(recipe.augment, data.name, streams["augment"]) for _ in real]
-    images: tuple[Tensor, ...] = (torch.cat(real),)
+    mixed: tuple[Tensor, ...] = ()
     if recipe.inter_batches == "sampled":
         some = torch.randperm(data.n_classes * recipe.ipc, generator=streams["mixed"])[:MIXED_IMAGES]
-        x, y = data.sample_any(MIXED_REAL, streams["mixed"])
-        images += (some.to(y.device), x, y)
-    return Batches(images, [len(part) for part in real], transforms)
+        mixed = (some, data.choose_any(MIXED_REAL, streams["mixed"]))
+    return Chosen(real, mixed, transforms)
+
+
+def gather(data: Data, chosen: Chosen) -> Batches:
+    """Take the chosen images, on the data's device."""
+    images: tuple[Tensor, ...] = (data.train_images[data.on_device(torch.cat(chosen.real))],)
+    sizes = [len(part) for part in chosen.real]
+    if not chosen.mixed:
+        return Batches(images, sizes, chosen.transforms)
+    some, any_class = map(data.on_device, chosen.mixed)
+    images += (data.train_images[any_class], data.train_labels[any_class])
+    return Batches(images, sizes, chosen.transforms, (some,))
 
 
 def runner_for(data: Data, recipe: Recipe) -> Runner:
@@ -156,6 +206,22 @@ def runner_for(data: Data, recipe: Recipe) -> Runner:
 
 
 # ---- line 7: gradients -----------------------------------------------------------------------------------
+
+
+class RealGradients(NamedTuple):
+    """Gradients of T.
+
+    Attributes
+    ----------
+    classes : list of Tensor
+        Class gradients gT, (C, rows, n) per matched layer.
+    mixed : list of Tensor
+        Gradient of the batch of mixed classes, (rows, n) per matched layer, with inter_batches="sampled". Otherwise
+        empty.
+    """
+
+    classes: how.Gradient
+    mixed: how.Gradient
 
 
 class Gradients(NamedTuple):
@@ -180,31 +246,69 @@ class Gradients(NamedTuple):
         return Gradients([layer.detach() for layer in self.S], self.T)
 
 
-def gradients(
-    theta: nn.Module,
-    S: Tensor,
-    labels: Tensor,
-    B: Batches,
-    recipe: Recipe,
-    chunk: int | None = None,
-    images: tuple[Tensor, ...] | None = None,
-) -> Gradients:
-    """Compute the class gradients of S and of T.
+def real_gradients(theta: nn.Module, B: Batches, recipe: Recipe, runner: Runner) -> RealGradients:
+    """Compute the class gradients of T, after freezing BatchNorm at the statistics of real images.
 
     Parameters
     ----------
     theta : nn.Module
         The network.
+    B : Batches
+        From `sample`.
+    recipe : Recipe
+        Uses ``precision``.
+    runner : Runner
+        Repeats the step in smaller passes if memory runs out. On CUDA it records the step once and replays it.
+
+    Returns
+    -------
+    RealGradients
+        On CUDA the next call with the same runner overwrites them.
+
+    Source
+    ------
+    Line 7 of Algorithm 1.
+    """
+    networks.freeze_batchnorm(theta, B.for_batchnorm)
+
+    def line_7(real: Tensor, *mixed: Tensor) -> RealGradients:
+        B_T = [transform(x) for transform, x in zip(B.transforms, real.split(B.sizes), strict=True)]
+        # gT_c = grad L(B_c^T, theta)
+        gT = class_gradients(theta, B_T, chunk=runner.chunk, precision=recipe.precision)
+        if not mixed:
+            return RealGradients(gT, [])
+        x, y = mixed
+        return RealGradients(gT, batch_gradient(theta, x, y, chunk=runner.chunk, precision=recipe.precision))
+
+    # Augmentation makes every call different, so nothing can be recorded.
+    return runner("T" if recipe.augment == "none" else None, line_7, *B.images)
+
+
+def gradients(
+    theta: nn.Module,
+    S: Tensor,
+    labels: Tensor,
+    B: Batches,
+    gT: RealGradients,
+    recipe: Recipe,
+    chunk: int | None = None,
+) -> Gradients:
+    """Compute the class gradients of S, to be matched with those of T.
+
+    Parameters
+    ----------
+    theta : nn.Module
+        The network, as `real_gradients` left it.
     S, labels : Tensor
         The synthetic images and their classes.
     B : Batches
         From `sample`.
+    gT : RealGradients
+        From `real_gradients` with the same ``theta`` and ``B``.
     recipe : Recipe
-        Uses ``ipc`` and ``precision``.
+        Uses ``ipc``.
     chunk : int, optional
         Largest number of images in one pass; None for no limit. The result is the same up to rounding.
-    images : tuple of Tensor, optional
-        Replaces ``B.images``. A recorded step passes its own buffers.
 
     Returns
     -------
@@ -214,18 +318,14 @@ def gradients(
     ------
     Line 7 of Algorithm 1.
     """
-    real, *mixed = B.images if images is None else images
     B_S = [transform(x) for transform, x in zip(B.transforms, S.split(recipe.ipc), strict=True)]
-    B_T = [transform(x) for transform, x in zip(B.transforms, real.split(B.sizes), strict=True)]
-    # gS_c = grad L(B_c^S, theta), gT_c = grad L(B_c^T, theta)
+    # gS_c = grad L(B_c^S, theta)
     gS = class_gradients(theta, B_S, create_graph=True, chunk=chunk)
-    gT = class_gradients(theta, B_T, chunk=chunk, precision=recipe.precision)
-    if not mixed:
-        return Gradients(gS, gT)
-    some, x, y = mixed
+    if not B.mixed_S:
+        return Gradients(gS, gT.classes)
+    (some,) = B.mixed_S
     mixed_S = batch_gradient(theta, S[some], labels[some], create_graph=True, chunk=chunk)
-    mixed_T = batch_gradient(theta, x, y, chunk=chunk, precision=recipe.precision)
-    return Gradients(gS, gT, (mixed_S, mixed_T))
+    return Gradients(gS, gT.classes, (mixed_S, gT.mixed))
 
 
 # ---- line 8: the matching loss ---------------------------------------------------------------------------
@@ -278,13 +378,21 @@ def matching_loss(
 
 
 def match(
-    theta: nn.Module, S: Tensor, labels: Tensor, B: Batches, weights: Tensor, recipe: Recipe, k: int, runner: Runner
-) -> tuple[Tensor, Tensor, Gradients]:
-    """Run lines 7 and 8 as one step, after freezing BatchNorm at the statistics of real images.
+    theta: nn.Module,
+    S: Tensor,
+    labels: Tensor,
+    B: Batches,
+    gT: RealGradients,
+    weights: Tensor,
+    recipe: Recipe,
+    k: int,
+    runner: Runner,
+) -> tuple[Tensor, Tensor, how.Gradient]:
+    """Run line 7 for S, and line 8, as one step.
 
     Parameters
     ----------
-    theta, S, labels, B, weights, recipe, k
+    theta, S, labels, B, gT, weights, recipe, k
         See `gradients` and `matching_loss`.
     runner : Runner
         Repeats the step in smaller passes if memory runs out. On CUDA it records the step once and replays it.
@@ -293,23 +401,26 @@ def match(
     -------
     loss, dS : Tensor
         See `matching_loss`.
-    g : Gradients
-        Detached. On CUDA the next call overwrites all three.
+    gS : list of Tensor
+        Detached class gradients of S. On CUDA the next call overwrites all three.
 
     Source
     ------
     Lines 7 and 8 of Algorithm 1.
     """
-    networks.freeze_batchnorm(theta, B.for_batchnorm)
+    n = len(gT.classes)
 
-    def lines_7_and_8(*images: Tensor) -> tuple[Tensor, Tensor, Gradients]:
-        g = gradients(theta, S, labels, B, recipe, runner.chunk, images)  # line 7
+    def lines_7_and_8(*inputs: Tensor) -> tuple[Tensor, Tensor, how.Gradient]:
+        # A recorded step reads its own buffers, which hold these inputs.
+        real = RealGradients(inputs[:n], inputs[n : n + len(gT.mixed)])
+        own = replace(B, mixed_S=inputs[n + len(gT.mixed) :])
+        g = gradients(theta, S, labels, own, real, recipe, runner.chunk)  # line 7
         loss, dS = matching_loss(g, S, weights, recipe, k)  # line 8
-        return loss, dS, g.detached
+        return loss, dS, g.detached.S
 
     # Only interleaved matching depends on k. Augmentation makes every call different, so nothing can be recorded.
-    name = None if recipe.augment != "none" else ("match", recipe.what == "interleaved" and k % 2)
-    return runner(name, lines_7_and_8, *B.images)
+    name = None if recipe.augment != "none" else ("S", recipe.what == "interleaved" and k % 2)
+    return runner(name, lines_7_and_8, *gT.classes, *gT.mixed, *B.mixed_S)
 
 
 # ---- lines 10-13: how far theta goes ---------------------------------------------------------------------

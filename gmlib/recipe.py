@@ -19,7 +19,7 @@ from .where import FIXED, WHERE, parse_schedule
 INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
 CLASS_WEIGHTS = ("equal", "share")
-PRECISIONS = ("float32", "tf32", "bf16", "tf32+bf16")
+PRECISIONS = ("float32", "tf32", "bf16", "tf32+bf16")  # "auto" chooses between float32 and bf16
 
 # The columns of Table 3, then the two further columns of Table 1.
 METHODS: dict[str, dict[str, str]] = {
@@ -127,8 +127,9 @@ class Recipe:
         strategy published for the data set, or a strategy such as "dsa:crop+scale" (reference [29] of the paper). It
         has no effect on `gmlib.evaluation.evaluate`.
     precision : str
-        "float32"; "tf32" for products in TF32 on CUDA; "bf16" for the pass over real images in bfloat16; or
-        "tf32+bf16".
+        "float32"; "tf32" for products in TF32 on CUDA; "bf16" for the pass over real images in bfloat16;
+        "tf32+bf16"; or "auto", which takes bf16 where the machine is faster with it, else float32. A set keeps the
+        precision that was chosen.
     seed : int
         Seed of all random numbers of the run, at least 0.
 
@@ -182,7 +183,7 @@ class Recipe:
             "inter_batches": INTER_BATCHES,
             "class_weights": CLASS_WEIGHTS,
             "init": INIT,
-            "precision": PRECISIONS,
+            "precision": (*PRECISIONS, "auto"),
         }.items():
             choose(dict.fromkeys(known), name, getattr(self, name))
         networks.parse_name(self.network)

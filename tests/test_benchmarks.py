@@ -20,7 +20,7 @@ import gmlib as gm
 import gmreport as report
 from gmlib import augment, networks, where
 from gmlib.evaluation import accuracy
-from gmlib.lines import Batches, class_weights, fresh_network, initial, match, runner_for
+from gmlib.lines import Batches, class_weights, fresh_network, initial, match, real_gradients, runner_for
 from gmlib.runs.provenance import HOME
 from gmlib.speed import training
 from gmlib.speed.gradients import IMPLEMENTATIONS
@@ -69,7 +69,9 @@ def test_plain_matching_loss_equals_the_librarys(data, method):
     real = [data.of_class(c) for c in range(3)]
     B = Batches((torch.cat(real),), [len(x) for x in real], [lambda x: x] * 3)
     run = runner_for(data, recipe)
-    expected, dS_expected, _ = match(network, S, data.labels_of(2), B, class_weights(data, recipe), recipe, 0, run)
+    gT = real_gradients(network, B, recipe, run)
+    labels, weights = data.labels_of(2), class_weights(data, recipe)
+    expected, dS_expected, _ = match(network, S, labels, B, gT, weights, recipe, 0, run)
     assert loss.item() == pytest.approx(float(expected), rel=1e-8) and dS.abs().max() > 1e-3
     torch.testing.assert_close(dS, dS_expected, rtol=1e-8, atol=1e-8)
 

@@ -145,8 +145,8 @@ def test_a_state_written_inside_an_outer_iteration_continues_with_the_same_bits(
     state = State.initial(data, recipe)
     for n, _ in enumerate(algorithm_1(data, recipe, state), start=1):
         path = tmp_path / f"{n}.safetensors"
-        Checkpoint(path, data, recipe).write(Progress(state))
-        read = Checkpoint(path, data, recipe).progress(data, recipe).state
+        Checkpoint(path, data, [recipe]).write([Progress(state)])
+        (read,) = (run.state for run in Checkpoint(path, data, [recipe]).progress(data, [recipe]))
         assert equal_bits(bits(read), whole[n - 1][0])
         for _ in algorithm_1(data, recipe, read):
             pass
@@ -388,7 +388,7 @@ def test_diverged_names_the_iteration_and_the_layer(steps, t, tmp_path, monkeypa
     with pytest.raises(gm.Diverged, match=f"k=1, t={t}, layer") as error:
         condense(data, recipe, checkpoint=tmp_path / "run.safetensors")
     assert (error.value.k, error.value.t) == (1, t)
-    if steps == "called" or t == 2:  # else a later update is looked at, in which every layer is NaN
+    if steps == "called":  # else a later update is looked at, in which every layer is NaN
         assert error.value.layer == "4.weight"
     rescued = gm.SyntheticSet.load(tmp_path / "run-last-good.safetensors")
     assert torch.equal(rescued.images, error.value.S.images)

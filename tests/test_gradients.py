@@ -241,7 +241,7 @@ def test_bfloat16_applies_to_real_images_only(monkeypatch):
     of_S, in_float32, in_bf16 = (
         (*choice, {torch.float32}) for choice in ((True, None), (False, "float32"), (False, "bf16"))
     )
-    assert asked == [of_S, in_float32] * 2 + [of_S, in_bf16] * 2
+    assert asked == [in_float32, of_S] * 2 + [in_bf16, of_S] * 2
     assert not torch.equal(exact.images, rough.images) and torch.allclose(exact.images, rough.images, atol=0.02)
     network = networks.build("convnet", (1, 8, 8), 3, generator=generator(0), width=4, depth=2)
     for name in ("loop", "grouped"):

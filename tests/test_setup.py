@@ -130,7 +130,7 @@ ROOMS = [
     {"speed"},
     {"recipe", "runtime"},
     {"data", "datasets", "sets"},
-    {"lines", "algorithm"},
+    {"lines", "draws", "algorithm"},
     {"checkpoint", "condensation", "coresets", "evaluation", "maxmin"},
     {"runs"},
     {"analysis"},

@@ -99,9 +99,10 @@ PRINT = {
         3,
         r"Compute gradients \(g_c^{\mathcal{S}_t} = \nabla_{\theta_t} L(B_c^{\mathcal{S}_t}, \theta_t)\), "
         r"\(g_c^{\mathcal{T}} = \nabla_{\theta_t} L(B_c^{\mathcal{T}}, \theta_t)\);",
-        r"One call takes the gradients of all classes. Line 9 differentiates \(g^{\mathcal{S}}\), "
-        "so its graph is kept: <code>create_graph=True</code>.",
-        (lines.gradients,),
+        r"The real gradients come first. At \(t = 0\) they do not depend on \(\mathcal{S}\), so runs that share a "
+        r"seed compute them once. <code>match</code> takes those of \(\mathcal{S}\). Line 9 differentiates them, "
+        "so their graph is kept: <code>create_graph=True</code>.",
+        (lines.real_gradients, lines.gradients),
         (class_gradients,),
     ),
     8: Line(
@@ -113,7 +114,7 @@ PRINT = {
         r"The first sum is Eq. 4, both terms are Eq. 6. The gradient of all classes together is a mean of class "
         r"gradients (Eq. 5), so it needs no further pass. \(D\) adds up a distance over the layers (Eq. 7): the "
         r"angle (Eq. 8), or angle and magnitude (Eq. 9). \(\lambda\) is \(C\) unless the recipe says otherwise. "
-        "<code>match</code> runs lines 7 and 8 as one step.",
+        r"<code>match</code> runs line 7 for \(\mathcal{S}\) and line 8 as one step.",
         (lines.matching_loss, what.multi),
         (lines.match,),
         ((4, what.intra), (5, what.union), (6, what.multi), (7, how.distance), (8, how.d1), (9, how.improved)),

@@ -23,7 +23,17 @@ from .. import where
 from ..checks import as_list, check_number
 from ..condensation import check
 from ..data import Data
-from ..lines import class_weights, fresh_network, initial, match, measure_losses, runner_for, sample, streams_of
+from ..lines import (
+    class_weights,
+    fresh_network,
+    initial,
+    match,
+    measure_losses,
+    real_gradients,
+    runner_for,
+    sample,
+    streams_of,
+)
 from ..recipe import PRECISIONS, Recipe
 from ..runs.provenance import environment
 from ..runs.store import Run
@@ -156,7 +166,8 @@ class _Pieces:
             started = _now(S.device)
             streams = streams_of(recipe, k, 0)
             B = sample(data, recipe, streams)
-            _, S.grad, _ = match(theta, S, labels, B, self.weights, recipe, k, self.run)
+            gT = real_gradients(theta, B, recipe, self.run)
+            _, S.grad, _ = match(theta, S, labels, B, gT, self.weights, recipe, k, self.run)
             optimiser_S.step()
             updated = _now(S.device)
             for _ in range(STEPS):
@@ -225,7 +236,9 @@ def precisions(
         for precision in usable:
             started = _now(device)
             with matmul_precision(precision):
-                loss, dS, _ = match(network, S, labels, B, weights, replace(recipe, precision=precision), r, run)
+                rounded = replace(recipe, precision=precision)
+                gT = real_gradients(network, B, rounded, run)
+                loss, dS, _ = match(network, S, labels, B, gT, weights, rounded, r, run)
             seconds = _now(device) - started
             exact = exact or (loss, dS)
             row = {

@@ -23,6 +23,7 @@ from ..lines import (
     initial,
     loss_on,
     matching_loss,
+    real_gradients,
     runner_for,
     sample,
     streams_of,
@@ -166,11 +167,11 @@ def pulls(
             theta = state.theta
             B = sample(data, recipe, streams_of(recipe, k, t))
             loss_S = loss_on(theta, x, labels)  # in training mode, so BatchNorm is frozen after it
-            networks.freeze_batchnorm(theta, B.for_batchnorm)
+            gT = real_gradients(theta, B, recipe, run)
             for attempt in run.memory:
                 with attempt:
                     found = []
-                    g = gradients(theta, x, labels, B, recipe, run.chunk)
+                    g = gradients(theta, x, labels, B, gT, recipe, run.chunk)
                     for level, term in parts:
                         part = replace(recipe, what=level, how=term)
                         loss, dS = matching_loss(g, x, weights, part, k, retain_graph=True)

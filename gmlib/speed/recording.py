@@ -113,6 +113,30 @@ class Graph:
         return self.outputs
 
 
+class Later:
+    """A scalar on its way to the host. On CUDA the host goes on with its work until it reads the value.
+
+    Parameters
+    ----------
+    x : Tensor
+        A scalar. It may be overwritten afterwards.
+    """
+
+    def __init__(self, x: Tensor):
+        self.event: torch.cuda.Event | None = None
+        self.value = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+        self.value.copy_(x, non_blocking=True)
+        if x.is_cuda:
+            self.event = torch.cuda.Event()
+            self.event.record(torch.cuda.current_stream(x.device))
+
+    def read(self) -> float:
+        """Return the value, after waiting for it."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.value.item()
+
+
 def step_recorder(device: torch.device) -> Callable[[Callable[..., Any]], Replay] | None:
     """Return the function that turns a step into a `Replay` on this device; None if steps are not recorded."""
     return partial(Replay, device=device) if recordable(device) else None
