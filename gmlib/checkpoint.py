@@ -179,26 +179,25 @@ class Checkpoint:
                     f"the checkpoint {path} belongs to another run, with {values}: delete it or choose another file"
                 )
 
-    def progress(self, data: Data, recipes: Sequence[Recipe]) -> list[Progress]:
+    def progress(self, data: Data) -> list[Progress]:
         """The stored runs, or new ones if none are stored.
 
         Parameters
         ----------
         data : Data
             On the device to compute on.
-        recipes : sequence of Recipe
 
         Returns
         -------
         list of Progress
         """
-        runs = [Progress(State.initial(data, recipe)) for recipe in recipes]
+        runs = [Progress(State.initial(data, recipe)) for recipe in self.recipes]
         if self.stored:
-            runs = [self._restored(i, run.state, data, recipes[i]) for i, run in enumerate(runs)]
+            runs = [self._restored(i, run.state, data) for i, run in enumerate(runs)]
         self.tensors = {}  # they are not needed a second time
         return runs
 
-    def _restored(self, i: int, state: State, data: Data, recipe: Recipe) -> Progress:
+    def _restored(self, i: int, state: State, data: Data) -> Progress:
         tensors = {
             name.removeprefix(f"{i}."): tensor for name, tensor in self.tensors.items() if name.startswith(f"{i}.")
         }
@@ -209,7 +208,7 @@ class Checkpoint:
         if "momentum" in tensors:
             state.optimiser_S.state[state.S]["momentum_buffer"] = tensors["momentum"].to(state.S)
         if state.t:
-            _restore_theta(state, tensors, data, recipe)
+            _restore_theta(state, tensors, data, self.recipes[i])
         kept = {
             int(name.removeprefix("snapshot-")): tensor.to(state.S.device)
             for name, tensor in tensors.items()

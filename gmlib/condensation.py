@@ -113,7 +113,7 @@ def condense_together(
     data: Data,
     recipes: Sequence[Recipe],
     device: torch.device | str | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     progress: bool = True,
     *,
     snapshots: Collection[int] | Sequence[Collection[int]] = (),
@@ -136,8 +136,9 @@ def condense_together(
         All different, in any order.
     device, progress, checkpoint_seconds, deadline
         As in `condense`.
-    checkpoint : path, optional
-        One file for the state of all runs; else as in `condense`.
+    checkpoint : path, or one for each recipe, optional
+        A file for the state of all runs; else as in `condense`. A run with a file of its own can be continued alone,
+        or together with others.
     snapshots : collection of int, or one for each recipe
         As in `condense`.
     finished : callable, optional
@@ -172,10 +173,16 @@ def condense_together(
     if len(set(recipes)) < len(recipes):
         raise ValueError("two recipes are equal: give each once")
     device = device_of(device)
-    file = Checkpoint(checkpoint, data, recipes)
+    paths = checkpoint if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str) else [checkpoint]
+    if len(paths) not in (1, len(recipes)):
+        raise ValueError(f"checkpoint has {len(paths)} files for {len(recipes)} recipes: give one, or one for each")
+    owned = [recipes] if len(paths) == 1 else [[recipe] for recipe in recipes]
+    files = [Checkpoint(path, data, own) for path, own in zip(paths, owned, strict=True)]
     data = data.to(device)
-    file.recipes = with_precisions(data, file.recipes)
-    work = _Work(data, file, kept, checkpoint_seconds, deadline, finished, progress)
+    settled = iter(with_precisions(data, [recipe for file in files for recipe in file.recipes]))
+    for file in files:
+        file.recipes = [next(settled) for _ in file.recipes]
+    work = _Work(data, files, kept, checkpoint_seconds, deadline, finished, progress)
     with work.bar:
         for group in groups(work.recipes):
             work.do(group)
@@ -201,16 +208,17 @@ class _Work:
     def __init__(
         self,
         data: Data,
-        file: Checkpoint,
+        files: list[Checkpoint],
         snapshots: list[Collection[int]],
         checkpoint_seconds: float,
         deadline: float | None,
         finished: Callable[[int, SyntheticSet], None] | None,
         progress: bool,
     ):
-        self.data, self.file, self.recipes, self.snapshots = data, file, file.recipes, snapshots
+        self.data, self.files, self.snapshots = data, files, snapshots
+        self.recipes = [recipe for file in files for recipe in file.recipes]
         self.checkpoint_seconds, self.deadline, self.finished = checkpoint_seconds, deadline, finished
-        self.runs = file.progress(data, self.recipes)
+        self.runs = [run for file in files for run in file.progress(data)]
         self.diverged = {
             i: Diverged(*run.diverged, as_set(run.last_good, data, self.recipes[i], run.history))
             for i, run in enumerate(self.runs)
@@ -263,7 +271,7 @@ class _Work:
                     self.bar.set_postfix(loss=f"{run.history[-1]['loss']:.4g}", refresh=False)
                 self._keep(i)
             self.bar.update()
-            if out_of_time or self._is_done(i) or self.file.age() > self.checkpoint_seconds:
+            if out_of_time or self._is_done(i) or self.files[0].age() > self.checkpoint_seconds:
                 self._write(i, update)
             if self._is_done(i):
                 self._finish(i)
@@ -284,7 +292,9 @@ class _Work:
         for j in {i: None} | dict.fromkeys(set(range(len(self.runs))) - self.diverged.keys()):
             with self._noting_divergence(j):
                 read_losses(self.data, self.recipes[j], self.runs[j], update, rescue=self._rescue(j))
-        self.file.write(self.runs)
+        runs = iter(self.runs)
+        for file in self.files:
+            file.write([next(runs) for _ in file.recipes])
 
     def _finish(self, i: int) -> None:
         if self.finished and i not in self.diverged:
@@ -297,13 +307,13 @@ class _Work:
 
     def _rescue(self, i: int) -> Path | None:
         """Where the last good S of run i goes if its loss is no longer finite."""
-        path = self.file.path
-        number = f"-{i}" if len(self.runs) > 1 else ""
+        path = self.files[min(i, len(self.files) - 1)].path
+        number = f"-{i}" if len(self.runs) > len(self.files) else ""
         return path and path.with_name(f"{path.stem}{number}-last-good.safetensors")
 
     def _out_of_time(self) -> str:
-        path = self.file.path
-        advice = f"run again to continue from {path}" if path else "give more time or a checkpoint"
+        paths = ", ".join(str(file.path) for file in self.files if file.path)
+        advice = f"run again to continue from {paths}" if paths else "give more time or a checkpoint"
         return f"out of time after {sum(run.state.k for run in self.runs)} of {self.total} outer iterations: {advice}"
 
 

@@ -82,7 +82,7 @@ def few_stages(monkeypatch):
 
 
 def arguments(folder, *more, datasets=("made-up",), ipc=(1,)):
-    what = ["--budget", "tiny", "--datasets", *datasets, "--ipc", *map(str, ipc), "--device", "cpu"]
+    what = ["--precision", "float32", "--budget", "tiny", "--datasets", *datasets, "--ipc", *map(str, ipc), "--device", "cpu"]
     return [*what, "--results-dir", str(folder), "--log", str(folder.with_suffix(".log")), *more]
 
 
@@ -240,7 +240,7 @@ def test_what_is_stored_is_not_done_again(tmp_path, few_stages, monkeypatch, cap
     before, log = contents(folder), capsys.readouterr().out
     assert "0 of 15 are stored" in log
     for module, name in (
-        (store, "condense"),
+        (store, "condense_together"),
         (store, "coreset"),
         (store, "evaluate"),
         (evaluation, "fit"),
@@ -296,7 +296,7 @@ def test_it_continues_after_the_end_of_the_time_and_after_a_stop(tmp_path, few_s
         is_past = False
 
         def __lt__(self, now):  # `now > deadline` asks here first, since this is a subclass of float
-            Late.is_past |= sys._getframe(2).f_code.co_name == "condense"
+            Late.is_past |= sys._getframe(2).f_code.co_name == "_outer_iteration"
             return Late.is_past
 
     with monkeypatch.context() as patch:
@@ -405,11 +405,11 @@ work.STAGES = {stages}
 campaign.load_data = lambda name, **options: pickle.loads((folder / "data").read_bytes())
 store.PeakMemory = lambda device: lambda: math.nan
 
-def noted(job, *args, real=store._make):
+def noted(job, *args, real=store._store):
     print("made", job.method, job.recipe.seed)
     return real(job, *args)
 
-store._make = noted
+store._store = noted
 (folder / "ready").touch()
 while not (folder / "go").exists():
     time.sleep(0.001)
@@ -423,11 +423,11 @@ def test_two_copies_of_the_command_share_the_work(small, tmp_path, monkeypatch):
     assert run(tmp_path / "alone") == 0
     made_here = []
 
-    def noted(job, *args, real=store._make):
+    def noted(job, *args, real=store._store):
         made_here.append((job.method, str(job.recipe.seed)))
         return real(job, *args)
 
-    monkeypatch.setattr(store, "_make", noted)
+    monkeypatch.setattr(store, "_store", noted)
     (tmp_path / "data").write_bytes(pickle.dumps(small["made-up"]))
     code = COPY.format(workflow=str(ROOT / "workflow"), budget=TINY, stages=work.STAGES)
     other = subprocess.Popen(
@@ -615,12 +615,12 @@ def test_a_data_set_that_cannot_be_loaded_is_left_out_and_the_others_run(tmp_pat
 
 
 def test_a_piece_that_fails_is_reported_and_the_others_run(tmp_path, few_stages, monkeypatch, capsys):
-    def diverges(data, recipe, *args, real=store.condense, **options):
-        if recipe.seed == 0 and recipe.network == "convnet":
+    def diverges(data, recipes, *args, real=store.condense_together, **options):
+        if recipes[0].seed == 0 and recipes[0].network == "convnet":
             raise gm.Diverged("the matching loss is nan", 0, 0, "", None)
-        return real(data, recipe, *args, **options)
+        return real(data, recipes, *args, **options)
 
-    monkeypatch.setattr(store, "condense", diverges)
+    monkeypatch.setattr(store, "condense_together", diverges)
     assert run(tmp_path / "results") == 1
     log = capsys.readouterr().out
     assert "Table 3, IPC 1: made-up, DC, set 0: the matching loss is nan" in log
@@ -637,7 +637,7 @@ def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
     assert {stage for stage, _ in pieces} >= {"Table 3, IPC 1", "Section 5, IPC 1", "Whole data"}
     sentences = " ".join(refused)
     assert "LeNet" in sentences and "MLP" not in sentences and "ConvNet" not in sentences
-    *_, targets = next(p.key for stage, p in pieces if stage == "Table 4, IPC 1" and "MD@mlp" in p.name)
+    *_, targets, _ = next(p.key for stage, p in pieces if stage == "Table 4, IPC 1" and "MD@mlp" in p.name)
     assert targets == ("mlp", "convnet", "alexnet"), "the other cells of the table"
     assert not any("MD@lenet" in piece.name or "MD@vgg11bn" in piece.name for _, piece in pieces)
 
@@ -692,13 +692,13 @@ def test_the_readme_is_true_after_each_piece(tmp_path, few_stages, monkeypatch):
     folder.mkdir()
     (folder / "README.md").write_text(f"# Results\n\n{overview.BEGIN}\nstale\n{overview.END}\nmore\n")
 
-    def do_all(pieces, deadline, after_each, real=campaign.do_all):
+    def do_all(asked, pieces, deadline, after_each, real=campaign.do_all):
         def look():
             after_each()
             text = (folder / "README.md").read_text()
             seen.append(text == overview.readme(text, folder))
 
-        return real(pieces, deadline, look)
+        return real(asked, pieces, deadline, look)
 
     monkeypatch.setattr(campaign, "do_all", do_all)
     assert run(folder) == 0 and seen == [True] * 13

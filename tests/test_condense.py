@@ -146,7 +146,7 @@ def test_a_state_written_inside_an_outer_iteration_continues_with_the_same_bits(
     for n, _ in enumerate(algorithm_1(data, recipe, state), start=1):
         path = tmp_path / f"{n}.safetensors"
         Checkpoint(path, data, [recipe]).write([Progress(state)])
-        (read,) = (run.state for run in Checkpoint(path, data, [recipe]).progress(data, [recipe]))
+        (read,) = (run.state for run in Checkpoint(path, data, [recipe]).progress(data))
         assert equal_bits(bits(read), whole[n - 1][0])
         for _ in algorithm_1(data, recipe, read):
             pass

@@ -89,7 +89,7 @@ def test_a_run_and_its_folder(data, tmp_path, monkeypatch):
 def test_what_is_finished_is_read_back_and_never_done_again(data, tmp_path, monkeypatch):
     first = run(data, tmp_path, snapshots=(0, 2, 4))
     before = contents(tmp_path)
-    monkeypatch.setattr(store, "condense", None)
+    monkeypatch.setattr(store, "condense_together", None)
     monkeypatch.setattr(evaluation, "fit", None)
     monkeypatch.setattr(store, "evaluate", None)
     again = run(data, tmp_path, snapshots=(0, 2, 4))

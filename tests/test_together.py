@@ -233,6 +233,23 @@ def test_killed_runs_continue_to_the_same_sets(tmp_path):
         assert torch.equal(gm.SyntheticSet.load(f"{out}{i}").images, alone(data, recipe).images)
 
 
+def test_a_file_for_each_run_can_be_continued_alone_or_with_others(tmp_path):
+    data, recipes = make_data(dtype=torch.float32), mixed_recipes()[:4]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for _ in range(9):  # of 24 inner iterations
+        with pytest.raises(OutOfTime):
+            together(data, recipes, checkpoint=paths, deadline=time.monotonic())
+    with pytest.raises(OutOfTime):
+        alone(data, recipes[2], checkpoint=paths[2], deadline=time.monotonic())
+    for _ in range(4):
+        with pytest.raises(OutOfTime):
+            together(data, recipes[1:3], checkpoint=paths[1:3], deadline=time.monotonic())
+    for S, recipe in zip(together(data, recipes, checkpoint=paths), recipes, strict=True):
+        assert_equal(S, alone(data, recipe))
+    with pytest.raises(ValueError, match="2 files for 4 recipes"):
+        together(data, recipes, checkpoint=paths[:2])
+
+
 def test_a_checkpoint_of_other_runs_is_refused(tmp_path):
     data, path = make_data(dtype=torch.float32), tmp_path / "together.safetensors"
     recipes = [of_method("DC"), of_method("M")]

@@ -2,10 +2,10 @@
 
     python workflow/campaign.py --budget lite --datasets MNIST FashionMNIST --ipc 1 10 --time-budget 3600
 
-What is stored is not done again, so the same command continues after a stop, a kill or the end of the time budget.
-Several copies of it at once, on one machine or on several with a common disk, share the work. Runs by the paper's
-protocol go to results/, those of another budget to results/<budget>/, and sets made with --change to
-results/probes/<change>/.
+Sets with one image per class that share a seed are condensed together. What is stored is not done again, so the same
+command continues after a stop, a kill or the end of the time budget. Several copies of it at once, on one machine or
+on several with a common disk, share the work. Runs by the paper's protocol go to results/, those of another budget to
+results/<budget>/, and sets made with --change to results/probes/<change>/.
 
 Exit status: 0 done, or the time budget was used up; 1 something could not be done or was left out, as the log says;
 2 bad input, nothing was run; 130 interrupted; 143 terminated.
@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from gmlib.checks import check_number, choose
 from gmlib.evaluation import resolve_protocol
 from gmlib.files import write_atomically
 from gmlib.recipe import Budget
-from gmlib.runs import overview, readback, shipped, store, work
+from gmlib.runs import layout, overview, readback, shipped, store, work
 from gmlib.runs.locks import Busy
 from gmlib.runtime import deadline_in, deadline_passed, device_of, progress_bar
 
@@ -73,11 +73,15 @@ def prepare(
 
 
 def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list[tuple[str, Piece]], list[str]]:
-    """(title of a stage, piece) in order, each piece once; and what cannot be done, in sentences."""
+    """(title of a stage, piece) in order, each piece once; and what cannot be done, in sentences.
+
+    First every set gets the networks that a verdict needs, then those that are left.
+    """
     pieces: dict[tuple, tuple[str, Piece]] = {}
     refused: dict[str, None] = {}
     budget = BUDGETS[asked.budget]
-    for stage in asked.stages:
+    rounds = sorted({min(layout.LEAST_NETWORKS, budget.networks), budget.networks})
+    for networks, stage in product(rounds, list(asked.stages)):
         if stage.ipc not in (None, *ipcs):
             continue
         begun: set[str] = set()
@@ -92,7 +96,8 @@ def plan(asked: Asked, found: Sequence[Data], ipcs: Sequence[int]) -> tuple[list
             targets, too_large = fitting(cell[0], targets, budget)
             refused |= dict.fromkeys(f"{stage.title}: {sentence}" for sentence in too_large)
             try:
-                piece = PIECES[stage.kind](asked, *cell, targets)
+                sizes = (networks,) if stage.kind == "sets" else ()
+                piece = PIECES[stage.kind](asked, *cell, targets, *sizes)
             except ValueError as error:
                 refused[f"{stage.title}: {error}"] = None
             else:
@@ -133,7 +138,7 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
     pieces, left_out = prepare(asked, datasets, ipcs)
     try:
         with logging_redirect_tqdm():
-            undone, failed = do_all(pieces, deadline, lambda: update_readme(asked.results_dir))
+            undone, failed = do_all(asked, pieces, deadline, lambda: update_readme(asked.results_dir))
     finally:
         update_readme(asked.results_dir)
     log.info("the results are in %s", asked.folder)
@@ -145,18 +150,24 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
 
 
 def do_all(
-    pieces: Sequence[tuple[str, Piece]], deadline: float | None, after_each: Callable[[], None]
+    asked: Asked, pieces: Sequence[tuple[str, Piece]], deadline: float | None, after_each: Callable[[], None]
 ) -> tuple[list[tuple[str, Piece]], list[str]]:
     """Do the pieces in order. Those that another process works on are tried again after the others.
 
     Returns the pieces that were not done in time, and what failed, in sentences.
     """
     failed: list[str] = []
+    jobs = [piece.job for _, piece in pieces if piece.job]
 
     def attempt(stage: str, piece: Piece, wait: bool) -> None:
         started = time.monotonic()
         try:
             is_new = bool(piece.left())
+            if piece.job:  # with all sets that can be made together with this one
+                for some in store.shared_work(jobs):
+                    if piece.job.folder in [job.folder for job in some]:
+                        options = {"device": asked.device, "progress": asked.progress, "deadline": deadline}
+                        store.make_together(some, wait=wait, **options)
             found = piece.do(deadline, wait)
         except (Diverged, ValueError, OSError, RuntimeError) as error:
             failed.append(f"{stage}: {piece.name}: {error}")
@@ -229,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=sys.stderr.isatty(),
             tables=tuple(given.tables),
             methods=tuple(given.methods),
+            precision=given.precision,
             changes=shipped.read_changes(given.changes),
         )
         if given.dry_run:
@@ -263,6 +275,8 @@ def command_line() -> argparse.ArgumentParser:
     add("--methods", nargs="+", default=[], help="only these of the tables' methods; default: all")
     change = "make condensed sets with these recipe fields changed, to see what they do; they go to results/probes/"
     add("--change", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="changes", help=change)
+    precision = "auto (bf16 where the machine is faster with it), float32, bf16, tf32 or tf32+bf16; default: auto"
+    add("--precision", default="auto", help=f"of the pass over real images: {precision}")
     add("--time-budget", type=float, metavar="SECONDS", help="stop after this time; default: when all is done")
     add("--results-dir", type=Path, default=shipped.FOLDER, help="default: results/ in the repository")
     add("--data-dir", type=Path, help="default: GMLIB_DATA, else ./data")

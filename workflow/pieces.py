@@ -9,14 +9,18 @@ from typing import Any
 
 import torch
 
-from gmlib import CORESETS, Data, Recipe, SyntheticSet, reach
+from gmlib import BUDGETS, CORESETS, Data, Recipe, SyntheticSet, reach
 from gmlib.analysis.matching import pulls
 from gmlib.maxmin import noise_set
+from gmlib.recipe import milestones
 from gmlib.runs import layout, shipped, store, work
 
 # Section 5: when a descent ends, as in notebooks/hypothesis.md, and from how many starts for each set.
 DESCENT = {"eps": [0.5, 0.2, 0.1], "lr": 0.1, "max_steps": 500}
 STARTS, FEW_STARTS = 16, 4
+# (method, images per class, seed) whose sets are kept along a run by the paper's protocol, and how many networks then
+# train on each.
+KEPT_ALONG, FEW_NETWORKS = {("DC", 1, 0), ("MD", 1, 0)}, 5
 # Networks trained on all training images. They need fewer epochs than on the few images of a set.
 WHOLE, SHORT_WHOLE = {"networks": 5, "epochs": 30}, {"networks": 2, "epochs": 10}
 
@@ -25,7 +29,10 @@ DTYPE = torch.float16  # of the stored images: half the size, and networks are t
 
 @dataclass(frozen=True)
 class Asked:
-    """The choices of the command line. Empty tables or methods mean all. changes: recipe fields to change."""
+    """The choices of the command line.
+
+    Empty tables or methods mean all. precision: of the pass over real images. changes: recipe fields to change.
+    """
 
     budget: str
     results_dir: Path
@@ -34,6 +41,7 @@ class Asked:
     progress: bool = False
     tables: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
+    precision: str = "auto"
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,24 +74,35 @@ class Piece:
         Returns what is not stored yet: {"network": 2, "set": 1}.
     do : callable
         ``do(deadline, wait)`` does it, or reads back what is stored, and returns the result in words.
+    job : Job or None
+        The run, if the work is one set and its networks.
     """
 
     key: tuple
     name: str
     left: Callable[[], dict[str, int]]
     do: Callable[[float | None, bool], str]
+    job: store.Job | None = None
 
 
 def set_piece(
-    asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: Sequence[str] | None = None
+    asked: Asked,
+    data: Data,
+    method: str,
+    ipc: int,
+    seed: int,
+    targets: Sequence[str] | None = None,
+    networks: int | None = None,
 ) -> Piece:
-    """One set, condensed or selected, and the networks trained on it.
+    """One set, condensed or selected, and the networks trained on it; None for as many as the budget has.
 
     Under a budget shorter than the paper's, the first set of a method is also evaluated half-way, to show what
-    more iterations would bring.
+    more iterations would bring. Under the paper's, some first sets are kept along the run for the pages. They are
+    evaluated with few networks, once the sets have all of theirs.
     """
     preset, _, source = method.partition("@")
     options: dict[str, Any] = {"budget": asked.budget, "seed": seed, "targets": targets, "dtype": DTYPE}
+    options |= {"networks": networks, "precision": asked.precision}
     options |= {"results_dir": asked.folder, **asked.changes, **({"network": source} if source else {})}
     job = store.plan_run(data, preset, ipc, **options)
     if asked.changes and job.budget == asked.budget:
@@ -95,15 +114,20 @@ def set_piece(
     half = outer_loops // 2 if seed == 0 and outer_loops < Recipe.outer_loops and job.coreset is None else 0
     if half:
         options["snapshots"] = (half,)
+    elif (method, ipc, seed) in KEPT_ALONG:
+        every = BUDGETS[asked.budget].networks
+        options["snapshots"] = milestones(outer_loops)
+        options["trace_networks"] = FEW_NETWORKS if job.n_networks == every else 0
+    job = store.plan_run(data, preset, ipc, **options)
 
     def left() -> dict[str, int]:
         stored = shipped.evaluations(job.folder)
         made = (job.folder / "run.json").is_file()
-        networks = sum(job.n_networks - (stored[n].n if n in stored else 0) for n in job.targets)
+        networks = sum(max(0, job.n_networks - (stored[n].n if n in stored else 0)) for n in job.targets)
         keeps_half = not made or (job.folder / "snapshots.safetensors").is_file()  # a finished run may have kept none
-        if half and keeps_half:
+        if keeps_half and job.n_trace:
             trace = layout.read_trace(job.folder / "trace.json")
-            networks += job.n_networks - (trace[half].n if half in trace else 0)
+            networks += sum(max(0, job.n_trace - (trace[k].n if k in trace else 0)) for k in job.snapshots)
         return _counts(network=networks, set=int(not made))
 
     def do(deadline: float | None, wait: bool) -> str:
@@ -115,7 +139,8 @@ def set_piece(
         found += [f"after {k} of {outer_loops} outer iterations {e}" for k, (_, e) in run.trace.items()]
         return ", ".join(found)
 
-    return Piece(("set", data.name, ipc, method, seed, job.targets), _name(data, method, seed), left, do)
+    key = ("set", data.name, ipc, method, seed, job.targets, job.n_networks)
+    return Piece(key, _name(data, method, seed), left, do, job)
 
 
 def descent_piece(asked: Asked, data: Data, method: str, ipc: int, seed: int, targets: object = None) -> Piece:

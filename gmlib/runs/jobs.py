@@ -46,6 +46,8 @@ class Job:
     folder : Path
     snapshots : tuple of int
         Numbers of outer iterations after which the set is kept and evaluated too.
+    n_trace : int
+        Networks to train on each of these; 0 keeps them without.
     dtype : torch.dtype or None
         Of the stored images; None keeps that of the run.
     coreset_options : dict
@@ -61,6 +63,7 @@ class Job:
     targets: tuple[str, ...]
     folder: Path
     snapshots: tuple[int, ...]
+    n_trace: int
     dtype: torch.dtype | None
     coreset_options: dict[str, Any]
 
@@ -98,6 +101,7 @@ def plan_run(
     targets: Collection[str] | str | None = None,
     results_dir: str | os.PathLike | None = None,
     snapshots: Collection[int] = (),
+    trace_networks: int | None = None,
     dtype: torch.dtype | None = None,
     **overrides: Any,
 ) -> Job:
@@ -105,7 +109,7 @@ def plan_run(
 
     Parameters
     ----------
-    data, method, ipc, budget, seed, networks, targets, results_dir, snapshots, dtype, overrides
+    data, method, ipc, budget, seed, networks, targets, results_dir, snapshots, trace_networks, dtype, overrides
         As in `store.run`.
 
     Returns
@@ -130,6 +134,8 @@ def plan_run(
     check(data, recipe, () if chosen else snapshots)
     n_networks = size.networks if networks is None else networks
     check_number("networks", n_networks, least=1, whole=True)
+    n_trace = n_networks if trace_networks is None else trace_networks
+    check_number("trace_networks", n_trace, least=0, whole=True)
     if dtype not in (None, *STORED_DTYPES):
         raise ValueError(f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}")
     targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(as_list(targets)))
@@ -147,6 +153,7 @@ def plan_run(
         targets=targets,
         folder=run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed),
         snapshots=() if chosen else tuple(snapshots),
+        n_trace=n_trace,
         dtype=dtype,
         coreset_options={
             "network": recipe.network,
@@ -175,6 +182,8 @@ def stored_record(job: Job) -> dict[str, Any] | None:
     record = read_json(path, "recipe", "data", "method", "budget")
     stored = record["recipe"]
     asked = job.made_by
+    if asked.get("precision") == "auto":  # what was measured then counts
+        asked = asked | {"precision": stored.get("precision")}
     if record.get("recipe_hash", recipe_hash(stored)) != recipe_hash(stored):
         raise ValueError(f"the recipe in {path} was changed after the run: delete the folder or restore the file")
     name = _first_difference(stored, asked)
@@ -214,9 +223,10 @@ def stored_evaluation(folder: Path, network: str, seed: int, protocol: Mapping[s
 
 
 def _settled(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe, with T and zeta_theta as numbers."""
+    """The fields of a recipe, with T and zeta_theta as numbers. bfloat16 does not make another protocol."""
     T, zeta = recipe.schedule()
-    return {**recipe.as_dict(), "inner_loops": T, "zeta_theta": zeta}
+    precision = "float32" if recipe.precision in ("auto", "bf16") else recipe.precision
+    return {**recipe.as_dict(), "inner_loops": T, "zeta_theta": zeta, "precision": precision}
 
 
 def _first_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:

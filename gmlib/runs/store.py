@@ -19,7 +19,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,9 +32,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
 from ..checks import as_list, check_number, choose, require
-from ..condensation import condense
+from ..condensation import condense_together
 from ..coresets import coreset
 from ..data import Data
+from ..draws import groups
 from ..evaluation import Evaluation, Protocol, evaluate, resolve_protocol
 from ..files import slug, write_atomically
 from ..recipe import BUDGETS
@@ -42,13 +44,24 @@ from ..sets import SyntheticSet
 from ..speed.memory import PeakMemory
 from .jobs import CHANGED, Job, default_folder, plan_run, stored_evaluation, stored_record
 from .layout import evaluation_to_json, read_json, read_trace, recipe_hash, whole_data_folder, write_json
-from .locks import locked
+from .locks import Busy, locked
 from .provenance import environment, made_with_here
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CHANGED", "Job", "Run", "cached_table", "default_folder", "plan_run", "run", "sweep", "whole_data"]
+__all__ = [
+    "CHANGED",
+    "Job",
+    "Run",
+    "cached_table",
+    "default_folder",
+    "make_together",
+    "plan_run",
+    "run",
+    "sweep",
+    "whole_data",
+]
 
 CHECKPOINT = "checkpoint.safetensors"
 BEGUN = "begun.json"
@@ -117,6 +130,8 @@ def run(
         None takes ``default_folder(budget)``.
     snapshots : list of int
         Numbers of outer iterations after which S is kept and evaluated too. A stored run returns those it has.
+    trace_networks : int, optional
+        Networks to train on each of these; 0 keeps them without. None takes as many as on the set.
     dtype : torch.dtype, optional
         Of the stored images; torch.float16 halves the file. Networks are trained on the stored images.
     **options
@@ -159,8 +174,8 @@ def sweep(
 ) -> tuple[list[Run], dict[tuple[str, int, str], str]]:
     """`run` every method at every ipc, for sets with seeds seed, seed + 1, ...
 
-    Every method gets one seed before any gets the next, so an interrupted sweep can still compare them. All runs are
-    checked before the first starts.
+    Every method gets one seed before any gets the next, so an interrupted sweep can still compare them. Sets with one
+    image per class are made together (`make_together`). All runs are checked before the first starts.
 
     Parameters
     ----------
@@ -202,6 +217,8 @@ def sweep(
                 snapshots = (trace or {}).get((m, n), ()) if s == seed else ()
                 jobs.append(plan_run(data, m, n, budget=budget, seed=s, snapshots=snapshots, **options))
     device = device_of(device)
+    with suppress(OutOfTime):  # what is finished is read back below
+        make_together(jobs, device=device, progress=progress and budget != "smoke", deadline=deadline)
     runs: list[Run] = []
     left = {}
     with progress_bar(f"{data.name}, {budget} budget", len(jobs), "set", progress) as bar:
@@ -214,6 +231,61 @@ def sweep(
                     left[data.name, job.recipe.ipc, job.method] = "the time budget was used up"
             bar.update()
     return runs, left
+
+
+def make_together(
+    jobs: Sequence[Job],
+    *,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    deadline: float | None = None,
+    wait: bool = True,
+) -> None:
+    """Condense the sets of jobs that share networks and real batches, and store them. No network is trained on them.
+
+    Only jobs with T = 1 are made together. With more inner iterations little can be shared, and no set would be
+    finished before all are. Such jobs, coresets, stored sets and jobs that share with no other are left to `run`.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        From `plan_run`.
+    device, progress, deadline
+        As in `gmlib.condense_together`.
+    wait : bool
+        Wait for folders that another process works in. False leaves their jobs out.
+
+    Raises
+    ------
+    Diverged
+        If the loss of a run is no longer finite, after the other sets are stored.
+    OutOfTime
+        At the deadline. The same call continues.
+    """
+    device = device_of(device)
+    for some in shared_work(jobs):
+        with ExitStack() as held:
+            todo = []
+            for job in sorted(some, key=lambda job: job.folder):  # in one order, so that no two processes wait
+                with suppress(Busy) if not wait else ExitStack():
+                    held.enter_context(locked(job.folder, deadline, wait))
+                    if stored_record(job) is None:  # another process may have made it meanwhile
+                        todo.append(job)
+            if todo and deadline_passed(deadline):
+                raise OutOfTime(f"out of time before {todo[0].folder} was started: run again to continue")
+            if todo:
+                _condense(todo, device, progress, deadline)
+
+
+def shared_work(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The groups of jobs that `make_together` makes, without stored ones."""
+    distinct = {job.folder: job for job in jobs if job.coreset is None and job.recipe.schedule()[0] == 1}
+    todo = [job for job in distinct.values() if stored_record(job) is None]
+    found = []
+    for data in {id(job.data): job.data for job in todo}.values():
+        own = [job for job in todo if job.data is data]
+        found += [[own[i] for i in group] for group in groups([job.recipe for job in own])]
+    return [some for some in found if len(some) > 1]
 
 
 def whole_data(
@@ -377,33 +449,62 @@ def _is_evaluated(job: Job, network: str) -> bool:
 
 def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
     """Phase 1: condense or select. Stores the set, its snapshots and its record."""
-    started = time.monotonic()
+    if not job.coreset:
+        return _condense([job], device, progress, deadline)[0]
+    started, peak = time.monotonic(), PeakMemory(device)
+    made_with = _begin(job, device)
+    S = coreset(job.coreset, job.data, job.recipe.ipc, job.recipe.seed, device=device, **job.coreset_options)
+    return _store(job, S, made_with, time.monotonic() - started, peak())
+
+
+def _condense(
+    jobs: Sequence[Job], device: torch.device, progress: bool, deadline: float | None
+) -> list[dict[str, Any]]:
+    """Condense the sets of several jobs together, and store each when it is finished."""
     peak = PeakMemory(device)
-    recipe = job.recipe
-    before = job.folder / BEGUN
-    made_with = made_with_here(device, read_json(before) if before.is_file() else {})
-    write_json(before, made_with)  # for the process that continues from the checkpoint, perhaps at another commit
-    if job.coreset:
-        S = coreset(job.coreset, job.data, recipe.ipc, recipe.seed, device=device, **job.coreset_options)
-        seconds = time.monotonic() - started
-    else:
-        checkpoint = job.folder / CHECKPOINT
-        S = condense(job.data, recipe, device, checkpoint, progress, snapshots=job.snapshots, deadline=deadline)
+    made_with = [_begin(job, device) for job in jobs]
+    records: dict[int, dict[str, Any]] = {}
+
+    def finished(i: int, S: SyntheticSet) -> None:
         seconds = sum(entry["seconds"] for entry in S.history)  # with those before a restart
+        together = {"made_together": len(jobs)} if len(jobs) > 1 else {}
+        records[i] = _store(jobs[i], S, made_with[i] | together, seconds, peak())
+
+    condense_together(
+        jobs[0].data,
+        [job.recipe for job in jobs],
+        device,
+        [job.folder / CHECKPOINT for job in jobs],
+        progress,
+        snapshots=[job.snapshots for job in jobs],
+        deadline=deadline,
+        finished=finished,
+    )
+    return [records[i] for i in range(len(jobs))]
+
+
+def _begin(job: Job, device: torch.device) -> dict[str, Any]:
+    """What the set is made with. It is kept for the process that continues, perhaps at another commit."""
+    path = job.folder / BEGUN
+    made_with = made_with_here(device, read_json(path) if path.is_file() else {})
+    write_json(path, made_with)
+    return made_with
+
+
+def _store(job: Job, S: SyntheticSet, made_with: Mapping[str, Any], seconds: float, peak: float) -> dict[str, Any]:
     S.save(job.folder / "set.safetensors", job.dtype)
     if S.snapshots:
         tensors = {f"k{k}": images.to("cpu", job.dtype).contiguous() for k, images in S.snapshots.items()}
         write_atomically(job.folder / "snapshots.safetensors", to_safetensors(tensors))
-    most = peak()
     record = {
         "method": job.method,
         "budget": job.budget,
-        "recipe": job.made_by,
-        "recipe_hash": recipe_hash(job.made_by),
+        "recipe": S.recipe,
+        "recipe_hash": recipe_hash(S.recipe),
         "data": {"name": job.data.name, "fingerprint": job.data.fingerprint, "origin": job.data.origin},
         **made_with,
         "seconds": seconds,
-        "peak_memory_bytes": None if math.isnan(most) else most,
+        "peak_memory_bytes": None if math.isnan(peak) else peak,
         "history": S.history,
     }
     write_json(job.folder / "run.json", record)
@@ -444,7 +545,7 @@ def _traced(
 ) -> dict[int, tuple[SyntheticSet, Evaluation]]:
     """The stored snapshots of S with their accuracies, which are measured if they are missing."""
     snapshots = job.folder / "snapshots.safetensors"
-    if not snapshots.is_file():
+    if not snapshots.is_file() or job.n_trace == 0:
         return {}
     try:
         tensors = load_file(snapshots)
@@ -463,16 +564,16 @@ def _traced(
         before = stored.get(k)
         if before and (before.network, before.seed, before.protocol) != (final.network, final.seed, final.protocol):
             before = None
-        if before is None or before.n < job.n_networks:
-            if torch.equal(S_k.images, S.images):
-                store(k, None, final)
+        if before is None or before.n < job.n_trace:
+            if torch.equal(S_k.images, S.images) and final.n >= job.n_trace:
+                store(k, None, final.first(job.n_trace))
             else:
                 evaluate(
-                    S_k, job.data, final.network, job.n_networks, job.recipe.seed, protocol=job.protocol,
+                    S_k, job.data, final.network, job.n_trace, job.recipe.seed, protocol=job.protocol,
                     device=device, progress=progress, known=before.accuracies if before else (),
                     each=partial(store, k, before), deadline=deadline,
                 )  # fmt: skip
-        trace[k] = (S_k, stored[k].first(job.n_networks))
+        trace[k] = (S_k, stored[k].first(job.n_trace))
     return trace
 
 

@@ -23,7 +23,9 @@ class Stage:
     targets : tuple of str or None
         Networks trained on each set; None for the one the set was made with.
     only : str or None
-        The paper's one data set for the table. If it is not requested, another one replaces it.
+        The paper's one data set for the table. If it is not requested, others replace it.
+    instead : tuple of str
+        These data sets replace it, if they are requested. If none is, the first requested one does.
     kind : str
         "sets", "descents" (Section 5), "pulls" (Section 3.3) or "whole" (all training images).
     """
@@ -33,6 +35,7 @@ class Stage:
     methods: tuple[str, ...]
     targets: tuple[str, ...] | None = None
     only: str | None = None
+    instead: tuple[str, ...] = ()
     kind: str = "sets"
 
     @property
@@ -50,22 +53,23 @@ class Stage:
         sets : int
             Sets of each method.
         begun : collection of str
-            Data sets that already replace ``only``. No other is started then.
+            Data sets that already replace ``only``. Of those that are not in ``instead``, no other is started then.
 
         Yields
         ------
         (data, method, ipc, seed, targets)
         """
         if self.only:
-            instead = [data for data in found if data.name in begun] if begun else found[:1]
-            found = [data for data in found if data.name == self.only] or instead
+            named = [data for data in found if data.name in {*self.instead, *begun}]
+            replacing = named or ([] if begun else found[:1])
+            found = [data for data in found if data.name == self.only] or replacing
         for data in found:
             for seed in range(sets):
                 for method in self.methods:
                     yield data, method, self.ipc, seed, self.targets
 
 
-# Sets of an earlier stage are not made again. Herding trains a network on all training images, so it comes last.
+# Sets of an earlier stage are not made again. Herding trains a network on all training images, so it comes late.
 STAGES = (
     Stage("Table 3", 1, ("random", "DC", "M", "MD")),
     Stage("Table 3", 1, ("herding",)),
@@ -83,6 +87,7 @@ STAGES = (
             "multi,d1+100*d4,fixed",
         ),
         only="SVHN",
+        instead=("CIFAR10", "FashionMNIST"),
     ),
     Stage("Section 5", 1, ("noise", "random", "DC", "Inter", "M", "MD"), kind="descents"),
     Stage(
