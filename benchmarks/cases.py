@@ -16,6 +16,7 @@ import ceiling
 import numpy as np
 import plain
 import torch
+import torch.nn.functional as F
 from ceiling import Work, clock
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -25,6 +26,7 @@ from gmlib import networks, where
 from gmlib.evaluation import accuracy, resolve_protocol
 from gmlib.lines import class_weights, fresh_network, initial, match, real_gradients, runner_for, sample, streams_of
 from gmlib.runtime import generator
+from gmlib.speed.forward import Forward, fast_forward
 from gmlib.speed.gradients import IMPLEMENTATIONS, class_gradients
 
 Seconds = Callable[[], float]
@@ -35,6 +37,8 @@ WARM_UP_UPDATES = 4
 # Outer iterations are timed on CUDA until both numbers are reached.
 TIMED_UPDATES = 20
 TIMED_ITERATIONS = 4
+# Gradients in one call: the first ones get new memory from the system.
+GRADIENTS = 20
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,23 @@ def derivative(size: Size, device: torch.device, implementation: str) -> Pair:
     one = size.C * work(ceiling.derivative, size, size.ipc)
     unit = "the gradients of all classes of S, and their derivative"
     return Pair(partial(clock, device, ours), partial(clock, device, plainly), one, 2 * one, unit)
+
+
+def gradient(size: Size, device: torch.device) -> Pair:
+    """The gradient of the loss on S: by `fast_forward`, and by the layers of the network as plain."""
+    network, y = _network(size).to(device), torch.arange(size.C, device=device).repeat_interleave(size.ipc)
+    x = torch.randn(len(y), *size.shape, generator=generator(0, "S")).to(device)
+
+    def by(forward: Forward) -> Seconds:
+        def gradients() -> None:
+            for _ in range(GRADIENTS):
+                F.cross_entropy(forward(x), y).backward()
+
+        return lambda: clock(device, gradients) / GRADIENTS
+
+    one = work(ceiling.gradient, size, len(y))
+    unit = f"the gradient of {len(y)} images, the mean of {GRADIENTS}"
+    return Pair(by(fast_forward(network, x)), by(network), one, 2 * GRADIENTS * one, unit)
 
 
 def train(size: Size, varied: bool, n: tuple[int, int], epochs: int, device: torch.device) -> Pair:
@@ -488,6 +509,7 @@ def _whole_run_cases(plan: Plan, base: Size, sizes: list[Size]) -> Iterator[tupl
     if plan.for_gpu and base == plan.colour:
         for size in sizes[:2]:
             yield f"set/MDA/{size.name}", partial(whole_set, size, "MDA")
+    yield f"gradient/{base.data}", partial(gradient, base)
     yield f"test/{base.data.partition('/')[0]}", partial(test, base)
     for size in sizes:
         for varied in (False, True) if base == plan.grey else (False,):

@@ -22,8 +22,9 @@ from .checks import check_number, choose
 from .data import Data
 from .runtime import OutOfTime, deadline_passed, device_of, generator, progress_bar
 from .sets import SyntheticSet, check_pair, images_of
+from .speed.forward import fast_forward
 from .speed.memory import Memory
-from .speed.passes import map_in_threads, pass_size
+from .speed.passes import CPU_CACHE_TEST, map_in_threads, pass_size
 from .speed.precision import matmul_precision
 from .speed.recording import step_recorder
 from .speed.training import OPTIMISERS, fit
@@ -372,12 +373,13 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     """
     network.eval()
     memory = Memory(largest=TEST_BATCH)
-    fits = pass_size(network, x) or TEST_BATCH
+    fits = pass_size(network, x, CPU_CACHE_TEST) or TEST_BATCH
+    forward = fast_forward(network, x)
     for attempt in memory:
         with attempt:
             size = min(memory.chunk or TEST_BATCH, fits)
             right = sum(
-                (network(part).argmax(1) == labels).sum()
+                (forward(part).argmax(1) == labels).sum()
                 for part, labels in zip(x.split(size), y.split(size), strict=True)
             )
     network.train()

@@ -1,5 +1,6 @@
 """Phase 2: the protocol step by step, statistics against numpy and scipy, networks side by side."""
 
+import copy
 import dataclasses
 import logging
 import math
@@ -17,7 +18,7 @@ import gmlib as gm
 from gmlib import evaluation, networks
 from gmlib.evaluation import TOGETHER, Evaluation, Protocol, _group_size, accuracy, resolve_protocol
 from gmlib.runtime import OutOfTime, generator
-from gmlib.speed import training
+from gmlib.speed import forward, training
 
 QUICK = {"n_networks": 2, "epochs": 3, "width": 4, "depth": 2, "device": "cpu", "progress": False}
 
@@ -400,3 +401,100 @@ def test_the_precision_applies_while_networks_are_trained_and_tested(monkeypatch
     gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, "n_networks": 1}, precision=precision)
     assert seen == [(precision == "tf32",) * 2] * 2
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+
+
+# ---- the faster forward pass on a CPU -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    """Small networks use the faster forward pass too."""
+    monkeypatch.setattr(forward, "SMALLEST", 0)
+
+
+def build(name="convnet", shape=(1, 28, 28), dtype=torch.float64, **size):
+    """A network with norm parameters and biases as after some training, and ten images with labels."""
+    network = networks.build(name, shape, 3, generator=generator(0, "network"), **{"width": 6, **size}).to(dtype)
+    rng = generator(0, "images")
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.2 * torch.randn(p.shape, generator=rng)
+    images = F.avg_pool2d(torch.randn(10, *shape, generator=rng), 3, 1, 1)
+    return network, images.to(dtype), torch.arange(10) % 3
+
+
+SHAPES = [((1, 28, 28), 3), ((3, 32, 32), 3), ((3, 16, 16), 4), ((2, 12, 12), 2), ((3, 8, 8), 1)]
+
+
+@pytest.mark.parametrize(("shape", "depth"), SHAPES)
+def test_the_faster_forward_pass_has_the_values_and_gradients_of_the_network(any_size, shape, depth):
+    network, x, y = build(shape=shape, depth=depth)
+    fast = forward.fast_forward(network, x)
+    assert fast is not network
+    torch.testing.assert_close(fast(x), network(x), rtol=1e-11, atol=1e-11)
+    parameters = list(network.parameters())
+    expected, found = (torch.autograd.grad(F.cross_entropy(f(x), y), parameters) for f in (network, fast))
+    for g, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other, g, rtol=1e-10, atol=1e-13)
+
+
+def test_a_convolution_is_as_exact_as_torchs():
+    """Winograd's method with the usual points has five times the error of a direct convolution."""
+    x, weight = torch.rand(4, 16, 16, 128, generator=generator(0, "x")), build(depth=2, width=128)[0][4].weight
+    exact = F.conv2d(x.permute(0, 3, 1, 2).double(), weight, padding=1)
+    direct = F.conv2d(x.permute(0, 3, 1, 2), weight.float(), padding=1)
+    fast = forward._convolve(x, weight.float()).permute(0, 3, 1, 2)
+    assert 0 < (fast - exact).norm() < 3.5 * (direct - exact).norm() < 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "size"),
+    [
+        ("convnet:norm=batch", (1, 28, 28), {}),
+        ("convnet:norm=group", (1, 28, 28), {"width": 8}),
+        ("convnet:pooling=max", (1, 28, 28), {}),
+        ("convnet:activation=leaky", (1, 28, 28), {}),
+        ("convnet", (3, 28, 28), {}),  # the last feature map has 7x7 pixels
+        ("mlp", (1, 28, 28), {}),
+        ("lenet", (1, 28, 28), {}),
+    ],
+)
+def test_other_networks_keep_their_own_forward_pass(any_size, name, shape, size):
+    network, x, _ = build(name, shape, **size)
+    assert forward.fast_forward(network, x) is network
+
+
+def test_small_feature_maps_are_faster_with_torchs_layers():
+    for shape, width, faster in (((1, 28, 28), 128, True), ((3, 32, 32), 32, False), ((1, 8, 8), 128, False)):
+        network, x, _ = build(shape=shape, width=width)
+        assert (forward.fast_forward(network, x) is not network) == faster
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("batch", [256, 4])
+def test_training_and_test_are_the_same_with_the_faster_forward_pass(any_size, monkeypatch, dtype, tolerance, batch):
+    network, x, y = build(dtype=dtype, width=16)
+    trained = {}
+    for name, function in (("fast", forward.fast_forward), ("torch", lambda network, x: network)):
+        monkeypatch.setattr(training, "fast_forward", function)
+        monkeypatch.setattr(evaluation, "fast_forward", function)
+        options = {"epochs": 5, "lr": 0.02, "batch": batch}
+        trained[name] = training.fit(copy.deepcopy(network), x, y, rng=generator(0, "rng"), **options)
+        trained[name].score = accuracy(trained[name], x, y)
+    start = dict(network.named_parameters())
+    for (name, p), q in zip(trained["fast"].named_parameters(), trained["torch"].parameters(), strict=True):
+        assert (p - q).norm() <= tolerance * q.norm() and not torch.equal(p, start[name])
+    assert trained["fast"].score == trained["torch"].score
+
+
+def test_threads_do_not_change_the_bits_of_the_faster_forward_pass(any_size, trained, monkeypatch):
+    data = named("MNIST", (1, 28, 28))
+    S, options = gm.coreset("random", data, 1), {**QUICK, "width": 16, "depth": 3, "n_networks": 4}
+    monkeypatch.setattr(evaluation, "LARGE", 1)
+    weights = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        trained.clear()
+        found = gm.evaluate(S, data, **options)
+        weights.append((found.accuracies, sorted(float(w["0.weight"].sum()) for (w,) in trained)))
+    assert weights[0] == weights[1] == weights[2]

@@ -3,6 +3,7 @@
 The main function is `class_gradients`. The modules are:
 
 - ``gradients``: three implementations of class gradients, and the choice between them.
+- ``forward``: a faster forward pass of the ConvNet on a CPU, for phase 2 and the steps of theta.
 - ``passes``: how many images go through a network at once, and how passes share the cores of a CPU.
 - ``recording``: steps that are recorded as CUDA graphs and replayed.
 - ``memory``: smaller passes when memory runs out, and the peak memory of a piece of work.

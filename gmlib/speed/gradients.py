@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..how import as_rows
 from ..networks import matched
+from .forward import Forward, fast_forward
 from .passes import map_in_threads, pass_size
 
 MAX_VMAP_PIXELS = 640  # pixels per class and channel for which vmap is fastest: 10 images of 8x8
@@ -49,7 +50,8 @@ def class_gradients(
     implementation : str, optional
         A name in ``IMPLEMENTATIONS``; None for `fastest_implementation`.
     precision : str
-        With "bf16" in it the pass runs in bfloat16, by autocast.
+        With "bf16" in it the pass runs in bfloat16: by `gmlib.speed.forward.fast_forward` if it is faster there, else
+        by autocast.
 
     Returns
     -------
@@ -143,16 +145,26 @@ def _as_rows(network: nn.Module, g: Sequence[Tensor]) -> list[Tensor]:
 
 def _gradient(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool, chunk: int | None) -> Sequence[Tensor]:
     parameters = [p for _, p in matched(network)]
-    if not create_graph:
-        chunk = min(chunk or len(x), pass_size(network, x) or len(x))
-    if chunk is None or (len(x) <= chunk and not create_graph):
-        return torch.autograd.grad(F.cross_entropy(network(x), y), parameters, create_graph=create_graph)
     if create_graph:
-        return _RecomputedGradient.apply(x, y, network, chunk)
+        if chunk is not None:
+            return _RecomputedGradient.apply(x, y, network, chunk)
+        return torch.autograd.grad(F.cross_entropy(network(x), y), parameters, create_graph=True)
+    in_bf16 = torch.is_autocast_enabled(x.device.type)
+    forward = fast_forward(network, x, torch.bfloat16 if in_bf16 else None)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=in_bf16 and forward is network):
+        return _summed_gradient(forward, parameters, x, y, min(chunk or len(x), pass_size(network, x) or len(x)))
+
+
+def _summed_gradient(
+    forward: Forward, parameters: list[Tensor], x: Tensor, y: Tensor, chunk: int
+) -> Sequence[Tensor]:
+    """The gradient of the mean loss, summed over parts of the batch."""
+    if len(x) <= chunk:
+        return torch.autograd.grad(F.cross_entropy(forward(x), y), parameters)
     total = [torch.zeros_like(p) for p in parameters]
     for part, labels in zip(x.split(chunk), y.split(chunk), strict=True):
         # mean over the batch = sum over its parts of (sum over the part) / (size of the batch)
-        loss = F.cross_entropy(network(part), labels, reduction="sum") / len(x)
+        loss = F.cross_entropy(forward(part), labels, reduction="sum") / len(x)
         torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
     return total
 

@@ -15,11 +15,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CPU_CACHE = 2**24  # bytes for the widest activation of one pass on a CPU
+CPU_CACHE_TEST = 2**23  # the same for a test, which is a forward pass only
 # Activations as large as the widest that a pass of the ConvNet holds at once: four per layer, and their gradients.
 ACTIVATIONS_HELD = 16
 
 
-def pass_size(network: nn.Module, x: Tensor) -> int | None:
+def pass_size(network: nn.Module, x: Tensor, cpu_cache: int = CPU_CACHE) -> int | None:
     """Return how many images of ``x`` to take in one pass; None for all of them.
 
     On CUDA this is what fits into memory. On a CPU passes are faster if their widest activation stays in the cache,
@@ -33,6 +34,8 @@ def pass_size(network: nn.Module, x: Tensor) -> int | None:
         With BatchNorm in train mode the batch must stay whole: the result is None.
     x : Tensor
         (n, channels, height, width).
+    cpu_cache : int
+        Bytes for the widest activation on a CPU.
     """
     needs_whole_batch = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
     if needs_whole_batch or x.device.type not in ("cpu", "cuda"):
@@ -40,7 +43,7 @@ def pass_size(network: nn.Module, x: Tensor) -> int | None:
     # The first convolution has the widest output: later ones have more channels, but fewer pixels.
     width = next((p.shape[0] for p in network.parameters() if p.ndim == 4), x.shape[1])
     bytes_per_image = width * x[0, 0].numel() * x.element_size()
-    available = CPU_CACHE if x.device.type == "cpu" else _cuda_bytes_per_activation(x.device)
+    available = cpu_cache if x.device.type == "cpu" else _cuda_bytes_per_activation(x.device)
     return max(1, available // bytes_per_image)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..networks import has_batchnorm
+from .forward import Forward, fast_forward
 from .memory import Memory
 from .passes import pass_size
 from .recording import Runner
@@ -55,7 +56,7 @@ def train_one_pass(
     """
     network.train()
     memory = runner.memory_theta if runner and runner.memory_theta else _memory_for(network, batch)
-    step: Step = partial(_step, [network], optimiser, memory, pass_size(network, x), ())
+    step: Step = partial(_step, [fast_forward(network, x)], optimiser, memory, pass_size(network, x), ())
     if runner is None:
         _one_pass(step, memory, x[None], y, batch, [rng])
         return
@@ -83,7 +84,7 @@ def _one_pass(step: Step, memory: Memory, x: Tensor, y: Tensor, batch: int, rngs
 
 
 def _step(
-    networks: Sequence[nn.Module],
+    forwards: Sequence[Forward],
     optimiser: torch.optim.Optimizer,
     memory: Memory,
     fitting: int | None,
@@ -93,21 +94,21 @@ def _step(
 ) -> None:
     """One gradient step of every network on its own mini-batch: images x (networks, b, ...), labels y (networks, b).
 
-    ``fitting`` is the result of `pass_size`, ``streams`` that of `_streams`.
+    ``forwards`` are the results of `fast_forward`, ``fitting`` that of `pass_size`, ``streams`` that of `_streams`.
     """
     batch = y.shape[1]
     size = min(memory.chunk or batch, fitting or batch)
 
-    def backward(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def backward(forward: Forward, images: Tensor, labels: Tensor) -> None:
         if size >= batch:
-            F.cross_entropy(network(images), labels).backward()
+            F.cross_entropy(forward(images), labels).backward()
             return
         for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
-            loss = F.cross_entropy(network(part), part_labels) * (len(part) / batch)
+            loss = F.cross_entropy(forward(part), part_labels) * (len(part) / batch)
             loss.backward()
 
     optimiser.zero_grad()
-    _run_on_streams(streams, [partial(backward, *own) for own in zip(networks, x, y, strict=True)])
+    _run_on_streams(streams, [partial(backward, *own) for own in zip(forwards, x, y, strict=True)])
     optimiser.step()
 
 
@@ -130,13 +131,13 @@ def _run_on_streams(streams: Sequence[torch.cuda.Stream], work: Sequence[Callabl
 
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
+    "sgd": partial(torch.optim.SGD, fused=True),
     "adam": lambda parameters, lr, momentum, weight_decay, **options: torch.optim.Adam(
-        parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, **options
+        parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True, **options
     ),
 }
 # A recorded step must read the learning rate and the number of steps on the device.
-RECORDABLE_OPTIONS: dict[str, dict[str, bool]] = {"sgd": {"fused": True}, "adam": {"fused": True, "capturable": True}}
+RECORDABLE_OPTIONS: dict[str, dict[str, bool]] = {"sgd": {}, "adam": {"capturable": True}}
 MAX_STREAMS = 16  # CUDA streams for networks that are trained side by side
 
 
@@ -204,7 +205,8 @@ def fit(
         each.train()
     fitting = pass_size(networks[0], x)
     streams = _streams(len(networks), x, min(batch, len(x)), fitting)
-    step: Step = partial(_step, networks, optimisation, memory, fitting, streams)
+    forwards = [fast_forward(each, x) for each in networks]
+    step: Step = partial(_step, forwards, optimisation, memory, fitting, streams)
     if as_recorded:
         step = as_recorded(step)
     for epoch in range(epochs):
