@@ -1,5 +1,6 @@
 """Class gradients, smaller passes when memory runs out, precision, and recorded steps. Values: test_agreement.py."""
 
+import copy
 import functools
 import logging
 
@@ -11,7 +12,7 @@ import gmlib as gm
 from gmlib import how, lines, networks
 from gmlib.evaluation import accuracy
 from gmlib.runtime import generator
-from gmlib.speed import gradients, recording, training
+from gmlib.speed import gradients, precision, recording, training
 from gmlib.speed.memory import Memory
 from gmlib.speed.precision import matmul_precision
 from gmlib.what import WHAT
@@ -384,3 +385,50 @@ def test_drawing_all_classes_at_once_equals_drawing_one_by_one():
     assert [len(x) for x in at_once] == [5, 3, 5]
     with pytest.raises(ValueError, match="0"):
         data.sample_classes(0, rng)
+
+
+# ---- bfloat16 on a CPU ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_bfloat16_gradients_of_the_wide_convnet_are_close(shape):
+    """The pass of `fast_forward`, and autocast for comparison. Both round to 8 bits."""
+    network = networks.build("convnet", shape, 3, generator=generator(0, "network"))
+    smooth = torch.nn.functional.avg_pool2d(torch.randn(36, *shape, generator=generator(0, "x")), 3, 1, 1)
+    batches = list(smooth.split(12))
+    exact = gradients.class_gradients(copy.deepcopy(network).double(), [x.double() for x in batches])
+    fast = gradients.class_gradients(network, batches, precision="bf16", implementation="loop")
+    parameters = [p for _, p in networks.matched(network)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torch.zeros(12, dtype=torch.int64)
+        by_autocast = gradients._summed_gradient(network, parameters, batches[0], y, 12)
+    for layer, (g, e, a) in enumerate(zip(fast, exact, by_autocast, strict=True)):
+        assert g.dtype == torch.float32
+        e0 = e[0].reshape(a.shape)
+        error, by_rounding = ((f.double() - e0).norm() / e0.norm() for f in (g[0].reshape(a.shape), a))
+        assert 0 < error < 3 * by_rounding < 0.5, layer
+    again = gradients.class_gradients(network, batches, precision="bf16", implementation="loop")
+    assert all(map(torch.equal, fast, again))
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.5), "bf16"), ((1.0, 0.9), "float32")])
+def test_the_faster_precision_is_chosen_if_it_gains_enough(seconds, chosen, monkeypatch):
+    network, x = networks.build("mlp", (1, 8, 8), 3, generator=generator(0)), torch.randn(70, 1, 8, 8)
+    sizes = []
+
+    def timed(network, x, name):
+        sizes.append(len(x))
+        return seconds[name == "bf16"]
+
+    monkeypatch.setattr(precision, "_seconds", timed)
+    monkeypatch.setattr(precision, "_has_bf16", lambda device: True)
+    assert precision.fastest_precision(network, [x, x]) == chosen
+    assert set(sizes) == {precision.MEASURED}
+    assert precision.fastest_precision(network, [x.double()]) == "float32", "a check in float64 stays exact"
+    monkeypatch.setattr(precision, "_has_bf16", lambda device: False)
+    assert precision.fastest_precision(network, [x]) == "float32"
+
+
+def test_a_precision_is_really_timed():
+    network, x = networks.build("mlp", (1, 8, 8), 3, generator=generator(0)), torch.randn(8, 1, 8, 8)
+    assert all(precision._seconds(network, x, name) > 0 for name in ("float32", "bf16"))
