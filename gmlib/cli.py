@@ -1,9 +1,11 @@
-"""The command `gmlib`: condense a data set, and evaluate a condensed set, from the shell.
+"""The command `gmlib`: condense a data set, evaluate a condensed set, and make cells of tables, from the shell.
 
     gmlib condense digits --ipc 1 --method MD --budget smoke --out set.safetensors
     gmlib evaluate set.safetensors --data digits --networks 5
+    gmlib run --cells cells.csv --budget lite --time-budget 3600
 
-Exit status: 0 done; 1 failed on the way; 2 bad input; 130 interrupted, condense continues when run again.
+Exit status: 0 done; 1 failed on the way; 2 bad input; 3 run only: the time budget was used up, run again to continue;
+130 interrupted, condense and run continue when run again.
 """
 
 from __future__ import annotations
@@ -11,14 +13,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from .checks import check_number
 from .condensation import Diverged, condense
+from .data import Data
 from .datasets import load_data
 from .evaluation import evaluate
 from .recipe import BUDGETS, METHODS, Recipe
-from .runs.shipped import read_changes
+from .runs.cells import do_cells, plan_cells, read_cells
+from .runs.shipped import DTYPE, folder, read_changes
+from .runtime import deadline_in, device_of
 from .sets import SyntheticSet
 
 
@@ -37,14 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         return _failed(2, error)
     except (Diverged, OSError) as error:
         return _failed(1, error)
     except KeyboardInterrupt:
-        return _failed(130, "interrupted: run the same command again; condense continues from its last checkpoint")
-    return 0
+        return _failed(130, "interrupted: run the same command again; condense and run continue where they were")
 
 
 def _failed(status: int, reason: object) -> int:
@@ -52,10 +59,10 @@ def _failed(status: int, reason: object) -> int:
     return status
 
 
-def _condense(options: argparse.Namespace) -> None:
+def _condense(options: argparse.Namespace) -> int:
     if options.out.is_dir() or not options.out.parent.is_dir():
         raise ValueError(f"the set cannot be written to {options.out}: name a file in a folder that exists")
-    data = _data(options)
+    data = _data(options, options.data)
     changes = read_changes(options.change, fixed=("dataset", "ipc", "seed"))
     recipe = Recipe.for_method(options.method, data.name, options.ipc, options.budget, options.seed, **changes)
     checkpoint = options.out.with_name(f"{options.out.name}.checkpoint")
@@ -63,11 +70,12 @@ def _condense(options: argparse.Namespace) -> None:
     S.save(options.out)
     checkpoint.unlink(missing_ok=True)
     print(f"{options.out}: {S!r}, matching loss {S.history[-1]['loss']:.4g}")
+    return 0
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     S = SyntheticSet.load(options.set)
-    data = _data(options)
+    data = _data(options, options.data)
     found = evaluate(
         S,
         data,
@@ -79,10 +87,37 @@ def _evaluate(options: argparse.Namespace) -> None:
         epochs=options.epochs,
     )
     print(f"{options.network}: {found}")
+    return 0
 
 
-def _data(options: argparse.Namespace) -> Any:
-    return load_data(options.data, data_dir=options.data_dir, size=options.size, progress=not options.quiet)
+def _run(options: argparse.Namespace) -> int:
+    device, deadline = device_of(options.device), deadline_in(options.time_budget)
+    if options.threads is not None:
+        check_number("threads", options.threads, least=1, whole=True)
+        torch.set_num_threads(options.threads)
+    cells = read_cells(options.cells)
+    jobs = plan_cells(
+        cells,
+        partial(_data, options),
+        budget=options.budget,
+        networks=options.networks,
+        precision=options.precision,
+        results_dir=folder(options.budget, options.results_dir),
+        dtype=DTYPE,
+    )
+    left, failed = do_cells(cells, jobs, device=device, progress=not options.quiet, deadline=deadline)
+    status = 0
+    for sentence in failed:
+        status = _failed(1, sentence)
+    if left:
+        advice = "run again to continue"
+        status = _failed(3, f"the time budget is used up and {left} of {len(cells)} cells are left: {advice}")
+    return status
+
+
+def _data(options: argparse.Namespace, name: str, download: bool = True) -> Data:
+    where = {"data_dir": options.data_dir, "size": options.size}
+    return load_data(name, download=download, progress=not options.quiet, **where)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,13 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--seed", type=int, default=0, help="default: 0")
     common.add_argument("--data-dir", type=Path, help="folder of the data sets; default: GMLIB_DATA, else ./data")
     common.add_argument("--size", type=int, help="imagefolder and TinyImageNet: resize images to this square")
     common.add_argument("--device", help="default: a GPU if there is one, else the CPU")
     common.add_argument("--quiet", action="store_true", help="show no progress bar")
 
-    condensing = commands.add_parser("condense", parents=[common], help="learn a few images per class of a data set")
+    seeded = argparse.ArgumentParser(add_help=False, parents=[common])
+    seeded.add_argument("--seed", type=int, default=0, help="default: 0")
+
+    condensing = commands.add_parser("condense", parents=[seeded], help="learn a few images per class of a data set")
     condensing.add_argument("data", metavar="DATA", help='a name such as digits or MNIST, or "imagefolder:PATH"')
     condensing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the set, as safetensors")
     condensing.add_argument("--ipc", type=int, default=1, help="images per class; default: 1")
@@ -114,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     condensing.set_defaults(run=_condense)
 
     testing = commands.add_parser(
-        "evaluate", parents=[common], help="train networks on a set, test them on real images"
+        "evaluate", parents=[seeded], help="train networks on a set, test them on real images"
     )
     testing.add_argument("set", type=Path, metavar="SET", help="a set that gmlib saved")
     testing.add_argument("--data", required=True, help="the data set it was made from")
@@ -122,6 +159,19 @@ def _parser() -> argparse.ArgumentParser:
     testing.add_argument("--networks", type=int, default=50, metavar="N", help="how many; default: 50")
     testing.add_argument("--epochs", type=int, help="default: the paper's protocol")
     testing.set_defaults(run=_evaluate)
+
+    running = commands.add_parser(
+        "run", parents=[common], help="make cells of the paper's tables: sets, and networks trained on them"
+    )
+    cells = "a CSV with the columns dataset, ipc, method, seed and perhaps targets"
+    running.add_argument("--cells", type=Path, required=True, metavar="FILE", help=cells)
+    running.add_argument("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
+    running.add_argument("--networks", type=int, metavar="N", help="for each set; default: the budget's number")
+    running.add_argument("--precision", default="auto", help="of the pass over real images; default: auto")
+    running.add_argument("--results-dir", type=Path, help="default: results/, as for workflow/campaign.py")
+    running.add_argument("--time-budget", type=float, metavar="SECONDS", help="stop after this time")
+    running.add_argument("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
+    running.set_defaults(run=_run)
     return parser
 
 

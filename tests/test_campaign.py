@@ -20,7 +20,8 @@ import torch
 from conftest import make_data
 
 import gmlib as gm
-from gmlib import evaluation
+import gmreport as report
+from gmlib import condensation, evaluation, how
 from gmlib import recipe as recipes
 from gmlib.analysis.matching import pulls
 from gmlib.runs import layout, locks, overview, readback, shipped, store, work
@@ -82,7 +83,18 @@ def few_stages(monkeypatch):
 
 
 def arguments(folder, *more, datasets=("made-up",), ipc=(1,)):
-    what = ["--precision", "float32", "--budget", "tiny", "--datasets", *datasets, "--ipc", *map(str, ipc), "--device", "cpu"]
+    what = [
+        "--precision",
+        "float32",
+        "--budget",
+        "tiny",
+        "--datasets",
+        *datasets,
+        "--ipc",
+        *map(str, ipc),
+        "--device",
+        "cpu",
+    ]
     return [*what, "--results-dir", str(folder), "--log", str(folder.with_suffix(".log")), *more]
 
 
@@ -175,6 +187,22 @@ def test_a_table_of_one_data_set_takes_the_papers_if_it_is_available():
     assert list(stage.cells([a, c], 1, {"d"})) == [], "no second one replaces it"
     assert [cell[0].name for cell in stage.cells([a, b, c], 1, {"c"})] == ["b"]
     assert list(stage.cells([], 1)) == []
+
+
+def test_several_data_sets_can_replace_the_papers():
+    stage = work.Stage("Table 2", 1, ("M",), only="b", instead=("c", "d"))
+    a, b, c, d = (replace(make_data(), name=name) for name in "abcd")
+
+    def names(found, begun=()):
+        return [cell[0].name for cell in stage.cells(found, 1, begun)]
+
+    assert names([a, c, d]) == ["c", "d"], "both"
+    assert names([a, d]) == ["d"] and names([a]) == ["a"], "as many as are requested, else the first"
+    assert names([a, b, c, d]) == ["b"], "the paper's"
+    assert names([a, c, d], {"c"}) == ["c", "d"], "one was begun"
+    assert names([a, c], {"a"}) == ["a", "c"] and names([a], {"c"}) == []
+    (two,) = (s for s in work.STAGES if s.name == "Table 2")
+    assert two.instead == ("CIFAR10", "FashionMNIST")
 
 
 def test_the_data_that_replace_a_tables_stay_the_same(small, tmp_path, monkeypatch):
@@ -385,6 +413,114 @@ def test_a_damaged_run_does_not_stop_the_others(tmp_path, few_stages, capsys):
     assert len(list(folder.rglob("reach.json"))) == 4
 
 
+# ---- ten networks first, then the others; sets along the run ---------------------------------------------
+
+
+def test_every_set_gets_the_networks_of_a_verdict_before_any_gets_more(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "STAGES", (work.Stage("Table 3", 1, ("random", "DC")), FEW_STAGES[-2], FEW_STAGES[-1]))
+    assert run(tmp_path / "at-once", ipc=(1, 10)) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(layout, "LEAST_NETWORKS", 1)
+    assert run(tmp_path / "results", ipc=(1, 10)) == 0
+    log = capsys.readouterr().out
+    assert "0 of 13 are stored" in log
+    sets = ["random, set 0", "DC, set 0", "random, set 1", "DC, set 1"]
+    first = [*sets, "all training images", "random, set 0", "random, set 1"]
+    last = [*sets, "random, set 0", "random, set 1"]
+    assert done_in_order(log) == [f"made-up, {name}" for name in first + last]
+    pieces = planned(small, (1, 10), ("made-up",), "tiny")
+    assert [piece.job.n_networks for _, piece in pieces if piece.job] == [1] * 6 + [2] * 6
+    assert same_numbers(tmp_path / "results", tmp_path / "at-once")
+
+
+def test_sets_along_a_run_are_kept_and_evaluated_at_the_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "STAGES", (work.Stage("Table 3", 1, ("DC", "M")),))
+    monkeypatch.setattr(gm.Recipe, "outer_loops", 2)  # so the budget has all of the paper's iterations
+    monkeypatch.setattr(layout, "LEAST_NETWORKS", 1)
+    monkeypatch.setattr(pieces_of_work, "FEW_NETWORKS", 1)
+    folder = tmp_path / "results"
+    along = folder / "tiny" / "made-up" / "ipc1" / "DC" / "set0"
+
+    with monkeypatch.context() as patch:
+        stop_after(4, patch)  # one network on each set
+        assert run(folder) == 130
+    assert (along / "snapshots.safetensors").is_file() and not (along / "trace.json").exists()
+    assert [p.parent.parent.name for p in folder.rglob("snapshots.safetensors")] == ["DC"], "one method, one set"
+    capsys.readouterr()
+    assert run(folder, "--dry-run") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[1:5] == [f"  made-up, {m}, set {s}: done" for s in (0, 1) for m in ("DC", "M")]
+    assert listed[5:7] == ["  made-up, DC, set 0: 4 networks", "  made-up, M, set 0: 1 network"]
+    assert run(folder) == 0
+    trace = layout.read_trace(along / "trace.json")
+    assert {k: e.n for k, e in trace.items()} == {0: 1, 1: 1, 2: 1}
+    log = capsys.readouterr().out
+    assert "made-up, DC, set 0: " in log and "after 1 of 2 outer iterations" in log
+    assert run(folder, "--dry-run") == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 8 are left"
+
+
+def test_sets_of_one_seed_are_made_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "STAGES", (work.Stage("Table 3", 1, ("random", "DC", "M")), *FEW_STAGES[1:3]))
+    made = []
+
+    def counted(data, recipes, *args, real=store.condense_together, **options):
+        made.append(sorted(recipe.method for recipe in recipes))
+        return real(data, recipes, *args, **options)
+
+    monkeypatch.setattr(store, "condense_together", counted)
+    assert run(tmp_path / "results") == 0
+    assert made == [["DC", "M"]] * 2 + [["DC@mlp"]] * 2
+
+
+def test_a_method_that_diverges_costs_the_others_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "STAGES", (work.Stage("Table 3", 1, ("DC", "multi,d2,fixed")),))
+    monkeypatch.setitem(how.DISTANCES, "d2", lambda A, B, real=how.d2: real(A, B) * math.nan)
+    assert run(tmp_path / "results") == 1
+    log = capsys.readouterr().out
+    assert len(re.findall("multi,d2,fixed, set [01]: the matching loss is not finite", log)) == 2
+    results = readback.load_results(tmp_path / "results" / "tiny")
+    assert results.groupby(["method", "set"]).size().to_dict() == {("DC", 0): 2, ("DC", 1): 2}
+
+
+# ---- precision -------------------------------------------------------------------------------------------
+
+
+def test_the_measured_precision_is_kept_and_named(tmp_path, few_stages, monkeypatch, capsys):
+    folder, only = tmp_path / "results", ["--tables", "Table 3", "--precision", "auto"]
+    monkeypatch.setattr(condensation, "fastest_precision", lambda *_: "bf16")
+    assert run(folder, *only) == 0
+    assert run(folder, *only, "--change", "lr_images=0.05") == 0
+    monkeypatch.setattr(condensation, "fastest_precision", lambda *_: "float32")
+    for row in overview.made_with(folder).itertuples():
+        assert " --precision bf16" in row.command
+        for more in (
+            campaign_options(row)[1],
+            [*only, *(["--change", "lr_images=0.05"] if "probes" in row.folder else [])],
+        ):
+            capsys.readouterr()
+            assert run(folder, *more, "--dry-run") == 0
+            assert re.search("0 of [24] are left", capsys.readouterr().out)
+    records = [json.loads(p.read_text()) for p in sorted(folder.rglob("run.json"))]
+    assert {(r["budget"], r["recipe"].get("precision")) for r in records} == {
+        ("tiny", None), ("tiny", "bf16"), ("tiny, changed", "bf16")
+    }  # fmt: skip
+    assert gm.load_condensed("made-up", 1, "DC", budget="tiny", results_dir=folder).recipe["precision"] == "bf16"
+    assert {change for change, _ in shipped.probes(folder)} == {"lr_images=0.05"}
+    assert run(folder, *only[:2], "--precision", "float32") == 1, "sets in another precision are not mixed in"
+    assert "precision='bf16', but precision='float32'" in capsys.readouterr().out
+
+
+def test_a_folder_with_two_precisions_is_continued_by_the_default(tmp_path, few_stages, capsys):
+    folder = tmp_path / "results"
+    options = {"budget": "tiny", "device": "cpu", "results_dir": folder / "tiny", "progress": False}
+    for seed, precision in enumerate(("float32", "bf16")):
+        store.run(campaign.load_data("made-up"), "DC", 1, seed=seed, precision=precision, **options)
+    (row,) = overview.made_with(folder).itertuples()
+    assert "--precision" not in row.command
+    assert run(folder, *campaign_options(row)[1], "--precision", "auto", "--dry-run") == 0
+    assert "0 of 2 are left" in capsys.readouterr().out
+
+
 # ---- several processes -----------------------------------------------------------------------------------
 
 # A copy of the command on a small grid, in a process of its own. It is ready when all is imported, and then waits.
@@ -550,6 +686,22 @@ def test_sets_with_a_change_go_to_their_own_folder(tmp_path, few_stages, capsys)
     assert run(folder, *more, "--dry-run") == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 2 are left"
 
 
+def test_a_probe_of_the_precision_pairs_with_the_same_sets(tmp_path, few_stages, capsys):
+    folder, only = tmp_path / "results", ("--tables", "Table 3", "--methods", "DC")
+    assert run(folder, *only) == 0 and run(folder, *only, "--change", "precision=bf16") == 0
+    made = shipped.probes(folder)
+    assert [change for change, _ in made] == ["precision=bf16"] * 2
+    assert {S.recipe["precision"] for _, S in made} == {"bf16"}
+    assert {S.recipe["precision"] for S in shipped.condensed(folder)} == {"float32"}
+    pairs = report.precision_pairs(report.probes(made, shipped.condensed(folder)))
+    assert pairs[["method", "set", "budget"]].to_numpy().tolist() == [["DC", 0, "tiny"], ["DC", 1, "tiny"]]
+    (row,) = (row for row in overview.made_with(folder).itertuples() if row.folder.startswith("probes/"))
+    _, more = campaign_options(row)
+    assert more[-2:] == ["--change", "precision=bf16"] and "--precision" not in more
+    capsys.readouterr()
+    assert run(folder, *more, "--dry-run") == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 2 are left"
+
+
 @pytest.mark.parametrize(
     ("spelled", "folder", "said"),
     [
@@ -652,6 +804,7 @@ def test_networks_that_do_not_fit_the_images_are_left_out(small, tmp_path):
         (["--threads", "0"], ["threads=0"]),
         (["--tables", "Table 9"], ["table 'Table 9'", "Table 3, Table 1"]),
         (["--methods", "MTT"], ["method 'MTT'", "random, DC"]),
+        (["--precision", "half"], ["precision 'half'", "float32, tf32, bf16, tf32+bf16, auto"]),
         (["--device", "cudax"], ["'cudax'"]),
         (["--change", "rate=0.1"], ["'rate'", "lam"]),
         (["--change", "how=d2"], ["'how'"]),

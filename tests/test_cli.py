@@ -1,13 +1,19 @@
 """The command `gmlib`."""
 
+import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_data
 
 import gmlib as gm
-from gmlib import cli, condensation
+from gmlib import cli, condensation, evaluation, how
+from gmlib import recipe as recipes
+from gmlib.runs import cells, locks, store
 
 SMALL = ["--budget", "smoke", "--set", "outer_loops=2", "--quiet"]
 
@@ -89,7 +95,7 @@ def test_an_interrupted_run_continues_from_its_checkpoint(tmp_path, digits, monk
     monkeypatch.setattr(condensation, "algorithm_1", interrupted)
     monkeypatch.setattr(condensation.Checkpoint, "age", lambda self: 1e9)  # a checkpoint after every update
     assert run(*words) == 130
-    assert "continues" in capsys.readouterr().err
+    assert "continue" in capsys.readouterr().err
     assert not out.exists() and len(list(tmp_path.iterdir())) == 1
 
     monkeypatch.undo()
@@ -101,3 +107,201 @@ def test_an_interrupted_run_continues_from_its_checkpoint(tmp_path, digits, monk
 def test_it_runs_as_a_module():
     found = subprocess.run([sys.executable, "-m", "gmlib.cli", "--help"], capture_output=True, text=True, check=True)
     assert "condense" in found.stdout and "evaluate" in found.stdout
+
+
+# ---- gmlib run -------------------------------------------------------------------------------------------
+
+TINY = recipes.Budget(
+    recipe={"width": 2, "depth": 2, "batch_real": 2, "outer_loops": 3}, many={"inner_loops": 2, "zeta_theta": 1},
+    sets=2, networks=2, epochs=1,
+)  # fmt: skip
+
+CELLS = """dataset,ipc,method,seed,targets
+made-up,1,DC,0,
+made-up,1,"multi, d1+100*d4, fixed",0,
+
+made-up,1,MD@mlp,1,convnet mlp
+made-up,10,random,0,
+"""
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Small data, a budget of milliseconds, and a list of what was loaded as (name, download)."""
+    monkeypatch.setitem(recipes.BUDGETS, "tiny", TINY)
+    monkeypatch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)  # it takes longer than the runs
+    found = []
+
+    def load_data(name, *, download, **options):
+        found.append((name, download))
+        if name == "MNIST" and not download:
+            raise FileNotFoundError("MNIST is not here")
+        if name not in ("made-up", "MNIST"):
+            return gm.load_data(name, download=False)
+        return replace(make_data(dtype=torch.float32), name=name)
+
+    monkeypatch.setattr(cli, "load_data", load_data)
+    return found
+
+
+def run_cells(folder, text=CELLS, *more):
+    (folder / "cells.csv").write_text(text)
+    where = ("--cells", folder / "cells.csv", "--results-dir", folder / "results", "--device", "cpu")
+    return run("run", *where, "--budget", "tiny", "--precision", "float32", "--quiet", *more)
+
+
+def stored(folder):
+    files = [p for p in (folder / "results").rglob("*") if p.is_file() and p.name != locks.LOCK]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def test_the_cells_of_a_file_are_done_once(tmp_path, loads, monkeypatch, capsys):
+    assert run_cells(tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    options = {"budget": "tiny", "device": "cpu", "progress": False, "results_dir": tmp_path / "by-hand"}
+    options |= {"dtype": torch.float16}
+    data = make_data(dtype=torch.float32)
+    by_hand = [
+        ("made-up, IPC 1, DC, set 0", store.run(data, "DC", 1, **options)),
+        ("made-up, IPC 1, multi, d1+100*d4, fixed, set 0", store.run(data, "multi,d1+100*d4,fixed", 1, **options)),
+        (
+            "made-up, IPC 1, MD@mlp, set 1",
+            store.run(data, "MD", 1, network="mlp", seed=1, targets=["convnet", "mlp"], **options),
+        ),
+        ("made-up, IPC 10, random, set 0", store.run(data, "random", 10, **options)),
+    ]
+    assert lines == [f"{name}: {r}" for name, r in by_hand]
+    assert lines[0].endswith(str(by_hand[0][1].evaluation)) and "convnet " in lines[2] and ", mlp " in lines[2]
+    S = gm.load_condensed("made-up", 1, "DC", budget="tiny", results_dir=tmp_path / "results")
+    assert torch.equal(S.images, by_hand[0][1].S.images)
+
+    before = stored(tmp_path)
+    for module, name in ((store, "condense_together"), (store, "coreset"), (evaluation, "fit")):
+        monkeypatch.setattr(module, name, None)
+    assert run_cells(tmp_path, CELLS, "--time-budget", 0) == 0
+    assert capsys.readouterr().out.splitlines() == lines and stored(tmp_path) == before
+
+
+def test_cells_that_share_networks_are_made_together(tmp_path, loads, monkeypatch):
+    made = []
+
+    def counted(data, recipes, *args, real=store.condense_together, **options):
+        made.append([recipe.method for recipe in recipes])
+        return real(data, recipes, *args, **options)
+
+    monkeypatch.setattr(store, "condense_together", counted)
+    text = "ipc,method,dataset,seed\n" + "".join(f"1,{m},made-up,{s}\n" for s in (0, 1) for m in ("DC", "M", "MD"))
+    assert run_cells(tmp_path, text, "--networks", 1, "--threads", 1) == 0
+    assert [sorted(methods) for methods in made] == [["DC", "M", "MD"]] * 2
+    accuracies = [json.loads(p.read_text())["accuracies"] for p in tmp_path.rglob("accuracy-convnet.json")]
+    assert [len(a) for a in accuracies] == [1] * 6
+
+
+HEADER = "dataset,ipc,method,seed,targets\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ["cells.csv holds no cell", "dataset,ipc,method,seed"]),
+        (HEADER, ["holds no cell"]),
+        ("dataset,ipc,methods,seed\nmade-up,1,DC,0", ["line 1", "column 'methods'", "did you mean 'method'"]),
+        ("dataset,ipc,method\nmade-up,1,DC", ["line 1", "0 columns seed"]),
+        ("seed,dataset,ipc,method,seed\n0,made-up,1,DC,0", ["line 1", "2 columns seed"]),
+        (HEADER + "made-up,1,DC,0,\nmade-up,one,DC,0,", ["line 3", "ipc='one'", "whole number"]),
+        (HEADER + "made-up,0,DC,0,", ["line 2", "ipc=0", "at least 1"]),
+        (HEADER + "made-up,1,DC,-1,", ["line 2", "seed='-1'", "at least 0"]),
+        (HEADER + "made-up,1,multi,d1+d3,fixed,0,", ["line 2", "7 values for 5 columns", '"multi,d1+d3,fixed"']),
+        (HEADER + 'made-up,1,"DC,0,', ["line 2", "CSV"]),
+        (HEADER + "MNIST,1,DC,0,\n\ndigit,1,DC,0,", ["line 4", "data set 'digit'", "did you mean 'digits'"]),
+        (HEADER + "MNIST,1,DC,0,\nmade-up,1,MDX,0,", ["line 3", "method 'MDX'", "random"]),
+        (HEADER + "made-up,1,DC@lenin,0,", ["line 2", "'lenin'", "lenet"]),
+        (HEADER + "made-up,1,DC,0,mlp lenin", ["line 2", "'lenin'", "lenet"]),
+        (HEADER + 'made-up,1,"multi,d7,fixed",0,', ["line 2", "'d7'"]),
+        (HEADER + "made-up,13,random,0,", ["line 2", "ipc=13"]),
+    ],
+)
+def test_bad_cells_are_one_sentence_and_nothing_is_written(text, said, tmp_path, loads, capsys):
+    assert run_cells(tmp_path, text) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gmlib: ") and error.count("\n") == 1
+    assert all(words in error for words in said), error
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.csv"]
+    assert ("MNIST", True) not in loads, "nothing is downloaded before the names are checked"
+
+
+def test_bad_options_and_files_are_refused(tmp_path, loads, capsys):
+    for more, words in (
+        (("--budget", "huge"), "budget 'huge'"),
+        (("--networks", 0), "networks=0"),
+        (("--precision", "half"), "precision 'half'"),
+        (("--time-budget", -1), "time_budget=-1.0"),
+        (("--threads", 0), "threads=0"),
+        (("--device", "cudax"), "'cudax'"),
+        (("--cells", tmp_path), "there is no file"),
+        (("--cells", tmp_path / "no.csv"), "no.csv"),
+    ):
+        assert run_cells(tmp_path, CELLS, *more) == 2
+        assert words in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["cells.csv"]
+    (tmp_path / "latin.csv").write_bytes("dataset,ipc,method,seed\nimagefolder:é,1,DC,0\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8"):
+        cells.read_cells(tmp_path / "latin.csv")
+
+
+def test_a_file_as_spreadsheets_write_it(tmp_path):
+    text = '\ufeffdataset, ipc, method, seed\r\nMNIST, 10, "multi,d2,fixed", 1\r\n,,,\r\n'
+    (tmp_path / "cells.csv").write_bytes(text.encode())
+    (cell,) = cells.read_cells(tmp_path / "cells.csv")
+    assert cell == cells.Cell("MNIST", 10, "multi,d2,fixed", 1) and cell.place.endswith("cells.csv, line 2")
+
+
+def test_a_set_that_is_missing_is_downloaded_once(tmp_path, loads):
+    assert run_cells(tmp_path, HEADER + "MNIST,1,random,0,\nMNIST,1,random,1,") == 0
+    assert loads[-1] == ("MNIST", True) and loads.count(("MNIST", True)) == 1
+
+
+def test_a_time_budget_has_its_own_exit_status(tmp_path, loads, capsys):
+    assert run_cells(tmp_path, CELLS, "--time-budget", 0) == 3
+    said = "gmlib: the time budget is used up and 4 of 4 cells are left: run again to continue\n"
+    assert capsys.readouterr().err == said
+    assert stored(tmp_path) == {}
+    assert run_cells(tmp_path, HEADER + "made-up,10,random,0,") == 0
+    line = capsys.readouterr().out
+    assert run_cells(tmp_path, CELLS, "--time-budget", 0) == 3
+    printed = capsys.readouterr()
+    assert printed.out == line and "3 of 4" in printed.err
+
+
+def test_interrupted_cells_continue_to_the_same_bits(tmp_path, loads, monkeypatch, capsys):
+    real, seen = condensation.algorithm_1, []
+
+    def interrupted(*arguments, **options):
+        for update in real(*arguments, **options):
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+            seen.append(update)
+            yield update
+
+    text = HEADER + "made-up,1,DC,0,\nmade-up,1,M,0,"
+    with monkeypatch.context() as patch:
+        patch.setattr(condensation, "algorithm_1", interrupted)
+        patch.setattr(condensation.Checkpoint, "age", lambda self: 1e9)  # a checkpoint after every update
+        assert run_cells(tmp_path, text) == 130
+    assert "continue" in capsys.readouterr().err
+    assert sum(name.endswith("checkpoint.safetensors") for name in stored(tmp_path)) == 2
+    assert run_cells(tmp_path, text) == 0
+    (tmp_path / "again").mkdir()
+    assert run_cells(tmp_path / "again", text) == 0
+    first, second = stored(tmp_path), stored(tmp_path / "again")
+    assert set(first) == set(second) and len(first) == 6
+    assert all(first[name] == second[name] for name in first if name.endswith(".safetensors"))
+
+
+def test_a_diverged_cell_does_not_stop_the_others(tmp_path, loads, monkeypatch, capsys):
+    monkeypatch.setitem(how.DISTANCES, "d2", lambda A, B, real=how.d2: real(A, B) * math.nan)
+    text = HEADER + 'made-up,1,"multi,d2,fixed",0,\nmade-up,1,DC,0,'
+    assert run_cells(tmp_path, text) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith("made-up, IPC 1, DC, set 0: ") and printed.out.count("\n") == 1
+    assert printed.err.startswith("gmlib: made-up, IPC 1, multi,d2,fixed, set 0: the matching loss is not finite")

@@ -34,10 +34,10 @@ def problems(root):
         top, changes = changes_in(root, run)
         within = run.relative_to(top).as_posix()
         budget = within.split("/")[0] if within.count("/") == 4 else "paper"
-        # The pass over real images in bfloat16 is the one change that counts as the paper's protocol.
-        counts = not changes and budget == "paper" and recipe.get("precision") == "bf16"
-        wrong = list(wrong_recipe(record, {"precision": "bf16"} if counts else changes))
-        expected = f"{budget}, changed" if changes or counts else budget
+        # The pass over real images in bfloat16 does not make another budget.
+        precision = {"precision": "bf16"} if recipe.get("precision") == "bf16" else {}
+        wrong = list(wrong_recipe(record, changes | precision))
+        expected = f"{budget}, changed" if changes.keys() - {"precision"} else budget
         if record["budget"] != expected:
             wrong.append(f"budget {record['budget']} in the place of {expected}")
         place = top / ("" if budget == "paper" else budget)
@@ -221,6 +221,19 @@ def results(whole, tmp_path, monkeypatch):
 
 def test_complete_results_have_no_problem(results):
     assert len(list(results.glob("**/run.json"))) == 16 and problems(results) == []
+
+
+def test_bfloat16_is_no_change_and_tf32_is_one(results):
+    data = make_data(dtype=torch.float32)
+    options = {"budget": "paper", "device": "cpu", "progress": False, "precision": "bf16"}
+    store.run(data, "DC", 1, results_dir=results, **options)
+    store.run(data, "DC", 1, results_dir=shipped.probe_folder({"gap": 1.0}, results), gap=1.0, **options)
+    assert problems(results) == []
+    S = gm.load_condensed("made-up", 1, "DC", budget="paper", results_dir=results)
+    assert (S.budget, S.recipe["precision"]) == ("paper", "bf16")
+    assert "gap=1.0" in {change for change, _ in shipped.probes(results)}
+    store.run(data, "DC", 1, seed=1, results_dir=results, **options | {"precision": "tf32"})
+    assert "made-up/ipc1/DC/set1: budget paper, changed in the place of paper" in problems(results)
 
 
 def change(path, **changes):

@@ -19,7 +19,7 @@ from conftest import make_data
 from safetensors.torch import load_file
 
 import gmlib as gm
-from gmlib import evaluation
+from gmlib import condensation, evaluation, how
 from gmlib import recipe as recipes
 from gmlib.checks import as_list
 from gmlib.runs import layout, locks, provenance, readback, shipped, store
@@ -656,3 +656,189 @@ def test_a_sweep_cut_short_keeps_the_networks_that_were_trained(tmp_path, monkey
     monkeypatch.setattr(store, "evaluate", real)
     (whole,), _ = store.sweep(data, ["random"], 1, **options)
     assert list(whole.evaluations) == ["mlp", "convnet"]
+
+
+# ---- sets that are made together -------------------------------------------------------------------------
+
+SHARING = ("DC", "M", "MD", "multi,d2,fixed")
+
+
+def plan(data, folder, methods=SHARING, ipc=1, **options):
+    return [store.plan_run(data, m, ipc, **{"budget": "tiny", "results_dir": folder, **options}) for m in methods]
+
+
+def make(jobs, **options):
+    store.make_together(jobs, device="cpu", progress=False, **options)
+
+
+def same_sets(a, b):
+    """True if two folders of runs hold the same sets and snapshots, with the same losses and accuracies."""
+    first, second = contents(a), contents(b)
+    for name, content in first.items():
+        if name.endswith(".safetensors"):
+            assert content == second[name], name
+        elif name.endswith("run.json"):
+            one, other = ([h["loss"] for h in json.loads(file[name])["history"]] for file in (first, second))
+            assert one == other, name
+        else:
+            assert json.loads(content)["accuracies"] == json.loads(second[name])["accuracies"], name
+    return set(first) == set(second)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The methods of each call of condense_together."""
+    calls = []
+
+    def counted(data, recipes, *args, real=store.condense_together, **options):
+        calls.append(sorted(recipe.method for recipe in recipes))
+        return real(data, recipes, *args, **options)
+
+    monkeypatch.setattr(store, "condense_together", counted)
+    return calls
+
+
+def test_sets_made_together_have_the_bits_of_their_own_runs(data, tmp_path, made):
+    options = {"dtype": torch.float16, "snapshots": (0, 2), "trace_networks": 0}
+    jobs = plan(data, tmp_path / "a", **options)
+    make(jobs)
+    assert made == [sorted(SHARING)]
+    for job in jobs:
+        assert sorted(contents(job.folder)) == ["run.json", "set.safetensors", "snapshots.safetensors"]
+        assert json.loads((job.folder / "run.json").read_text())["made_together"] == 4
+    make(jobs)
+    assert len(made) == 1, "what is stored is not made again"
+    for method in SHARING:
+        run(data, tmp_path / "a", method, **options)
+        assert "made_together" not in run(data, tmp_path / "b", method, **options).record
+    assert same_sets(tmp_path / "a", tmp_path / "b")
+
+
+def test_only_jobs_that_share_at_one_inner_iteration_are_made_together(tmp_path, made):
+    data = make_data(dtype=torch.float32)
+    jobs = [
+        *plan(data, tmp_path, ("random", "DC", "M", "DC")),
+        *plan(data, tmp_path, ("DC",), seed=1),
+        *plan(data, tmp_path, ("DC", "M"), network="mlp"),
+        *plan(data, tmp_path, ("DC", "M"), ipc=10),
+        *plan(make_data((9, 9, 9), dtype=torch.float32), tmp_path / "other", ("DC",)),
+    ]
+    assert [[job.method for job in some] for some in store.shared_work(jobs)] == [["DC", "M"], ["DC@mlp", "M@mlp"]]
+    make(jobs)
+    assert made == [["DC", "M"], ["DC@mlp", "M@mlp"]]
+    assert len(list(tmp_path.rglob("run.json"))) == 4
+    run(data, tmp_path, seed=2)
+    assert store.shared_work(plan(data, tmp_path, ("DC", "M"), seed=2)) == [], "one is stored, so the other is alone"
+
+
+def test_a_folder_of_another_process_is_left_out_or_waited_for(data, tmp_path, made):
+    jobs = plan(data, tmp_path, ("DC", "M", "MD"))
+    with held(jobs[1].folder):
+        make(jobs, wait=False)
+    assert made == [["DC", "MD"]] and contents(jobs[1].folder) == {}
+    others = plan(data, tmp_path, ("DC", "M"), seed=1)
+    with held(others[1].folder) as release:
+        with pytest.raises(OutOfTime, match="another process"):
+            make(others, deadline=time.monotonic())
+        threading.Timer(0.3, release).start()
+        begun = time.monotonic()
+        make(others)
+        assert time.monotonic() - begun > 0.25
+    assert made[1:] == [["DC", "M"]]
+
+
+def test_a_set_that_was_begun_with_others_can_be_finished_alone(data, tmp_path, made):
+    jobs = plan(data, tmp_path / "a")
+    with pytest.raises(OutOfTime, match=r"before .* was started"):
+        make(jobs, deadline=time.monotonic() - 1)
+    assert contents(tmp_path / "a") == {}
+    with pytest.raises(OutOfTime, match=r"1 of 16 outer iterations: run again"):
+        make(jobs, deadline=AfterOneLook())
+    assert all(sorted(contents(job.folder)) == ["begun.json", "checkpoint.safetensors"] for job in jobs)
+    assert "made_together" not in run(data, tmp_path / "a", "M").record
+    make(jobs)
+    assert made[1:] == [["M"], sorted({*SHARING} - {"M"})]
+    for method in SHARING:
+        run(data, tmp_path / "a", method)
+        run(data, tmp_path / "b", method)
+    assert same_sets(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_diverged_set_does_not_lose_the_others(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(how.DISTANCES, "d2", lambda A, B, real=how.d2: real(A, B) * math.nan)
+    jobs = plan(data, tmp_path, ("DC", "multi,d2,fixed", "M"))
+    with pytest.raises(gm.Diverged, match="not finite"):
+        make(jobs)
+    assert [(job.folder / "run.json").is_file() for job in jobs] == [True, False, True]
+    again = [replace_folder(job, tmp_path / "again") for job in jobs]
+    options = {"others": again, "device": "cpu", "progress": False}
+    assert store.do(again[0], **options).record["made_together"] == 3, "no error for this one"
+    with pytest.raises(gm.Diverged, match="not finite"):
+        store.do(again[1], **options)
+    assert store.do(again[2], **options).evaluation.n == 2
+
+
+def replace_folder(job, root):
+    return dataclasses.replace(job, folder=root / job.method)
+
+
+def test_a_sweep_makes_sets_together_seed_by_seed(data, tmp_path, made, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        evaluation, "fit", lambda *a, real=training.fit, **o: trained.append(len(made)) or real(*a, **o)
+    )
+    runs, left = store.sweep(data, SHARING, 1, budget="tiny", results_dir=tmp_path, device="cpu", progress=False)
+    assert made == [sorted(SHARING)] * 2 and left == {} and len(runs) == 8
+    assert trained[0] == 1, "networks are trained before the next seed begins"
+
+
+# ---- precision -------------------------------------------------------------------------------------------
+
+
+def test_the_measured_precision_is_stored_and_accepted_later(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(condensation, "fastest_precision", lambda *_: "bf16")
+    make(plan(data, tmp_path, ("DC", "M"), precision="auto"))
+    first = run(data, tmp_path, precision="auto")
+    assert (first.record["recipe"]["precision"], first.record["budget"]) == ("bf16", "tiny")
+    assert first.S.recipe["precision"] == "bf16"
+    before = contents(first.folder)
+    monkeypatch.setattr(condensation, "fastest_precision", lambda *_: "float32")
+    for precision in ("auto", "bf16"):
+        run(data, tmp_path, precision=precision)
+    with pytest.raises(ValueError, match=r"precision='bf16', but precision='float32'"):
+        run(data, tmp_path, precision="float32")
+    assert contents(first.folder) == before
+    assert run(data, tmp_path, precision="auto", seed=1).record["recipe"]["precision"] == "float32"
+    found = shipped.load_condensed("made-up", 1, "DC", budget="tiny", results_dir=folder_of_tiny(tmp_path))
+    assert found.recipe["precision"] == "bf16"
+
+
+def folder_of_tiny(root):
+    """A folder laid out like results/, with these runs in the place of the budget."""
+    (root / "results").mkdir()
+    (root / "results" / "tiny").symlink_to(root)
+    return root / "results"
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "budget"),
+    [
+        ("DC", "auto", "tiny"),
+        ("DC", "bf16", "tiny"),
+        ("DC", "tf32", "tiny, changed"),
+        ("DC", "tf32+bf16", "tiny, changed"),
+        ("random", "tf32", "tiny"),
+    ],
+)
+def test_bfloat16_is_the_budgets_own_protocol(method, precision, budget, data, tmp_path):
+    (job,) = plan(data, tmp_path, (method,), precision=precision)
+    assert job.budget == budget
+
+
+def test_a_source_network_in_the_name_of_a_method(data, tmp_path):
+    r = run(data, tmp_path, "DC@mlp")
+    assert r.record["method"] == "DC@mlp" and r.record["budget"] == "tiny"
+    assert run(data, tmp_path, network="mlp").evaluation == r.evaluation
+    assert str(r) == str(r.evaluation)
+    with pytest.raises(ValueError, match="two source networks"):
+        run(data, tmp_path, "DC@mlp", network="lenet")

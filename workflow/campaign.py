@@ -2,10 +2,11 @@
 
     python workflow/campaign.py --budget lite --datasets MNIST FashionMNIST --ipc 1 10 --time-budget 3600
 
-Sets with one image per class that share a seed are condensed together. What is stored is not done again, so the same
-command continues after a stop, a kill or the end of the time budget. Several copies of it at once, on one machine or
-on several with a common disk, share the work. Runs by the paper's protocol go to results/, those of another budget to
-results/<budget>/, and sets made with --change to results/probes/<change>/.
+First every set gets ten networks, then the others of its budget. Sets with one image per class that share a seed
+are condensed together. What is stored is not done again, so the same command continues after a stop, a kill or the
+end of the time budget. Several copies of it at once, on one machine or on several with a common disk, share the
+work. Runs by the paper's protocol go to results/, those of another budget to results/<budget>/, and sets made with
+--change to results/probes/<change>/.
 
 Exit status: 0 done, or the time budget was used up; 1 something could not be done or was left out, as the log says;
 2 bad input, nothing was run; 130 interrupted; 143 terminated.
@@ -34,7 +35,7 @@ from gmlib import BUDGETS, Data, Diverged, OutOfTime, load_data
 from gmlib.checks import check_number, choose
 from gmlib.evaluation import resolve_protocol
 from gmlib.files import write_atomically
-from gmlib.recipe import Budget
+from gmlib.recipe import PRECISIONS, Budget
 from gmlib.runs import layout, overview, readback, shipped, store, work
 from gmlib.runs.locks import Busy
 from gmlib.runtime import deadline_in, deadline_passed, device_of, progress_bar
@@ -163,12 +164,7 @@ def do_all(
         started = time.monotonic()
         try:
             is_new = bool(piece.left())
-            if piece.job:  # with all sets that can be made together with this one
-                for some in store.shared_work(jobs):
-                    if piece.job.folder in [job.folder for job in some]:
-                        options = {"device": asked.device, "progress": asked.progress, "deadline": deadline}
-                        store.make_together(some, wait=wait, **options)
-            found = piece.do(deadline, wait)
+            found = piece.do(deadline, wait, jobs)
         except (Diverged, ValueError, OSError, RuntimeError) as error:
             failed.append(f"{stage}: {piece.name}: {error}")
             log.warning("%s", failed[-1])
@@ -229,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         deadline = deadline_in(given.time_budget)
         choose(BUDGETS, "budget", given.budget)
+        choose(dict.fromkeys((*PRECISIONS, "auto")), "precision", given.precision)
         if given.threads is not None:
             check_number("threads", given.threads, least=1, whole=True)
             torch.set_num_threads(given.threads)

@@ -24,8 +24,6 @@ KEPT_ALONG, FEW_NETWORKS = {("DC", 1, 0), ("MD", 1, 0)}, 5
 # Networks trained on all training images. They need fewer epochs than on the few images of a set.
 WHOLE, SHORT_WHOLE = {"networks": 5, "epochs": 30}, {"networks": 2, "epochs": 10}
 
-DTYPE = torch.float16  # of the stored images: half the size, and networks are trained on what was stored
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -61,6 +59,9 @@ class Asked:
         return shipped.folder(self.budget, at)
 
 
+Do = Callable[[float | None, bool, Sequence[store.Job]], str]
+
+
 @dataclass(frozen=True)
 class Piece:
     """Work that the log reports in one line.
@@ -73,7 +74,8 @@ class Piece:
     left : callable
         Returns what is not stored yet: {"network": 2, "set": 1}.
     do : callable
-        ``do(deadline, wait)`` does it, or reads back what is stored, and returns the result in words.
+        ``do(deadline, wait, others)`` does it, or reads back what is stored, and returns the result in words. Sets of
+        the jobs in ``others`` are made with its own if they share networks.
     job : Job or None
         The run, if the work is one set and its networks.
     """
@@ -81,7 +83,7 @@ class Piece:
     key: tuple
     name: str
     left: Callable[[], dict[str, int]]
-    do: Callable[[float | None, bool], str]
+    do: Do
     job: store.Job | None = None
 
 
@@ -100,12 +102,10 @@ def set_piece(
     more iterations would bring. Under the paper's, some first sets are kept along the run for the pages. They are
     evaluated with few networks, once the sets have all of theirs.
     """
-    preset, _, source = method.partition("@")
-    options: dict[str, Any] = {"budget": asked.budget, "seed": seed, "targets": targets, "dtype": DTYPE}
-    options |= {"networks": networks, "precision": asked.precision}
-    options |= {"results_dir": asked.folder, **asked.changes, **({"network": source} if source else {})}
-    job = store.plan_run(data, preset, ipc, **options)
-    if asked.changes and job.budget == asked.budget:
+    options: dict[str, Any] = {"budget": asked.budget, "seed": seed, "targets": targets, "dtype": shipped.DTYPE}
+    options |= {"networks": networks, "precision": asked.precision, "results_dir": asked.folder, **asked.changes}
+    job = store.plan_run(data, method, ipc, **options)
+    if asked.changes and job.budget == asked.budget and "precision" not in asked.changes:
         spelled = shipped.spell_changes(asked.changes)
         raise ValueError(
             f"{data.name}, {method}: {spelled} is already in the budget {asked.budget}: choose another value"
@@ -118,7 +118,7 @@ def set_piece(
         every = BUDGETS[asked.budget].networks
         options["snapshots"] = milestones(outer_loops)
         options["trace_networks"] = FEW_NETWORKS if job.n_networks == every else 0
-    job = store.plan_run(data, preset, ipc, **options)
+    job = store.plan_run(data, method, ipc, **options)
 
     def left() -> dict[str, int]:
         stored = shipped.evaluations(job.folder)
@@ -130,14 +130,11 @@ def set_piece(
             networks += sum(max(0, job.n_trace - (trace[k].n if k in trace else 0)) for k in job.snapshots)
         return _counts(network=networks, set=int(not made))
 
-    def do(deadline: float | None, wait: bool) -> str:
-        run = store.run(
-            data, preset, ipc, device=asked.device, progress=asked.progress, deadline=deadline, wait=wait, **options
-        )
-        several = len(job.targets) > 1
-        found = [f"{network} {e}" if several else str(e) for network, e in run.evaluations.items()]
-        found += [f"after {k} of {outer_loops} outer iterations {e}" for k, (_, e) in run.trace.items()]
-        return ", ".join(found)
+    def do(deadline: float | None, wait: bool, others: Sequence[store.Job]) -> str:
+        how_run: dict[str, Any] = {"device": asked.device, "progress": asked.progress, "deadline": deadline}
+        run = store.do(job, others=others, wait=wait, **how_run)
+        along = [f"after {k} of {outer_loops} outer iterations {e}" for k, (_, e) in run.trace.items()]
+        return ", ".join([str(run), *along])
 
     key = ("set", data.name, ipc, method, seed, job.targets, job.n_networks)
     return Piece(key, _name(data, method, seed), left, do, job)
@@ -151,12 +148,12 @@ def descent_piece(asked: Asked, data: Data, method: str, ipc: int, seed: int, ta
     folder = layout.run_folder(asked.folder, data.name, ipc, method, seed)
     path = folder / "reach.json"
 
-    def do(deadline: float | None, wait: bool) -> str:
+    def do(deadline: float | None, wait: bool, others: Sequence[store.Job]) -> str:
         if method == "noise":
             S = noise_set(data, ipc, seed)
         else:
             if not (folder / "set.safetensors").is_file():
-                set_piece(asked, data, method, ipc, seed).do(deadline, wait)
+                set_piece(asked, data, method, ipc, seed).do(deadline, wait, others)
             S = SyntheticSet.load(folder / "set.safetensors")
         table = store.cached_table(
             path,
@@ -179,7 +176,7 @@ def pull_piece(asked: Asked, data: Data, method: str, ipc: int, seed: int, targe
     recipe = Recipe.for_method(method, data.name, ipc, asked.budget, seed)
     path = layout.run_folder(asked.folder, data.name, ipc, method, seed) / "pulls.json"
 
-    def do(deadline: float | None, wait: bool) -> str:
+    def do(deadline: float | None, wait: bool, others: Sequence[store.Job]) -> str:
         table = store.cached_table(
             path,
             {"recipe": recipe.as_dict(), "data": data.fingerprint},
@@ -204,7 +201,7 @@ def whole_piece(asked: Asked, data: Data, *_: object) -> Piece:
         stored = shipped.evaluations(folder)
         return _counts(network=protocol["networks"] - (stored["convnet"].n if "convnet" in stored else 0))
 
-    def do(deadline: float | None, wait: bool) -> str:
+    def do(deadline: float | None, wait: bool, others: Sequence[store.Job]) -> str:
         options = {"budget": asked.budget, "results_dir": asked.folder, "device": asked.device, **protocol}
         return str(store.whole_data(data, progress=asked.progress, deadline=deadline, wait=wait, **options))
 
@@ -219,7 +216,7 @@ PIECES: dict[str, Callable[..., Piece]] = {
 }
 
 
-def _file_piece(path: Path, name: str, what: str, do: Callable[[float | None, bool], str]) -> Piece:
+def _file_piece(path: Path, name: str, what: str, do: Do) -> Piece:
     """Work that makes one file."""
     return Piece(path.parts, name, lambda: _counts(**{what: not path.is_file()}), do)
 

@@ -30,6 +30,9 @@ _NAMES = {
     "orders": "ORDERINGS orderings orderings_table",
     "playground": "Playground",
     "sessions": "session_figure session_slider",
+    "sharing": (
+        "precision_effect precision_pairs precision_pairs_table stored_together together_sentence together_table"
+    ),
     "sliders": "Slider trace_slider",
     "style": "COLOURS STYLE colour method_order show source use_style",
     "summaries": (

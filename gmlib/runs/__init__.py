@@ -13,6 +13,8 @@ importing only from those above it:
     The description of a run. Everything is checked here and nothing is computed.
 `store`
     Do a run, or read back what is stored: `store.run`, `store.sweep`, `store.whole_data`, `store.cached_table`.
+`cells`
+    Cells of the paper's tables in a file, for the command `gmlib run`.
 `shipped`
     The condensed sets under results/: `gmlib.load_condensed` and everything stored with a set.
 `readback`

@@ -19,7 +19,7 @@ from ..files import slug
 from ..recipe import BUDGETS, METHODS, Recipe
 from ..sets import STORED_DTYPES
 from .layout import read_evaluation, read_json, recipe_hash, run_folder
-from .provenance import HOME
+from .provenance import PLACE
 
 CHANGED = ", changed"  # follows the budget's name if the recipe is not the budget's
 
@@ -87,7 +87,42 @@ class Job:
 
 def default_folder(budget: str) -> Path:
     """runs/<budget>: in the repository, or in the working directory if gmlib is used outside a checkout."""
-    return (HOME if (HOME / "pyproject.toml").is_file() else Path()) / "runs" / budget
+    return PLACE / "runs" / budget
+
+
+def choose_recipe(
+    method: str, dataset: str, ipc: int, budget: str, seed: int, overrides: Mapping[str, Any]
+) -> tuple[str | None, Recipe]:
+    """The name of a coreset, or None, and the recipe of a run. Of a coreset's recipe only the sizes count.
+
+    Parameters
+    ----------
+    method, dataset, ipc, budget, seed, overrides
+        As in `store.run`, for which the data are not needed yet.
+
+    Returns
+    -------
+    coreset : str or None
+    recipe : Recipe
+
+    Raises
+    ------
+    ValueError
+        For unknown names, or values that do not fit.
+    """
+    preset, _, source = str(method).partition("@")
+    chosen = preset if preset in CORESETS else None
+    if not (chosen or "," in preset):
+        choose({**METHODS, **CORESETS}, "method", preset)
+    own = sorted({"dataset", "ipc", "seed"} & set(overrides))
+    if own:
+        raise ValueError(f"{own[0]} has its own argument: leave it out of the overrides")
+    changed = {"network": source, **overrides} if source else dict(overrides)
+    if source and changed["network"] != source:
+        raise ValueError(f"{method} and network={changed['network']!r} name two source networks: give one")
+    if chosen:  # the schedule and the precision have no meaning there
+        changed = {"inner_loops": 1, "zeta_theta": 1, **changed} | {"precision": "float32"}
+    return chosen, Recipe.for_method("DC" if chosen else preset, dataset, ipc, budget, seed, **changed)
 
 
 def plan_run(
@@ -122,15 +157,7 @@ def plan_run(
         As in `store.run`.
     """
     size = choose(BUDGETS, "budget", budget)
-    chosen = method if isinstance(method, str) and method in CORESETS else None
-    if not (chosen or (isinstance(method, str) and "," in method)):
-        choose({**METHODS, **CORESETS}, "method", method)
-    own = sorted({"dataset", "ipc", "seed"} & set(overrides))
-    if own:
-        raise ValueError(f"{own[0]} has its own argument: leave it out of the overrides")
-    preset = "DC" if chosen else method  # a coreset takes only the sizes of a recipe
-    any_ipc = {"inner_loops": 1, "zeta_theta": 1} if chosen else {}
-    recipe = Recipe.for_method(preset, data.name, ipc, budget, seed, **{**any_ipc, **overrides})
+    chosen, recipe = choose_recipe(method, data.name, ipc, budget, seed, overrides)
     check(data, recipe, () if chosen else snapshots)
     n_networks = size.networks if networks is None else networks
     check_number("networks", n_networks, least=1, whole=True)
@@ -141,7 +168,7 @@ def plan_run(
     targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(as_list(targets)))
     if not targets:
         raise ValueError("targets is empty: name a network, or give None for the recipe's own")
-    usual = Recipe.for_method(preset, data.name, ipc, budget, seed, network=recipe.network, **any_ipc)
+    _, usual = choose_recipe(method, data.name, ipc, budget, seed, {"network": recipe.network})
     is_usual = _settled(recipe) == _settled(usual)
     job = Job(
         data=data,

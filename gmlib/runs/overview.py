@@ -78,6 +78,9 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
         tables = _tables(methods, {e.network for e in trained}, {path.name for path in measured}, ipc)
         if ipc is not None:
             methods |= {run.parent.name for run in runs if run not in made_by}  # Section 5's control has no set
+        # Runs that chose for themselves are continued by "auto", which is the default.
+        precisions = {record["recipe"].get("precision") for record in records} - {None}
+        changes = {} if place == root else changes_in(records[0], place)
         row = {
             "folder": folder.relative_to(root).as_posix(),
             "sets": len(records),
@@ -91,7 +94,8 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
                 ipc=ipc,
                 tables=tables,
                 methods=methods,
-                change="" if place == root else f" --change {spell_changes(changes_in(records[0]))}",
+                precision=precisions.pop() if len(precisions) == 1 and "precision" not in changes else "auto",
+                change=f" --change {spell_changes(changes)}" if changes else "",
             ),
         }
         rows.append(row)
@@ -117,13 +121,21 @@ def _tables(
 
 
 def _command(
-    budget: str, dataset: str, ipc: int | None, tables: Collection[str], methods: Collection[str], change: str
+    budget: str,
+    dataset: str,
+    ipc: int | None,
+    tables: Collection[str],
+    methods: Collection[str],
+    precision: str,
+    change: str,
 ) -> str:
     at = "" if ipc is None else f' IPC="{ipc}"'
     quoted = " ".join(f'"{name}"' for name in tables)
     spelled = [f'"{m}"' if "*" in m else m for m in sorted(methods, key=order_key)]  # the shell would expand a *
     only = f" --methods {' '.join(spelled)}" if spelled else ""
-    return f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='--tables {quoted}{only}{change}'"
+    exact = "" if precision == "auto" else f" --precision {precision}"
+    options = f"--tables {quoted}{only}{exact}{change}"
+    return f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='{options}'"
 
 
 def readme(text: str, results_dir: str | os.PathLike | None = None) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 HOME = Path(__file__).resolve().parents[2]  # the repository, if gmlib is used from a checkout
+# Where runs/ and results/ are: the repository, or the working directory if gmlib is used outside a checkout.
+PLACE = HOME if (HOME / "pyproject.toml").is_file() else Path()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -87,9 +87,9 @@ def _load(root: Path) -> pd.DataFrame:
 
 
 def _budget(record: Mapping[str, Any]) -> str:
-    """The budget in a run.json. The pass over real images in bfloat16 is no change: the paper names no precision."""
+    """The budget in a run.json. An older version wrote "paper, changed" if only the precision was bf16."""
     changed_set = record["budget"] == "paper" + CHANGED and "method" not in record["recipe"]  # no coreset
-    return "paper" if changed_set and changes_in(record) == {"precision": "bf16"} else record["budget"]
+    return "paper" if changed_set and not changes_in(record) else record["budget"]
 
 
 def complete(results: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checks import choose
 from ..coresets import CORESETS
 from ..evaluation import Evaluation
@@ -22,10 +24,11 @@ from ..recipe import BUDGETS, METHODS, Recipe
 from ..sets import SyntheticSet
 from .jobs import CHANGED
 from .layout import is_complete, read_evaluation, read_json, read_trace
-from .provenance import HOME
+from .provenance import PLACE
 
-FOLDER = HOME / "results"
+FOLDER = PLACE / "results"
 PROBES = "probes"
+DTYPE = torch.float16  # of the stored images: half the size, and networks are trained on what was stored
 
 # Authors and licences of the images that the sets were made from.
 SOURCES = {
@@ -121,7 +124,7 @@ def load_condensed(
     budget : str, optional
         None takes the paper's budget if there is such a set, else the largest. `CondensedSet.budget` says which.
     results_dir : path, optional
-        Any folder of runs. None takes the repository's results/.
+        Any folder of runs. None takes the repository's results/, or ./results if gmlib is used outside a checkout.
 
     Returns
     -------
@@ -180,7 +183,7 @@ def probes(results_dir: str | os.PathLike | None = None) -> list[tuple[str, Cond
         If a file is damaged.
     """
     folders = probe_folders(results_folder(results_dir))
-    return [(spell_changes(changes_in(S.record)), S) for at in folders for S in condensed(at)]
+    return [(spell_changes(changes_in(S.record, at)), S) for at in folders for S in condensed(at)]
 
 
 def probe_folder(changes: Mapping[str, Any], results_dir: str | os.PathLike | None = None) -> Path:
@@ -230,10 +233,23 @@ def read_changes(spelled: Collection[str], fixed: Collection[str] = NOT_A_PROBE)
     return {name: getattr(made, name) for name in found}
 
 
-def changes_in(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe fields in a run.json that differ from those of its method under its budget."""
+def changes_in(record: Mapping[str, Any], place: Path | None = None) -> dict[str, Any]:
+    """The recipe fields in a run.json that differ from those of its method under its budget.
+
+    The pass over real images in bfloat16 is no change, because the paper names no precision. But in a probe of the
+    precision it is what was changed.
+
+    Parameters
+    ----------
+    record : dict
+    place : Path, optional
+        The folder of the probe.
+    """
     made = Recipe(**record["recipe"]).as_dict()
     usual = usual_recipe(record, record["budget"].removesuffix(CHANGED)).as_dict()
+    of_precision = place is not None and "precision=" in place.name
+    if of_precision or made["precision"] == "bf16":
+        usual["precision"] = None if of_precision else "bf16"
     return {name: value for name, value in made.items() if value != usual[name]}
 
 

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
 from ..checks import as_list, check_number, choose, require
-from ..condensation import condense_together
+from ..condensation import Diverged, condense_together
 from ..coresets import coreset
 from ..data import Data
 from ..draws import groups
@@ -56,6 +56,7 @@ __all__ = [
     "Run",
     "cached_table",
     "default_folder",
+    "do",
     "make_together",
     "plan_run",
     "run",
@@ -94,6 +95,10 @@ class Run:
         """Accuracies of the first target network."""
         return next(iter(self.evaluations.values()))
 
+    def __str__(self) -> str:
+        named = len(self.evaluations) > 1
+        return ", ".join(f"{network} {e}" if named else str(e) for network, e in self.evaluations.items())
+
 
 def run(
     data: Data,
@@ -112,7 +117,7 @@ def run(
     ----------
     data : Data
     method : str
-        A name in METHODS or CORESETS, or one spelled "what,how,where".
+        A name in METHODS or CORESETS, or one spelled "what,how,where"; ``"MD@lenet"`` for another source network.
     ipc : int
         Images per class.
     device, progress, deadline
@@ -151,11 +156,54 @@ def run(
         At the deadline. The same call continues.
     Busy
         If another process works in the folder and ``wait`` is False; see `gmlib.runs.locks`.
+    Diverged
+        If the matching loss is no longer finite.
     """
     job = plan_run(data, method, ipc, **options)
+    return do(job, device=device, progress=progress, deadline=deadline, wait=wait)
+
+
+def do(
+    job: Job,
+    *,
+    others: Sequence[Job] = (),
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    deadline: float | None = None,
+    wait: bool = True,
+    partly: bool = False,
+) -> Run:
+    """Do a planned run, or read back what is stored.
+
+    Parameters
+    ----------
+    job : Job
+        From `plan_run`.
+    others : sequence of Job
+        Jobs for later. If the set is not stored, those that share networks with it are made with it, as by
+        `make_together`.
+    device, progress, deadline, wait
+        As in `run`.
+    partly : bool
+        At the deadline return a set that has only some of its target networks.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ValueError, OutOfTime, Busy, Diverged
+        As `run`. A loss that is not finite in one of the others is an error only of its own run.
+    """
     device = device_of(device)
+    if others and stored_record(job) is None:
+        for some in shared_work([job, *others]):
+            if job.folder in [one.folder for one in some]:
+                with suppress(Diverged):
+                    make_together(some, device=device, progress=progress, deadline=deadline, wait=wait)
     with locked(job.folder, deadline, wait):
-        return _do(job, device, progress, deadline)
+        return _do(job, device, progress, deadline, partly)
 
 
 def sweep(
@@ -217,15 +265,13 @@ def sweep(
                 snapshots = (trace or {}).get((m, n), ()) if s == seed else ()
                 jobs.append(plan_run(data, m, n, budget=budget, seed=s, snapshots=snapshots, **options))
     device = device_of(device)
-    with suppress(OutOfTime):  # what is finished is read back below
-        make_together(jobs, device=device, progress=progress and budget != "smoke", deadline=deadline)
+    how_run: dict[str, Any] = {"device": device, "progress": progress and budget != "smoke", "deadline": deadline}
     runs: list[Run] = []
     left = {}
     with progress_bar(f"{data.name}, {budget} budget", len(jobs), "set", progress) as bar:
         for job in jobs:
             try:
-                with locked(job.folder, deadline):
-                    runs.append(_do(job, device, progress and budget != "smoke", deadline, partly=True))
+                runs.append(do(job, others=jobs, partly=True, **how_run))
             except OutOfTime:
                 if not any((r.S.ipc, r.record["method"]) == (job.recipe.ipc, job.method) for r in runs):
                     left[data.name, job.recipe.ipc, job.method] = "the time budget was used up"
@@ -244,7 +290,7 @@ def make_together(
     """Condense the sets of jobs that share networks and real batches, and store them. No network is trained on them.
 
     Only jobs with T = 1 are made together. With more inner iterations little can be shared, and no set would be
-    finished before all are. Such jobs, coresets, stored sets and jobs that share with no other are left to `run`.
+    finished before all are. Such jobs, coresets, stored sets and jobs that share with no other are left to `do`.
 
     Parameters
     ----------
@@ -414,16 +460,14 @@ def _table_to_json(table: pd.DataFrame) -> dict[str, Any]:
     return {"columns": columns, "dtypes": table.dtypes.astype(str).to_dict()}
 
 
-def _do(job: Job, device: torch.device, progress: bool, deadline: float | None, partly: bool = False) -> Run:
-    """Both phases of one run. partly: at the deadline return a set that has only some of its target networks."""
+def _do(job: Job, device: torch.device, progress: bool, deadline: float | None, partly: bool) -> Run:
+    """Both phases of one run, in a folder that is locked."""
     record = stored_record(job)
     if record is None:
         if deadline_passed(deadline):
             raise OutOfTime(f"out of time before {job.folder} was started: run again to continue")
         record = _make(job, device, progress, deadline)
-    for pattern in ("checkpoint*.safetensors", BEGUN, ".*.tmp"):
-        for leftover in job.folder.glob(pattern):  # a killed process may have left some
-            leftover.unlink()
+    _clean(job.folder)  # a killed process may have left something
     S = SyntheticSet.load(job.folder / "set.safetensors")
     n, seed = job.n_networks, job.recipe.seed
     evaluations: dict[str, Evaluation] = {}
@@ -439,6 +483,13 @@ def _do(job: Job, device: torch.device, progress: bool, deadline: float | None, 
             raise
     in_order = {network: evaluations[network] for network in job.targets if network in evaluations}
     return Run(job.folder, S, in_order, record, trace)
+
+
+def _clean(folder: Path) -> None:
+    """Delete what only an unfinished run needs."""
+    for pattern in ("checkpoint*.safetensors", BEGUN, ".*.tmp"):
+        for leftover in folder.glob(pattern):
+            leftover.unlink()
 
 
 def _is_evaluated(job: Job, network: str) -> bool:
@@ -470,16 +521,20 @@ def _condense(
         together = {"made_together": len(jobs)} if len(jobs) > 1 else {}
         records[i] = _store(jobs[i], S, made_with[i] | together, seconds, peak())
 
-    condense_together(
-        jobs[0].data,
-        [job.recipe for job in jobs],
-        device,
-        [job.folder / CHECKPOINT for job in jobs],
-        progress,
-        snapshots=[job.snapshots for job in jobs],
-        deadline=deadline,
-        finished=finished,
-    )
+    try:
+        condense_together(
+            jobs[0].data,
+            [job.recipe for job in jobs],
+            device,
+            [job.folder / CHECKPOINT for job in jobs],
+            progress,
+            snapshots=[job.snapshots for job in jobs],
+            deadline=deadline,
+            finished=finished,
+        )
+    finally:
+        for i in records:
+            _clean(jobs[i].folder)
     return [records[i] for i in range(len(jobs))]
 
 

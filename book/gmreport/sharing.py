@@ -1,0 +1,126 @@
+"""What is saved by making methods together and by bfloat16, and what bfloat16 does to the accuracy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown
+
+from gmlib.analysis.statistics import half_width
+from gmlib.runs.layout import read_json
+from gmlib.runs.shipped import results_folder
+
+from .style import counted, per_class
+from .tables import Table, filled
+
+Stored = Mapping[str, Mapping[str, Any]]  # name of the file -> what benchmarks/together.py wrote
+
+
+def stored_together(folder: str | os.PathLike | None = None) -> dict[str, dict[str, Any]]:
+    """The stored files of benchmarks/together.py, by their name without .json.
+
+    Parameters
+    ----------
+    folder
+        None for results/benchmarks/together/ in the repository.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the repository's results are not here.
+    ValueError
+        If a file is damaged.
+    """
+    root = results_folder(folder) if folder else results_folder() / "benchmarks" / "together"
+    keys = ("methods", "images", "seconds", "median", "times_as_fast", "device_name", "threads", "torch", "commit")
+    return {path.stem: read_json(path, *keys) for path in sorted(root.glob("*.json"))}
+
+
+def together_sentence(stored: Stored) -> Markdown:
+    """How much faster the methods are together than apart, on each machine."""
+    if not stored:
+        return Markdown("**No measurement of methods made together is stored yet.**")
+    parts = [
+        f"{counted(len(m['methods']), 'method')} take {m['median']['apart, float32']:.1f} s per outer iteration one "
+        f"after another and {m['median']['together, float32']:.1f} s together, both in float32, and "
+        f"{m['median']['together, bf16']:.1f} s together in bfloat16 ({m['device_name']}, "
+        f"{counted(m['threads'], 'thread')})"
+        for m in stored.values()
+    ]
+    return Markdown(f"**{'; '.join(parts)}.**")
+
+
+def together_table(measured: Mapping[str, Any]) -> Table:
+    """Seconds per outer iteration of all methods, by how they are made."""
+    cells = {}
+    for kind, seconds in measured["seconds"].items():
+        cells[kind, "seconds"] = [
+            f"{measured['median'][kind]:.2f}",
+            f"{min(seconds):.2f} to {max(seconds):.2f}, n={len(seconds)}",
+        ]
+        cells[kind, "times as fast"] = [f"{measured['times_as_fast'][kind]:.2f}"]
+    caption = (
+        f"One outer iteration of {counted(len(measured['methods']), 'method')}, medians of whole processes; "
+        f"{measured['images']}; {measured['device_name']}, {counted(measured['threads'], 'thread')}; torch "
+        f"{measured['torch']}, gmlib at commit {measured['commit']}."
+    )
+    return filled(list(measured["seconds"]), cells, caption, "made")
+
+
+def precision_pairs(probed: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of sets that differ in the precision of the pass over real images only.
+
+    Parameters
+    ----------
+    probed
+        From `gmreport.probes`.
+
+    Returns
+    -------
+    DataFrame
+        One row for each pair: dataset, ipc, method, budget, set (the seed), difference (accuracy with bfloat16 minus
+        accuracy with float32, in points), n (networks).
+    """
+    signs = {"precision=bf16": 1.0, "precision=float32": -1.0}
+    pairs = probed[probed["change"].isin(signs)].copy()
+    pairs["difference"] = pairs["gain"] * pairs["change"].map(signs).astype(float)
+    return pairs[["dataset", "ipc", "method", "budget", "set", "difference", "n"]].reset_index(drop=True)
+
+
+def precision_effect(pairs: pd.DataFrame) -> Markdown:
+    """What bfloat16 does to the accuracy: mean difference and 95% interval over pairs, for each data set and size.
+
+    Parameters
+    ----------
+    pairs
+        From `precision_pairs`.
+    """
+    if pairs.empty:
+        return Markdown("**No set was made in both precisions with the same seed yet.**")
+    parts = []
+    for (dataset, ipc, budget), some in pairs.groupby(["dataset", "ipc", "budget"], sort=False):
+        values = some["difference"].to_numpy()
+        half = half_width(values)
+        spread = "" if len(values) < 2 else f" ({values.mean() - half:+.2f} to {values.mean() + half:+.2f})"
+        networks = counted(int(some["n"].min()), "network")
+        parts.append(
+            f"{dataset}, {per_class(ipc)}, {budget} budget: {values.mean():+.2f} points{spread}, "
+            f"{counted(len(values), 'pair')} with at least {networks} each"
+        )
+    return Markdown(
+        f"**Accuracy with bfloat16 minus accuracy with float32, same seeds: {'; '.join(parts)}.** "
+        "Intervals are 95% t intervals over the pairs."
+    )
+
+
+def precision_pairs_table(pairs: pd.DataFrame) -> Table:
+    """Every pair. ``pairs`` is from `precision_pairs`."""
+    cells, rows = {}, []
+    for p in pairs.itertuples():
+        row = f"{p.dataset}, IPC {p.ipc}: {p.method}, set {p.set} ({p.budget})"
+        rows.append(row)
+        cells[row, "bfloat16 minus float32"] = [f"{p.difference:+.1f}", f"n={p.n}"]
+    return filled(rows, cells, "Differences of test accuracy in points, mean over networks of the same seed.", "set")
