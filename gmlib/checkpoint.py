@@ -156,7 +156,9 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the checkpoint {path} is damaged ({error}): delete it to restart the run") from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a checkpoint of this version of gmlib: choose another file")
+            raise ValueError(
+                f"{path} is not a checkpoint of this version: delete it to restart the run, or choose another file"
+            )
         self.stored = json.loads(metadata["states"])
         there = json.loads(metadata["runs"])
         if len(there["recipes"]) != len(self.recipes):

@@ -28,6 +28,8 @@ from .sets import SyntheticSet
 from .speed import recording
 from .speed.precision import fastest_precision, matmul_precision
 
+_MEASURED: dict[tuple, str] = {}  # kind of work -> its fastest precision, so that all runs of a process agree
+
 
 class Diverged(FloatingPointError):
     """The matching loss or its gradient became NaN or infinite.
@@ -176,6 +178,8 @@ def condense_together(
     paths = checkpoint if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str) else [checkpoint]
     if len(paths) not in (1, len(recipes)):
         raise ValueError(f"checkpoint has {len(paths)} files for {len(recipes)} recipes: give one, or one for each")
+    if len({str(path) for path in paths}) < len(paths):
+        raise ValueError("two recipes have the same checkpoint: give each its own file, or one file for all")
     owned = [recipes] if len(paths) == 1 else [[recipe] for recipe in recipes]
     files = [Checkpoint(path, data, own) for path, own in zip(paths, owned, strict=True)]
     data = data.to(device)
@@ -219,11 +223,8 @@ class _Work:
         self.recipes = [recipe for file in files for recipe in file.recipes]
         self.checkpoint_seconds, self.deadline, self.finished = checkpoint_seconds, deadline, finished
         self.runs = [run for file in files for run in file.progress(data)]
-        self.diverged = {
-            i: Diverged(*run.diverged, as_set(run.last_good, data, self.recipes[i], run.history))
-            for i, run in enumerate(self.runs)
-            if run.diverged
-        }
+        self.last: dict[int, Update] = {}  # the last update of each run
+        self.diverged = {i: self._diverged_before(i) for i, run in enumerate(self.runs) if run.diverged}
         lengths = [(recipe.outer_loops, recipe.schedule()[0]) for recipe in self.recipes]
         self.total = sum(K for K, _ in lengths)
         done = sum(run.state.k * T + run.state.t for run, (_, T) in zip(self.runs, lengths, strict=True))
@@ -233,23 +234,39 @@ class _Work:
 
     def do(self, group: list[int]) -> None:
         """Run the recipes of a group. In every outer iteration they take turns."""
-        recipe = self.recipes[group[0]]
-        draws = Draws(self.data, recipe, len(group))
-        share_theta([self.runs[i].state for i in group], [self.recipes[i] for i in group], draws)
-        updates = {i: follow(self.data, self.recipes[i], self.runs[i], draws, self._rescue(i)) for i in group}
         for i in group:
             self._keep(i)
             if self._is_done(i):  # before a restart
-                updates.pop(i)
                 self._finish(i)
+        live = [i for i in group if not self._is_done(i)]
+        if not live:
+            return
+        recipe = self.recipes[live[0]]
         with matmul_precision(recipe.precision):
+            for i in live:
+                if self.runs[i].state.t > 0 and len(live) > 1:
+                    self._catch_up(i)
+            live = [i for i in live if not self._is_done(i)]
+            draws = Draws(self.data, recipe, len(live), max(self.recipes[i].outer_loops for i in live))
+            share_theta([self.runs[i].state for i in live], [self.recipes[i] for i in live], draws)
+            updates = {i: follow(self.data, self.recipes[i], self.runs[i], draws, self._rescue(i)) for i in live}
             while updates:
                 k = min(self.runs[i].state.k for i in updates)
-                for i in [i for i in updates if self.runs[i].state.k == k]:
+                taking_turns = [i for i in updates if self.runs[i].state.k == k]
+                draws.n_runs = len(taking_turns)
+                for i in taking_turns:
                     with self._noting_divergence(i):
                         self._outer_iteration(i, k, updates[i])
                 for i in [i for i in updates if self._is_done(i)]:
                     updates.pop(i)
+
+    def _catch_up(self, i: int) -> None:
+        """Finish the outer iteration that run i is in, alone. Its theta was trained, so it shares nothing now."""
+        run = self.runs[i]
+        draws = Draws(self.data, self.recipes[i])
+        with self._noting_divergence(i):
+            self._outer_iteration(i, run.state.k, follow(self.data, self.recipes[i], run, draws, self._rescue(i)))
+        del run.state.theta, run.state.optimiser_theta
 
     @contextmanager
     def _noting_divergence(self, i: int) -> Iterator[None]:
@@ -264,7 +281,7 @@ class _Work:
         """Finish outer iteration k of run i."""
         run = self.runs[i]
         while run.state.k == k:
-            update = next(updates)
+            self.last[i] = next(updates)
             out_of_time = deadline_passed(self.deadline)
             if run.state.t == 0:
                 if run.history:
@@ -272,7 +289,9 @@ class _Work:
                 self._keep(i)
             self.bar.update()
             if out_of_time or self._is_done(i) or self.files[0].age() > self.checkpoint_seconds:
-                self._write(i, update)
+                self._write()
+                if i in self.diverged:
+                    return
             if self._is_done(i):
                 self._finish(i)
             if out_of_time and not all(map(self._is_done, range(len(self.runs)))):
@@ -287,14 +306,23 @@ class _Work:
         if run.state.t == 0 and run.state.k in self.snapshots[i]:
             run.snapshots[run.state.k] = run.state.S.detach().clone()
 
-    def _write(self, i: int, update: Update) -> None:
-        """Write the checkpoint. The losses of run i, which just made an update, and of the others are read first."""
-        for j in {i: None} | dict.fromkeys(set(range(len(self.runs))) - self.diverged.keys()):
-            with self._noting_divergence(j):
-                read_losses(self.data, self.recipes[j], self.runs[j], update, rescue=self._rescue(j))
+    def _write(self) -> None:
+        """Read the losses of all runs, and write the checkpoint."""
+        for i, update in self.last.items():
+            if i not in self.diverged:
+                with self._noting_divergence(i):
+                    read_losses(self.data, self.recipes[i], self.runs[i], update, rescue=self._rescue(i))
         runs = iter(self.runs)
         for file in self.files:
             file.write([next(runs) for _ in file.recipes])
+
+    def _diverged_before(self, i: int) -> Diverged:
+        """The error of run i, as the checkpoint keeps it."""
+        run = self.runs[i]
+        assert run.diverged is not None
+        message, k, t, layer = run.diverged
+        S = as_set(run.last_good, self.data, self.recipes[i], run.history)
+        return Diverged(f"{message}; delete {self._path(i)} to try again", k, t, layer, S)
 
     def _finish(self, i: int) -> None:
         if self.finished and i not in self.diverged:
@@ -307,9 +335,13 @@ class _Work:
 
     def _rescue(self, i: int) -> Path | None:
         """Where the last good S of run i goes if its loss is no longer finite."""
-        path = self.files[min(i, len(self.files) - 1)].path
+        path = self._path(i)
         number = f"-{i}" if len(self.runs) > len(self.files) else ""
         return path and path.with_name(f"{path.stem}{number}-last-good.safetensors")
+
+    def _path(self, i: int) -> Path | None:
+        """The checkpoint of run i."""
+        return self.files[min(i, len(self.files) - 1)].path
 
     def _out_of_time(self) -> str:
         paths = ", ".join(str(file.path) for file in self.files if file.path)
@@ -318,16 +350,23 @@ class _Work:
 
 
 def with_precisions(data: Data, recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The recipes with a measured precision in place of "auto". Each kind of network is measured once."""
-    measured: dict[tuple, str] = {}
+    """The recipes with a measured precision in place of "auto". Each kind of work is measured once in a process.
+
+    Parameters
+    ----------
+    data : Data
+        On the device to compute on.
+    recipes : sequence of Recipe
+    """
     settled = []
     for recipe in recipes:
         if recipe.precision == "auto":
-            kind = (recipe.network, recipe.width, recipe.depth, recipe.batch_real)
-            if kind not in measured:
+            sizes = (recipe.network, recipe.width, recipe.depth, recipe.batch_real)
+            kind = (*sizes, data.shape, data.n_classes, data.train_images.dtype, data.train_images.device)
+            if kind not in _MEASURED:
                 B = sample(data, recipe, streams_of(recipe, 0, 0))
-                measured[kind] = fastest_precision(fresh_network(data, recipe, 0), B.images[0].split(B.sizes))
-            recipe = replace(recipe, precision=measured[kind])
+                _MEASURED[kind] = fastest_precision(fresh_network(data, recipe, 0), B.images[0].split(B.sizes))
+            recipe = replace(recipe, precision=_MEASURED[kind])
         settled.append(recipe)
     return settled
 
@@ -335,14 +374,11 @@ def with_precisions(data: Data, recipes: Sequence[Recipe]) -> list[Recipe]:
 def share_theta(states: Sequence[State], recipes: Sequence[Recipe], draws: Draws) -> None:
     """Let the runs of a group share one network on CUDA, where recorded steps hold its tensors.
 
-    The runs take turns, and each overwrites its weights at the start of an outer iteration.
+    The runs take turns, and each overwrites its weights at the start of an outer iteration. So all must be at t = 0.
     """
-    if len(states) == 1 or not recording.recordable(states[0].S.device):
-        return
-    begun = next((state for state in states if state.t > 0), None)
-    theta = draws.network(min(state.k for state in states)) if begun is None else begun.theta
-    for state, recipe in zip(states, recipes, strict=True):
-        if state is not begun:
+    if len(states) > 1 and recording.recordable(states[0].S.device):
+        theta = draws.network(min(state.k for state in states))
+        for state, recipe in zip(states, recipes, strict=True):
             state.start(theta, recipe)
 
 
@@ -394,8 +430,9 @@ def follow(
             if update.path.detection is not None:
                 now.detections.append([update.t, *update.path.detection])
         now.seconds += time.monotonic() - started - (draws.shared_seconds - shared)
-        if ended:
+        if update.t == 0:
             now.seconds += (draws.shared_seconds - draws.shared_seconds_before) / draws.n_runs
+        if ended:
             now.S = run.state.S.detach().clone()
             run.begun.append(OuterIteration(run.state.k))
         if ended or not deferred:

@@ -65,7 +65,7 @@ class Drawn:
     chosen : list of Chosen
         For each of the zeta_S updates of S.
     batches : dict of int to Batches
-        The updates whose images were gathered already.
+        The mini-batches of these updates, if several runs use them.
     """
 
     network: nn.Module | None
@@ -85,7 +85,10 @@ class Draws:
     recipe : Recipe
         Of one of the runs.
     n_runs : int
-        How many runs take turns. Each finishes its outer iteration before the next run begins it.
+        How many runs take turns. Each finishes its outer iteration before the next run begins it. The number may
+        change between outer iterations.
+    outer_loops : int, optional
+        The largest K of the runs; None for that of ``recipe``. Nothing beyond it is drawn ahead.
 
     Attributes
     ----------
@@ -95,11 +98,12 @@ class Draws:
         The same before the current outer iteration.
     """
 
-    def __init__(self, data: Data, recipe: Recipe, n_runs: int = 1):
+    def __init__(self, data: Data, recipe: Recipe, n_runs: int = 1, outer_loops: int | None = None):
         self.data, self.recipe, self.n_runs = data, recipe, n_runs
         self.runner = runner_for(data, recipe)
         self.shared_seconds = self.shared_seconds_before = 0.0
-        self.now: dict[tuple[int, int], Drawn] = {}  # the current (k, t), and (k, 0) for the runs that follow
+        self.outer_loops = outer_loops or recipe.outer_loops
+        self.kept: dict[tuple[int, int], Drawn] = {}  # the current (k, t), and (k, 0) for the runs that follow
         self.ahead: dict[tuple[int, int], Future[Drawn]] = {}
         self.thread = ThreadPoolExecutor(1) if recording.recordable(data.train_images.device) else None
 
@@ -115,9 +119,10 @@ class Draws:
         """The mini-batches for one of the zeta_S updates of S in inner iteration (k, t) (lines 5 and 6)."""
         with self._shared(t):
             drawn = self._at(k, t)
-            if update not in drawn.batches:
-                drawn.batches[update] = gather(self.data, drawn.chosen[update])
-        return drawn.batches[update]
+            B = drawn.batches.get(update) or gather(self.data, drawn.chosen[update])
+            if t == 0 and self.n_runs > 1:
+                drawn.batches[update] = B
+        return B
 
     def real_gradients(self, theta: nn.Module, B: Batches, t: int) -> RealGradients:
         """`gmlib.lines.real_gradients`. At t = 0 they are computed for the first run, and kept for the others.
@@ -141,14 +146,14 @@ class Draws:
 
     def _at(self, k: int, t: int) -> Drawn:
         key = (k, t)
-        if key not in self.now:
+        if key not in self.kept:
             ahead = self.ahead.pop(key, None)
             drawn = ahead.result() if ahead else self._draw(k, t)
-            self.now = {at: kept for at, kept in self.now.items() if at == (k, 0)} | {key: drawn}
+            self.kept = {at: it for at, it in self.kept.items() if at == (k, 0) and self.n_runs > 1} | {key: drawn}
             self._draw_ahead(k, t)
             if t == 0:
                 self.shared_seconds_before = self.shared_seconds
-        return self.now[key]
+        return self.kept[key]
 
     def _draw(self, k: int, t: int) -> Drawn:
         """The random choices of inner iteration (k, t). They are made on the CPU."""
@@ -163,7 +168,7 @@ class Draws:
         T = self.recipe.schedule()[0]
         following = (k, t + 1) if t < T - 1 else (k + 1, 0)
         self.ahead = {at: future for at, future in self.ahead.items() if at[0] >= k}
-        if following[0] < self.recipe.outer_loops and following not in self.ahead:
+        if following[0] < self.outer_loops and following not in self.ahead:
             self.ahead[following] = self.thread.submit(self._draw, *following)
 
     @contextmanager

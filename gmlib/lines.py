@@ -269,6 +269,8 @@ def real_gradients(theta: nn.Module, B: Batches, recipe: Recipe, runner: Runner)
     ------
     Line 7 of Algorithm 1.
     """
+    if recipe.precision == "auto":
+        raise ValueError('precision="auto" is for condense: take "bf16" or "float32"')
     networks.freeze_batchnorm(theta, B.for_batchnorm)
 
     def line_7(real: Tensor, *mixed: Tensor) -> RealGradients:

@@ -447,6 +447,15 @@ def test_a_convolution_is_as_exact_as_torchs():
     assert 0 < (fast - exact).norm() < 3.5 * (direct - exact).norm() < 1e-5 * exact.norm()
 
 
+def test_a_network_with_a_hook_is_used_as_it_is(any_size):
+    network, x, _ = build()
+    seen = []
+    handle = network[0].register_forward_hook(lambda *call: seen.append(call))
+    assert forward.fast_forward(network, x) is network
+    handle.remove()
+    assert forward.fast_forward(network, x) is not network and not seen
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "size"),
     [

@@ -10,6 +10,7 @@ from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import how, lines, networks
+from gmlib.analysis.matching import pulls
 from gmlib.evaluation import accuracy
 from gmlib.runtime import generator
 from gmlib.speed import gradients, precision, recording, training
@@ -416,8 +417,8 @@ def test_the_faster_precision_is_chosen_if_it_gains_enough(seconds, chosen, monk
     network, x = networks.build("mlp", (1, 8, 8), 3, generator=generator(0)), torch.randn(70, 1, 8, 8)
     sizes = []
 
-    def timed(network, x, name):
-        sizes.append(len(x))
+    def timed(network, batches, name):
+        sizes.append(sum(map(len, batches)))
         return seconds[name == "bf16"]
 
     monkeypatch.setattr(precision, "_seconds", timed)
@@ -431,4 +432,12 @@ def test_the_faster_precision_is_chosen_if_it_gains_enough(seconds, chosen, monk
 
 def test_a_precision_is_really_timed():
     network, x = networks.build("mlp", (1, 8, 8), 3, generator=generator(0)), torch.randn(8, 1, 8, 8)
-    assert all(precision._seconds(network, x, name) > 0 for name in ("float32", "bf16"))
+    assert all(precision._seconds(network, [x], name) > 0 for name in ("float32", "bf16"))
+
+
+def test_auto_must_be_settled_before_the_pass():
+    data, recipe = make_data(dtype=torch.float32), tiny_recipe(precision="auto")
+    theta, B = lines.fresh_network(data, recipe, 0), lines.sample(data, recipe, lines.streams_of(recipe, 0, 0))
+    with pytest.raises(ValueError, match="is for condense"):
+        lines.real_gradients(theta, B, recipe, lines.runner_for(data, recipe))
+    assert pulls(data, recipe, device="cpu").notna().all(axis=None), "the analyses settle it"

@@ -233,7 +233,10 @@ def test_killed_runs_continue_to_the_same_sets(tmp_path):
         assert torch.equal(gm.SyntheticSet.load(f"{out}{i}").images, alone(data, recipe).images)
 
 
-def test_a_file_for_each_run_can_be_continued_alone_or_with_others(tmp_path):
+@pytest.mark.parametrize("steps", ["called", "recorded"])
+def test_a_file_for_each_run_can_be_continued_alone_or_with_others(steps, tmp_path, request):
+    if steps == "recorded":
+        request.getfixturevalue("recorded")
     data, recipes = make_data(dtype=torch.float32), mixed_recipes()[:4]
     paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
     for _ in range(9):  # of 24 inner iterations
@@ -248,6 +251,21 @@ def test_a_file_for_each_run_can_be_continued_alone_or_with_others(tmp_path):
         assert_equal(S, alone(data, recipe))
     with pytest.raises(ValueError, match="2 files for 4 recipes"):
         together(data, recipes, checkpoint=paths[:2])
+
+
+@pytest.mark.parametrize("steps", ["called", "recorded"])
+def test_runs_that_stopped_inside_different_outer_iterations_continue_together(steps, tmp_path, request):
+    """Each has a theta of its own that was trained. On CUDA they share one again, once they have caught up."""
+    if steps == "recorded":
+        request.getfixturevalue("recorded")
+    data, recipes = make_data(dtype=torch.float32), [of_method(m, **MANY) for m in ("DC", "MD", "MDA")]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, inner_iterations in enumerate((2, 5, 4)):  # of T = 3
+        for _ in range(inner_iterations):
+            with pytest.raises(OutOfTime):
+                alone(data, recipes[i], checkpoint=paths[i], deadline=time.monotonic())
+    for S, recipe in zip(together(data, recipes, checkpoint=paths), recipes, strict=True):
+        assert_equal(S, alone(data, recipe))
 
 
 def test_a_checkpoint_of_other_runs_is_refused(tmp_path):
@@ -291,7 +309,7 @@ def test_one_diverged_run_does_not_stop_the_others(tmp_path):
         assert_equal(found[i], alone(data, recipes[i]))
     assert error.value.S.images.isfinite().all()
     assert error.value.S.recipe == recipes[1].as_dict()
-    with pytest.raises(gm.Diverged):  # the others are not run again
+    with pytest.raises(gm.Diverged, match=r"delete .*together\.safetensors to try again"):  # the others are kept
         together(data, recipes, checkpoint=path)
 
 
@@ -321,10 +339,11 @@ def test_bad_input_is_refused_before_any_work(tmp_path):
         ([of_method("DC"), of_method("M", depth=4)], {}, "too small.*depth 4"),
         ([of_method("DC"), "M"], {}, "str"),
         ([of_method("DC"), of_method("M")], {"snapshots": [(1,)]}, "1 entries for 2 recipes"),
+        ([of_method("DC"), of_method("M")], {"checkpoint": [tmp_path / "a"] * 2}, "the same checkpoint"),
         ([of_method("DC"), of_method("M")], {"snapshots": [(1,), (9,)]}, "snapshot 9"),
     ):
         with pytest.raises(ValueError, match=message):
-            together(data, recipes, checkpoint=tmp_path / "file", **options)
+            together(data, recipes, **{"checkpoint": tmp_path / "file", **options})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -343,6 +362,7 @@ def test_auto_takes_the_measured_precision_and_keeps_it(fastest, tmp_path, monke
 
     data, path = make_data(dtype=torch.float32), tmp_path / "together.safetensors"
     measured = []
+    monkeypatch.setattr(condensation, "_MEASURED", {})
 
     def fastest_precision(network, batches):
         measured.append(len(batches))

@@ -21,7 +21,7 @@ from torch import nn
 
 from .. import where
 from ..checks import as_list, check_number
-from ..condensation import check
+from ..condensation import check, with_precisions
 from ..data import Data
 from ..lines import (
     class_weights,
@@ -112,6 +112,7 @@ def measure(
         check(data, recipe)
     device = device_of(device)
     data = data.to(device)
+    recipes = dict(zip(recipes, with_precisions(data, list(recipes.values())), strict=True))
     pieces = {m: _Pieces(data, recipe) for m, recipe in recipes.items()}
     names = list(recipes)
     peaks = {}

@@ -14,7 +14,7 @@ from .. import how, networks
 from ..algorithm import State, algorithm_1
 from ..checkpoint import Progress
 from ..checks import check_number
-from ..condensation import check, follow
+from ..condensation import check, follow, with_precisions
 from ..data import Data
 from ..lines import (
     class_weights,
@@ -71,6 +71,7 @@ def losses_along(
     """
     check(data, recipe)
     data = data.to(device_of(device))
+    (recipe,) = with_precisions(data, [recipe])
     total = recipe.outer_loops * recipe.schedule()[0]
     run = Progress(State.initial(data, recipe))
     rows: list[tuple[float, ...]] = []
@@ -146,6 +147,7 @@ def pulls(
     if recipe.inter_batches != "classes":
         raise ValueError('pulls compares the gradients of class batches: take a recipe with inter_batches="classes"')
     data = data.to(device_of(device))
+    (recipe,) = with_precisions(data, [recipe])
     state, only_k = constant_S(
         data, recipe, initial(data, recipe) if S is None else S.images.to(data.train_images), k
     )
@@ -234,6 +236,7 @@ def angles(
     check(data, recipe)
     _check_set(S, data, recipe)
     data = data.to(device_of(device))
+    (recipe,) = with_precisions(data, [recipe])
     state, only_k = constant_S(data, recipe, S.images.to(data.train_images), k)
     weights = class_weights(data, recipe)
     T = recipe.schedule()[0]

@@ -70,7 +70,8 @@ def fast_forward(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None
 
 def _blocks(network: nn.Module) -> list[Any]:
     """The layers of each block [3x3 convolution, instance norm, ReLU, average pool]; [] if the network has others."""
-    layers = list(network) if type(network) is nn.Sequential else []
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    layers = list(network) if type(network) is nn.Sequential and not hooked else []
     blocks = [layers[i : i + 4] for i in range(0, len(layers) - 2, 4)]
     kinds = [nn.Conv2d, nn.GroupNorm, nn.ReLU, HalvingPool] * len(blocks) + [nn.Flatten, nn.Linear]
     if [type(layer) for layer in layers] != kinds:
