@@ -194,6 +194,35 @@ def test_which_stored_runs_count(tmp_path):
     assert (c["n"], c["n_sets"], c["outcome"], c["note"]) == (60, 2, "reproduced", "")
 
 
+def test_stored_sets_with_too_few_networks_are_named(tmp_path):
+    """Nine networks on a set are too few. Once two sets have ten, a third with nine is left out."""
+    claim = "table1-mnist-1-intra-class"
+
+    def from_files():
+        results, unfinished = readback.stored_accuracies(tmp_path), readback.unfinished_accuracies(tmp_path)
+        assert len(results) + len(unfinished) == len(readback.load_results(tmp_path))
+        return judged(results, claim, unfinished=unfinished)
+
+    assert readback.unfinished_accuracies(tmp_path).empty and from_files()["outcome"] == "not run"
+    store(tmp_path, seed=0, networks=9)
+    assert tuple(from_files()[["outcome", "budget", "n", "n_sets"]]) == ("too few networks", "paper", 9, 1)
+    store(tmp_path, seed=1, networks=10)
+    assert tuple(from_files()[["outcome", "n", "n_sets"]]) == ("too few networks", 19, 2)
+    assert judged(readback.stored_accuracies(tmp_path), claim)["outcome"] == "too few sets"
+    store(tmp_path, seed=2, networks=10)
+    c = from_files()
+    assert tuple(c[["outcome", "n", "n_sets"]]) == ("reproduced", 20, 2)
+    assert c.equals(judged(readback.stored_accuracies(tmp_path), claim))
+
+
+def test_unfinished_sets_of_another_budget_do_not_count():
+    c = judged(NOTHING, "table3-mnist-1-dc", unfinished=runs("DC", [80, 81], budget="lite", networks=1))
+    assert (c["outcome"], c["note"]) == ("not run", paper.NO_RUN)
+    lite = runs("DC", [80, 81], budget="lite")
+    both = judged(lite, "table3-mnist-1-dc", unfinished=runs("DC", [90, 91], networks=9))
+    assert (both["outcome"], both["budget"], both["ours"]) == ("too few networks", "paper", pytest.approx(90.5))
+
+
 def test_another_budget_is_shown_and_not_judged():
     results = pd.concat([runs("DC", [80, 81], budget="smoke"), runs("DC", [90, 92], budget="lite")])
     c = judged(results, "table3-mnist-1-dc")

@@ -142,6 +142,24 @@ def test_every_field_of_a_protocol_is_compared(name):
     assert augmentation == "augmentation in phase 2: crop+scale+rotate instead of none"
 
 
+def test_bfloat16_is_named_where_it_is_used():
+    recipe = Recipe.for_method("MD", "MNIST", 1, precision="bf16").as_dict()
+    (found,) = recipe_departures({"method": "MD", "recipe": recipe, "history": []})
+    silent = "instead of float32; the paper names no precision"
+    assert str(found) == f"precision of the pass over real images: bf16 {silent}"
+    (found,) = recipe_departures({"method": "MD", "recipe": recipe | {"precision": "tf32"}, "history": []})
+    assert str(found) == f"precision of products: tf32 {silent}"
+    (found,) = protocol_departures("MNIST", Evaluation((1.0,), "convnet", 0, PROTOCOL | {"precision": "tf32"}))
+    assert str(found) == f"precision in phase 2: tf32 {silent}"
+
+
+def test_the_precision_of_an_unchanged_set_is_that_of_its_recipe():
+    base, after = a_set("MD", [70.0]), a_set("MD", [70.0], budget="lite, changed")
+    base.record["recipe"]["precision"] = "bf16"
+    found = report.probes([("precision=bf16", after)], [base])
+    assert found["base_precision"].tolist() == ["bf16"] and report.precision_pairs(found).empty
+
+
 def test_a_coreset_with_fewer_epochs_of_its_network():
     recipe = {"method": "herding", "dataset": "MNIST", "ipc": 1, "seed": 0, "space": "network"}
     recipe |= {"network": "convnet", "width": 128, "depth": 3, "epochs": 2}
@@ -252,7 +270,7 @@ def test_the_gain_of_a_change_is_paired_by_network():
     found = report.probes(made, [before, real, a_set("MD", [9.0], dataset="FashionMNIST"), a_set("DC", [9.0])])
     assert len(found) == 1, "a set with another seed is no partner"
     p = found.iloc[0]
-    assert tuple(p[name] for name in found.columns[:6]) == ("MNIST", 1, "MD", "lite", 0, "lr_images=0.01")
+    assert tuple(p[name] for name in found.columns[:7]) == ("MNIST", 1, "MD", "lite", 0, "lr_images=0.01", "float32")
     assert (p["before"], p["after"], p["gain"], p["n"], p["random"]) == (71.0, 75.0, 4.0, 3, 61.0)
     assert p["half"] == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem([2.0, 3.0, 7.0]))
     assert (p["rms_before"], p["rms_after"]) == (pytest.approx(math.sqrt(12.5)), 1.0)

@@ -3,14 +3,16 @@
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import gmlib as gm
-from gmlib.algorithm import algorithm_1
+from gmlib.algorithm import State, algorithm_1
 from gmlib.recipe import Budget
 from gmreport.listing import PRINT, Listing, cut, source_of
 
@@ -100,6 +102,27 @@ def test_links_lead_into_the_reference():
         assert found.__module__ in DOCUMENTED[page], name
 
 
+def test_the_page_names_only_functions_that_a_run_calls():
+    """The page stays true to the loop: a run of MDA with T > 1 calls all that it shows or links."""
+    called = set()
+
+    def note(frame, event, _):
+        if event == "call":
+            called.add(frame.f_code)
+
+    data = gm.load_data("digits")
+    recipe = gm.Recipe.for_method("MDA", "digits", 10, "smoke", outer_loops=1, inner_loops=2, zeta_theta=1, width=4)
+    sys.setprofile(note)
+    try:
+        for _ in algorithm_1(data, recipe, State.initial(data, recipe)):
+            pass
+    finally:
+        sys.setprofile(None)
+    for function in {f for line in PRINT.values() for f in (*line.shown, *line.linked)}:
+        methods = filter(inspect.isfunction, vars(function).values()) if inspect.isclass(function) else [function]
+        assert called & {inspect.unwrap(method).__code__ for method in methods}, function
+
+
 # ---- API reference
 
 
@@ -114,6 +137,11 @@ def test_every_top_level_name_is_in_the_index():
     assert set(entries) == set(gm.__all__)
     for name, target in entries.items():
         assert find(target) is getattr(gm, name), name
+
+
+def test_every_name_in_the_index_exists():
+    for target in re.findall(r"<(gmlib\.[\w.]+)>`", API["index"]):
+        assert find(target).__doc__ or isinstance(find(target), dict), target
 
 
 @pytest.mark.parametrize("record", [gm.Recipe, gm.Protocol, Budget])

@@ -376,6 +376,21 @@ def test_accuracy_figure_draws_every_network_in_the_methods_colour(noisy):
     assert report.style.png(report.accuracy_figure(noisy)) == report.style.png(fig)  # no random jitter
 
 
+def test_accuracy_figure_has_a_panel_for_each_budget(noisy):
+    """One set has no interval. Its panel does not take that of another budget."""
+    ten = noisy[noisy["ipc"] == 10]
+    one = ten[ten["set"] == 0].assign(budget="smoke")
+    wide = ten.assign(budget="lite", accuracy=ten["accuracy"] + ten["set"])
+    fig = report.accuracy_figure(pd.concat([one, ten, wide]))
+    titles = [f"digits, 10 images per class ({budget})" for budget in ("smoke", "paper", "lite")]
+    assert [ax.get_title() for ax in fig.axes] == titles
+    assert not any(drawn.lines[2] for drawn in fig.axes[0].containers), "no whiskers"
+    for ax, results in zip(fig.axes[1:], (ten, wide), strict=True):
+        whiskers = [drawn.lines[2][0].get_segments()[0][:, 1] for drawn in ax.containers]
+        summary = report.summarise(results).set_index("method").loc[["random", "DC", "M"]]
+        np.testing.assert_allclose(whiskers, summary[["low", "high"]])
+
+
 def test_accuracy_figure_of_one_set_and_an_unknown_method():
     fig = report.accuracy_figure(long_form({"mine": {0: [80.0, 81.0]}, "M": {0: [82.0]}}))
     assert {line.get_color() for line in fig.axes[0].lines} >= {report.style.OTHER_COLOUR, report.COLOURS["M"]}

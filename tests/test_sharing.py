@@ -16,8 +16,11 @@ KINDS = ("apart, float32", "apart, bf16", "together, float32", "together, bf16")
 
 
 def probed(*rows):
+    """Rows of `probes`. The base has the other of the two precisions."""
     columns = ["dataset", "ipc", "method", "budget", "set", "change", "gain", "n"]
-    return pd.DataFrame([dict(zip(columns, row, strict=True)) for row in rows], columns=columns)
+    found = pd.DataFrame([dict(zip(columns, row, strict=True)) for row in rows], columns=columns)
+    bf16 = found["change"] == "precision=float32"
+    return found.assign(base_precision=bf16.map({True: "bf16", False: "float32"}))
 
 
 def test_pairs_have_one_sign_and_leave_out_other_changes():
@@ -32,6 +35,13 @@ def test_pairs_have_one_sign_and_leave_out_other_changes():
     assert pairs["set"].tolist() == [0, 1]
 
 
+def test_a_probe_with_the_precision_of_its_base_is_no_pair():
+    """With precision="auto" the base may have it already. Such a pair has a difference of 0 and says nothing."""
+    rows = [("MNIST", 1, "DC", "lite", 0, f"precision={p}", 0.0, 5) for p in ("bf16", "float32", "bf16", "float32")]
+    found = probed(*rows).assign(base_precision=["bf16", "float32", "tf32", "tf32+bf16"])
+    assert report.precision_pairs(found).empty
+
+
 def test_the_effect_is_a_mean_over_pairs_with_its_interval():
     gains = [0.4, -0.2, 0.1, 0.3]
     rows = [("MNIST", 1, m, "lite", s, "precision=bf16", 0.0, 5) for m in ("DC", "M") for s in (0, 1)]
@@ -40,7 +50,7 @@ def test_the_effect_is_a_mean_over_pairs_with_its_interval():
     text = report.precision_effect(pairs).data
     half = half_width(pairs["difference"].to_numpy()[:4])
     assert f"MNIST, 1 image per class, lite budget: +0.15 points ({0.15 - half:+.2f} to {0.15 + half:+.2f})" in text
-    assert "4 pairs with at least 5 networks" in text
+    assert "4 pairs with at least 5 networks" in text and "may be too narrow" in text
     assert "FashionMNIST, 1 image per class, lite budget: -1.00 points, 1 pair" in text
     table = report.precision_pairs_table(pairs)
     assert table.cells["MNIST, IPC 1: DC, set 1 (lite)", "bfloat16 minus float32"] == ["-0.2", "n=6"]

@@ -39,6 +39,7 @@ def judge_claims(
     measured: Mapping[str, Interval] | None = None,
     whole: Mapping[str, Evaluation] | None = None,
     measured_budget: str = "paper",
+    unfinished: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Every number of the paper with ours and an outcome.
 
@@ -71,6 +72,9 @@ def judge_claims(
         Data set -> networks trained on all its training images (`readback.stored_whole_data`).
     measured_budget
         Budget of ``measured``. Under another budget than "paper" these claims are shown but not judged.
+    unfinished
+        Long form: sets with too few networks (`readback.unfinished_accuracies`). Those of the budget "paper" are
+        shown, as "too few networks", where ``results`` have fewer than two sets of that budget.
 
     Returns
     -------
@@ -95,6 +99,9 @@ def judge_claims(
     runs: dict[tuple, dict[str, dict]] = {}  # cell -> budget -> row of the summary
     for s in summarise(results).to_dict("records") if len(results) else ():
         runs.setdefault(tuple(s[name] for name in CELL), {})[s["budget"]] = s
+    for cell, s in _with_unfinished(results, unfinished).items():
+        if runs.get(cell, {}).get("paper", {"n_sets": 0})["n_sets"] < 2:
+            runs.setdefault(cell, {})["paper"] = s
     substitutes = {name: paper.substitutes(name, results) for name in paper.TABLES}
     rows = []
     for c in numbers:
@@ -118,6 +125,17 @@ def judge_claims(
         printed = {"claim": c.claim, "table": c.table, "row": c.row, "column": c.column}
         rows.append(printed | {"paper": c.value, "paper_std": c.std, "unit": c.unit} | _nothing() | ours)
     return pd.DataFrame(rows).astype({"n": "Int64", "n_sets": "Int64"})
+
+
+def _with_unfinished(results: pd.DataFrame, unfinished: pd.DataFrame | None) -> dict[tuple, dict]:
+    """Cell -> its row of the summary over all sets of the budget "paper", for cells with unfinished ones."""
+    tables = [] if unfinished is None else [table[table["budget"] == "paper"] for table in (unfinished, results)]
+    if not tables or tables[0].empty:
+        return {}
+    cells = set(tables[0][CELL].itertuples(index=False, name=None))
+    every = pd.concat([table for table in tables if len(table)])
+    found = {tuple(s[name] for name in CELL): s for s in summarise(every).to_dict("records")}
+    return {cell: found[cell] for cell in cells}
 
 
 def _check_measured(claim: str, interval: Interval, on_time: Mapping) -> None:

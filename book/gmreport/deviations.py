@@ -34,7 +34,7 @@ _WORDS = {
     "batch_real": "real images per class and update",
     "lr_images": "learning rate of S",
     "init": "first images of S",
-    "precision": "precision of products",
+    "precision": "precision of products",  # in bf16 that of one pass only: `recipe_departures`
     "space": "space of distances between images",
 }
 _CORESET = _WORDS | {"epochs": "epochs of the network that chooses images"}
@@ -57,7 +57,7 @@ class Departure:
     ours, papers
         Its two values.
     evidence : str
-        What the runs show of its effect, or "".
+        What the runs show of its effect, or that the paper leaves the choice open, or "".
     """
 
     what: str
@@ -83,7 +83,8 @@ def recipe_departures(record: Mapping[str, Any]) -> list[Departure]:
         }
         return _differing({name: recipe[name] for name in papers if name in recipe}, papers, _CORESET)
     ours = Recipe(**recipe)
-    return _differing(ours.as_dict(), usual_recipe(record, "paper").as_dict(), _WORDS)
+    only_real = {"precision": "precision of the pass over real images"} if ours.precision == "bf16" else {}
+    return _differing(ours.as_dict(), usual_recipe(record, "paper").as_dict(), _WORDS | only_real)
 
 
 def protocol_departures(dataset: str, e: Evaluation) -> list[Departure]:
@@ -95,8 +96,11 @@ def protocol_departures(dataset: str, e: Evaluation) -> list[Departure]:
 
 
 def _differing(ours: Mapping[str, Any], papers: Mapping[str, Any], words: Mapping[str, str]) -> list[Departure]:
+    silent = {"precision": "the paper names no precision"}  # float32 is our reading
     return [
-        Departure(words.get(name, name), value, papers[name]) for name, value in ours.items() if value != papers[name]
+        Departure(words.get(name, name), value, papers[name], silent.get(name, ""))
+        for name, value in ours.items()
+        if value != papers[name]
     ]
 
 
@@ -291,14 +295,15 @@ def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedS
         One row for each changed set that has an unchanged partner with the same evaluation. Columns:
 
         - dataset, ipc, method, budget, set (the seed), change.
+        - base_precision: the precision of the unchanged set's recipe, "" for a coreset.
         - before, after: accuracy of the ConvNets.
         - gain: in points; half: the half width of its 95% interval over n networks, paired.
         - random: accuracy with real images of the same seed, NaN if there are none.
         - rms_before, rms_after: `rms` of the images.
     """
     columns = [
-        *("dataset", "ipc", "method", "budget", "set", "change", "before", "after", "gain", "half", "n", "random"),
-        *("rms_before", "rms_after"),
+        *("dataset", "ipc", "method", "budget", "set", "change", "base_precision"),
+        *("before", "after", "gain", "half", "n", "random", "rms_before", "rms_after"),
     ]
     known = {_key(S): S for S in sets if S.accuracy}
     rows = []
@@ -310,7 +315,8 @@ def probes(made: Sequence[tuple[str, CondensedSet]], sets: Collection[CondensedS
         gains = _gains(S.accuracy, same.accuracy)
         n = len(gains)
         control = known.get((*cell[:2], "random", same.budget, seed))
-        row = dict(zip(columns, (*cell, same.budget, seed, change), strict=False))
+        precision = same.record["recipe"].get("precision", "")
+        row = dict(zip(columns, (*cell, same.budget, seed, change, precision), strict=False))
         row |= {"before": np.mean(same.accuracy.accuracies[:n]), "after": np.mean(S.accuracy.accuracies[:n])}
         row |= {"gain": gains.mean(), "half": half_width(gains), "n": n}
         row |= {"random": control.accuracy.mean if control else math.nan}

@@ -25,7 +25,7 @@ MARKED = ("#CC6677", "#DDAA33", "#AA4499", "#117733")  # gradients in a plane
 def accuracy_figure(
     results: pd.DataFrame, *, network: str | None = None, labels: Mapping[str, str] | None = None
 ) -> Figure:
-    """The accuracy of every network as a dot, a strip for each set, a panel for each (dataset, ipc).
+    """The accuracy of every network as a dot, a strip for each set, a panel for each (dataset, ipc, budget).
 
     A short bar marks the mean of a set. The black point with whiskers is the mean over sets, with the 95% interval of
     `summarise`.
@@ -40,9 +40,10 @@ def accuracy_figure(
         Method -> its text on the axis, if that is not its name. These methods come first, in this order.
     """
     results = select(checked(results), network=network)
-    panels = list(results.groupby(["dataset", "ipc"], sort=False))
+    panels = list(results.groupby(["dataset", "ipc", "budget"], sort=False))
+    several = results["budget"].nunique() > 1
     methods, names = _named(results["method"], labels)
-    halves = summarise(results).groupby(["dataset", "ipc", "method"])["ci95"].first()
+    halves = summarise(results).set_index(["dataset", "ipc", "budget", "method"])["ci95"]
     with sns.axes_style("whitegrid", rc=STYLE):
         across = min(len(panels), 2)  # two panels fill the width of a page
         down = math.ceil(len(panels) / across)
@@ -50,13 +51,14 @@ def accuracy_figure(
         axes = fig.subplots(down, across, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
-        for ax, ((dataset, ipc), panel) in zip(axes.flat, panels, strict=False):
+        for ax, (cell, panel) in zip(axes.flat, panels, strict=False):
             for x, method in enumerate(methods):
-                _strip(ax, x, panel[panel["method"] == method], colour(method), halves.get((dataset, ipc, method)))
+                _strip(ax, x, panel[panel["method"] == method], colour(method), halves.get((*cell, method)))
             slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(methods) > 4 else {}
             ax.set_xticks(range(len(methods)), names, **slant)
             ax.set_xlim(-0.6, len(methods) - 0.4)
-            ax.set_title(f"{dataset}, {per_class(ipc)}")
+            dataset, ipc, budget = cell
+            ax.set_title(f"{dataset}, {per_class(ipc)}" + (f" ({budget})" if several else ""))
             ax.grid(visible=False, axis="x")
         for ax in axes[:, 0]:
             ax.set_ylabel("test accuracy (%)")

@@ -21,6 +21,7 @@ from pygments.lexers import PythonLexer
 
 from gmlib import how, lines, what, where
 from gmlib.algorithm import State, algorithm_1
+from gmlib.draws import Draws
 from gmlib.speed import class_gradients
 from gmlib.speed.training import train_one_pass
 
@@ -40,7 +41,7 @@ class Line(NamedTuple):
     why : str
         Why the code is the print, in HTML.
     shown : tuple of callables
-        Functions whose source is shown below the line that calls them.
+        Functions behind the line whose source is shown below it.
     linked : tuple of callables
         Functions that are linked only.
     equations : tuple of (int, callable)
@@ -73,7 +74,7 @@ PRINT = {
         1,
         r"Initialize model parameters \(\theta_0 \sim P_{\theta_0}\);",
         r"The recipe's seed and \(k\) determine the weights. The optimiser of \(\theta\) starts without momentum.",
-        linked=(lines.fresh_network, State.start),
+        linked=(Draws.network, lines.fresh_network, State.start),
     ),
     4: Line(
         1,
@@ -85,10 +86,12 @@ PRINT = {
     5: Line(
         2,
         r"<b>for</b> \(c = 0, 1, \dots, C - 1\) <b>do</b>",
-        r"One call draws the batches of all classes. \(\mathcal{S}\) is small, so its batches are all images of a "
-        r"class. The loop around it is Eq. 10: \(\zeta_{\mathcal{S}}\) updates of \(\mathcal{S}\) at each "
+        r"One call draws the batches of all classes: <code>choose_images</code> chooses the real images, and "
+        r"<code>gather</code> takes them. \(\mathcal{S}\) is small, so its batches are all images of a class. "
+        r"The loop around it is Eq. 10: \(\zeta_{\mathcal{S}}\) updates of \(\mathcal{S}\) at each "
         r"\(\theta\). The paper takes \(\zeta_{\mathcal{S}} = 1\).",
-        (lines.sample,),
+        (lines.choose_images,),
+        (Draws.batches, lines.gather),
     ),
     6: Line(
         3,
@@ -100,10 +103,10 @@ PRINT = {
         r"Compute gradients \(g_c^{\mathcal{S}_t} = \nabla_{\theta_t} L(B_c^{\mathcal{S}_t}, \theta_t)\), "
         r"\(g_c^{\mathcal{T}} = \nabla_{\theta_t} L(B_c^{\mathcal{T}}, \theta_t)\);",
         r"The real gradients come first. At \(t = 0\) they do not depend on \(\mathcal{S}\), so runs that share a "
-        r"seed compute them once. <code>match</code> takes those of \(\mathcal{S}\). Line 9 differentiates them, "
-        "so their graph is kept: <code>create_graph=True</code>.",
+        r"seed compute them once, and <code>draws</code> keeps them. <code>match</code> takes those of "
+        r"\(\mathcal{S}\). Line 9 differentiates them, so their graph is kept: <code>create_graph=True</code>.",
         (lines.real_gradients, lines.gradients),
-        (class_gradients,),
+        (Draws.real_gradients, class_gradients),
     ),
     8: Line(
         2,

@@ -73,6 +73,8 @@ def together_table(measured: Mapping[str, Any]) -> Table:
 def precision_pairs(probed: pd.DataFrame) -> pd.DataFrame:
     """Pairs of sets that differ in the precision of the pass over real images only.
 
+    With precision="auto" a set may have the precision of its probe. Then both are the same set, which is no pair.
+
     Parameters
     ----------
     probed
@@ -84,14 +86,18 @@ def precision_pairs(probed: pd.DataFrame) -> pd.DataFrame:
         One row for each pair: dataset, ipc, method, budget, set (the seed), difference (accuracy with bfloat16 minus
         accuracy with float32, in points), n (networks).
     """
-    signs = {"precision=bf16": 1.0, "precision=float32": -1.0}
-    pairs = probed[probed["change"].isin(signs)].copy()
-    pairs["difference"] = pairs["gain"] * pairs["change"].map(signs).astype(float)
+    signs = {("float32", "precision=bf16"): 1.0, ("bf16", "precision=float32"): -1.0}
+    changes = zip(probed["base_precision"], probed["change"], strict=True)
+    pairs = probed.assign(sign=[signs.get(change) for change in changes]).dropna(subset="sign")
+    pairs["difference"] = pairs["gain"] * pairs["sign"].astype(float)
     return pairs[["dataset", "ipc", "method", "budget", "set", "difference", "n"]].reset_index(drop=True)
 
 
 def precision_effect(pairs: pd.DataFrame) -> Markdown:
     """What bfloat16 does to the accuracy: mean difference and 95% interval over pairs, for each data set and size.
+
+    The interval counts the pairs as independent. Pairs of one seed share networks and real batches, so it may be too
+    narrow. An interval over the few seeds would be too wide to say anything. `precision_pairs_table` shows each pair.
 
     Parameters
     ----------
@@ -112,7 +118,8 @@ def precision_effect(pairs: pd.DataFrame) -> Markdown:
         )
     return Markdown(
         f"**Accuracy with bfloat16 minus accuracy with float32, same seeds: {'; '.join(parts)}.** "
-        "Intervals are 95% t intervals over the pairs."
+        "Intervals are 95% t intervals over the pairs. Pairs of one seed share their networks and real batches, so "
+        "their differences may be alike, and an interval may be too narrow."
     )
 
 

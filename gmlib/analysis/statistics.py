@@ -97,7 +97,8 @@ def pooled_std_of_differences(values: np.ndarray) -> Pooled:
     It is sqrt(2 * sum r_ij^2 / ((n - 1) (m - 1))), where r_ij is a value without the means of its row and of its
     column (a randomised block design). Its square is the mean over all pairs of columns of the variance of their
     differences. The pairs share columns, so they have only (n - 1) (m - 1) degrees of freedom. Two columns give the
-    paired t test.
+    paired t test. The true variances of all differences must be equal. `cochran_p` does not test that: it compares
+    columns, not their differences.
 
     Parameters
     ----------

@@ -67,8 +67,21 @@ def stored_accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFr
     ValueError
         If a file is damaged.
     """
+    return complete(_load_all(results_dir))
+
+
+def unfinished_accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """The rows that `stored_accuracies` leaves out: those of sets with too few networks.
+
+    Returns and raises what `stored_accuracies` does.
+    """
+    results = _load_all(results_dir)
+    return results[~_is_complete(results)].reset_index(drop=True)
+
+
+def _load_all(results_dir: str | os.PathLike | None) -> pd.DataFrame:
     found = [table for table in map(_load, _folders(results_dir)) if len(table)]
-    return complete(pd.concat(found)) if found else pd.DataFrame(columns=[*COLUMNS, "precision"])
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*COLUMNS, "precision"])
 
 
 def _load(root: Path) -> pd.DataFrame:
@@ -94,8 +107,14 @@ def _budget(record: Mapping[str, Any]) -> str:
 
 def complete(results: pd.DataFrame) -> pd.DataFrame:
     """The rows, in long form, of sets on which enough networks were trained (`layout.is_complete`)."""
+    return results[_is_complete(results)].reset_index(drop=True)
+
+
+def _is_complete(results: pd.DataFrame) -> pd.Series:
+    """For each row whether its set has enough networks."""
     n = results.groupby(COLUMNS[:-2])["net"].transform("size")
-    return results[[is_complete(*pair) for pair in zip(results["budget"], n, strict=True)]].reset_index(drop=True)
+    enough = [is_complete(*pair) for pair in zip(results["budget"], n, strict=True)]
+    return pd.Series(enough, results.index, dtype=bool)
 
 
 def stored_whole_data(results_dir: str | os.PathLike | None = None) -> dict[str, Evaluation]:
