@@ -96,7 +96,7 @@ def load_data(
         - ``"CIFAR10"``, ``"CIFAR100"``: if the official binary version is in ``data_dir``, it is read without
           torchvision and without pickle. Its folder (``cifar-10-batches-bin``, ``cifar-100-binary``) comes first,
           then torchvision's files. Without both, its archive (``cifar-10-binary.tar.gz``,
-          ``cifar-100-binary.tar.gz``) is unpacked.
+          ``cifar-100-binary.tar.gz``) is unpacked. Without all three, torchvision's files are downloaded.
         - ``"TinyImageNet"``: read from ``data_dir/tiny-imagenet-200``, never downloaded.
         - ``"imagefolder:PATH"``: your own images in ``PATH/train/CLASS`` and ``PATH/test/CLASS``. If they are in
           ``PATH/CLASS``, a fifth of each class become test images. PATH is part of the data's name, so always spell
@@ -278,15 +278,20 @@ def _load_cifar(name: str, folder: Path, **options: Any) -> Data:
     binary = BINARY[name]
     root, archive = folder / binary.folder, folder / binary.archive
     missing = [path for file in (*binary.train, *binary.test, binary.names) if not (path := root / file).is_file()]
-    if missing:
-        if _torchvision_has(name, folder) or not (root.exists() or archive.is_file()):
-            return _load_torchvision(name, folder, **options)
-        if not archive.is_file():
-            raise FileNotFoundError(
-                f"{name} is incomplete: put {_names(missing)} into {_folder(missing)}, "
-                f"or {archive.name} into {_folder([archive])}"
-            )
+    if missing and archive.is_file() and not _torchvision_has(name, folder):
         _unpack(name, archive, missing)
+    elif missing:
+        try:
+            return _load_torchvision(name, folder, **options)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            if not root.exists():
+                raise
+            what_to_do = f"put {_names(missing)} into {_folder(missing)}, or {archive.name} into {_folder([archive])}"
+            if options["download"]:
+                problem = "incomplete and could not be downloaded"
+            else:
+                problem, what_to_do = "incomplete", f"{what_to_do}, or allow the download (download=True)"
+            raise FileNotFoundError(f"{name} is {problem}: {what_to_do}") from error
     return _read_cifar(name, root)
 
 
@@ -341,10 +346,12 @@ def _unpack(name: str, archive: Path, paths: list[Path]) -> None:
             raise _damaged(name, f"{archive.name} is not the published file", [archive], "download it again")
     with tempfile.TemporaryDirectory(dir=archive.parent) as scratch, tarfile.open(archive) as tar:
         for path in paths:
-            tar.extract(f"{path.parent.name}/{path.name}", scratch, filter="data")
+            packed = tar.extractfile(f"{path.parent.name}/{path.name}")
+            assert packed is not None  # the published archive holds files of these names
+            Path(scratch, path.name).write_bytes(packed.read())
         for path in paths:
             path.parent.mkdir(exist_ok=True)
-            (Path(scratch) / path.parent.name / path.name).replace(path)
+            Path(scratch, path.name).replace(path)
 
 
 def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, **_: Any) -> Data:

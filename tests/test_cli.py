@@ -219,6 +219,7 @@ HEADER = "dataset,ipc,method,seed,targets\n"
         (HEADER + "made-up,1,DC,0,mlp lenin", ["line 2", "'lenin'", "lenet"]),
         (HEADER + 'made-up,1,"multi,d7,fixed",0,', ["line 2", "'d7'"]),
         (HEADER + "made-up,13,random,0,", ["line 2", "ipc=13"]),
+        (HEADER + "made-up,1,random@lenet,0,", ["line 2", "random@lenet", "write random"]),
     ],
 )
 def test_bad_cells_are_one_sentence_and_nothing_is_written(text, said, tmp_path, loads, capsys):
@@ -305,3 +306,17 @@ def test_a_diverged_cell_does_not_stop_the_others(tmp_path, loads, monkeypatch, 
     printed = capsys.readouterr()
     assert printed.out.startswith("made-up, IPC 1, DC, set 0: ") and printed.out.count("\n") == 1
     assert printed.err.startswith("gmlib: made-up, IPC 1, multi,d2,fixed, set 0: the matching loss is not finite")
+
+
+def test_a_cell_with_a_damaged_file_does_not_stop_the_others(tmp_path, loads, capsys):
+    """Also one that shares networks with the others. Its file is found when the cell is begun, not before."""
+    folder = tmp_path / "results" / "tiny" / "made-up" / "ipc1" / "M" / "set0"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.safetensors").write_bytes(b"damaged")
+    text = HEADER + "".join(f"made-up,1,{method},0,\n" for method in ("DC", "M", "MD"))
+    assert run_cells(tmp_path, text) == 1
+    printed = capsys.readouterr()
+    assert [line.split(": ")[0] for line in printed.out.splitlines()] == [
+        f"made-up, IPC 1, {method}, set 0" for method in ("DC", "MD")
+    ]
+    assert printed.err.startswith("gmlib: made-up, IPC 1, M, set 0: the checkpoint ") and printed.err.count("\n") == 1

@@ -468,15 +468,32 @@ def test_the_binary_version_comes_first_if_it_is_complete(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("torchvision", ["with", "without"])
-def test_missing_files_of_binary_cifar_are_named(torchvision, tmp_path, monkeypatch, offline, request):
+def test_missing_files_of_binary_cifar_are_named(torchvision, tmp_path, monkeypatch, unreachable, request):
     inner = write_binary(tmp_path, "CIFAR10", monkeypatch)
     for file in ("data_batch_3.bin", "batches.meta.txt"):
         (inner / file).unlink()
     if torchvision == "without":
         request.getfixturevalue("light")
     missing, archive = f"put data_batch_3.bin and batches.meta.txt into {inner},", "or cifar-10-binary.tar.gz into"
-    with refuses(FileNotFoundError, "CIFAR10 is incomplete", missing, f"{archive} {tmp_path}"):
+    with refuses(FileNotFoundError, "is incomplete and could not be downloaded", missing, f"{archive} {tmp_path}"):
         load_data("CIFAR10", data_dir=tmp_path)
+    with refuses(FileNotFoundError, "CIFAR10 is incomplete: ", missing, f"{archive} {tmp_path}", "download=True"):
+        load_data("CIFAR10", data_dir=tmp_path, download=False)
+    assert names_in(tmp_path) == {inner.name}
+
+
+def test_an_incomplete_binary_cifar_is_downloaded_for_torchvision(host, tmp_path, monkeypatch):
+    served, address = host
+    source = torchvision.datasets.CIFAR10
+    (write_binary(tmp_path / "data", "CIFAR10", monkeypatch) / "test_batch.bin").unlink()
+    python = write_cifar(tmp_path / "made", "CIFAR10", monkeypatch)
+    with tarfile.open(served / source.filename, "w:gz") as tar:
+        tar.add(python, source.base_folder)
+    monkeypatch.setattr(source, "url", address + source.filename)
+    monkeypatch.setattr(source, "tgz_md5", hashlib.md5((served / source.filename).read_bytes()).hexdigest())
+    data = load_data("CIFAR10", data_dir=tmp_path / "data", progress=False)
+    assert data.fingerprint == load_data("CIFAR10", data_dir=tmp_path / "made").fingerprint
+    assert "torchvision" in data.origin
 
 
 def with_byte(at, value):
@@ -577,14 +594,14 @@ def test_an_archive_that_is_not_the_published_one_is_never_opened(tmp_path, monk
 def test_unpacking_that_fails_leaves_nothing(tmp_path, monkeypatch, light):
     made = write_binary(tmp_path / "made", "CIFAR10", monkeypatch)
     archive = pack(made, tmp_path / "cifar-10-binary.tar.gz", "CIFAR10", monkeypatch)
-    extract = tarfile.TarFile.extract
+    extract = tarfile.TarFile.extractfile
 
-    def fill(tar, member, *rest, **options):
+    def fill(tar, member):
         if "test_batch" in member:
             raise OSError("No space left on device")
-        extract(tar, member, *rest, **options)
+        return extract(tar, member)
 
-    monkeypatch.setattr(tarfile.TarFile, "extract", fill)
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", fill)
     with pytest.raises(OSError, match="No space left"):
         load_data("CIFAR10", data_dir=tmp_path)
     assert names_in(tmp_path) == {"made", archive.name}

@@ -667,8 +667,8 @@ def plan(data, folder, methods=SHARING, ipc=1, **options):
     return [store.plan_run(data, m, ipc, **{"budget": "tiny", "results_dir": folder, **options}) for m in methods]
 
 
-def make(jobs, **options):
-    store.make_together(jobs, device="cpu", progress=False, **options)
+def do(job, others=(), **options):
+    return store.do(job, others=others, device="cpu", progress=False, **options)
 
 
 def same_sets(a, b):
@@ -701,12 +701,12 @@ def made(monkeypatch):
 def test_sets_made_together_have_the_bits_of_their_own_runs(data, tmp_path, made):
     options = {"dtype": torch.float16, "snapshots": (0, 2), "trace_networks": 0}
     jobs = plan(data, tmp_path / "a", **options)
-    make(jobs)
+    assert do(jobs[0], jobs).evaluation.n == 2
     assert made == [sorted(SHARING)]
-    for job in jobs:
+    for job in jobs[1:]:
         assert sorted(contents(job.folder)) == ["run.json", "set.safetensors", "snapshots.safetensors"]
         assert json.loads((job.folder / "run.json").read_text())["made_together"] == 4
-    make(jobs)
+    do(jobs[1], jobs)
     assert len(made) == 1, "what is stored is not made again"
     for method in SHARING:
         run(data, tmp_path / "a", method, **options)
@@ -723,40 +723,53 @@ def test_only_jobs_that_share_at_one_inner_iteration_are_made_together(tmp_path,
         *plan(data, tmp_path, ("DC", "M"), ipc=10),
         *plan(make_data((9, 9, 9), dtype=torch.float32), tmp_path / "other", ("DC",)),
     ]
-    assert [[job.method for job in some] for some in store.shared_work(jobs)] == [["DC", "M"], ["DC@mlp", "M@mlp"]]
-    make(jobs)
+    found = [[other.method for other in store.sharing(job, jobs)] for job in jobs]
+    assert found == [[], ["M"], ["DC"], ["M"], [], ["M@mlp"], ["DC@mlp"], [], [], []]
+    for job in (jobs[0], jobs[1], jobs[5]):
+        do(job, jobs)
     assert made == [["DC", "M"], ["DC@mlp", "M@mlp"]]
-    assert len(list(tmp_path.rglob("run.json"))) == 4
+    assert len(list(tmp_path.rglob("run.json"))) == 5
     run(data, tmp_path, seed=2)
-    assert store.shared_work(plan(data, tmp_path, ("DC", "M"), seed=2)) == [], "one is stored, so the other is alone"
+    dc, m = plan(data, tmp_path, ("DC", "M"), seed=2)
+    assert store.sharing(m, [dc]) == [], "it is stored"
 
 
-def test_a_folder_of_another_process_is_left_out_or_waited_for(data, tmp_path, made):
+def test_a_folder_of_another_process_is_left_out(data, tmp_path, made):
     jobs = plan(data, tmp_path, ("DC", "M", "MD"))
     with held(jobs[1].folder):
-        make(jobs, wait=False)
+        do(jobs[0], jobs)
+        with pytest.raises(locks.Busy):
+            do(jobs[1], jobs, wait=False)
     assert made == [["DC", "MD"]] and contents(jobs[1].folder) == {}
-    others = plan(data, tmp_path, ("DC", "M"), seed=1)
-    with held(others[1].folder) as release:
+    with locks.locked(jobs[2].folder, wait=False):
+        pass  # it is free again
+
+
+def test_a_job_whose_folder_is_in_use_does_not_start_the_others(data, tmp_path, made):
+    jobs = plan(data, tmp_path, ("DC", "M"))
+    with held(jobs[0].folder) as release:
+        with pytest.raises(locks.Busy):
+            do(jobs[0], jobs, wait=False)
         with pytest.raises(OutOfTime, match="another process"):
-            make(others, deadline=time.monotonic())
+            do(jobs[0], jobs, deadline=time.monotonic())
+        assert made == [] and contents(tmp_path) == {}
         threading.Timer(0.3, release).start()
         begun = time.monotonic()
-        make(others)
+        do(jobs[0], jobs)
         assert time.monotonic() - begun > 0.25
-    assert made[1:] == [["DC", "M"]]
+    assert made == [["DC", "M"]]
 
 
 def test_a_set_that_was_begun_with_others_can_be_finished_alone(data, tmp_path, made):
     jobs = plan(data, tmp_path / "a")
     with pytest.raises(OutOfTime, match=r"before .* was started"):
-        make(jobs, deadline=time.monotonic() - 1)
+        do(jobs[0], jobs, deadline=time.monotonic() - 1)
     assert contents(tmp_path / "a") == {}
     with pytest.raises(OutOfTime, match=r"1 of 16 outer iterations: run again"):
-        make(jobs, deadline=AfterOneLook())
+        do(jobs[0], jobs, deadline=AfterOneLook())
     assert all(sorted(contents(job.folder)) == ["begun.json", "checkpoint.safetensors"] for job in jobs)
     assert "made_together" not in run(data, tmp_path / "a", "M").record
-    make(jobs)
+    do(jobs[0], jobs)
     assert made[1:] == [["M"], sorted({*SHARING} - {"M"})]
     for method in SHARING:
         run(data, tmp_path / "a", method)
@@ -768,14 +781,56 @@ def test_a_diverged_set_does_not_lose_the_others(data, tmp_path, monkeypatch):
     monkeypatch.setitem(how.DISTANCES, "d2", lambda A, B, real=how.d2: real(A, B) * math.nan)
     jobs = plan(data, tmp_path, ("DC", "multi,d2,fixed", "M"))
     with pytest.raises(gm.Diverged, match="not finite"):
-        make(jobs)
+        do(jobs[1], jobs)
     assert [(job.folder / "run.json").is_file() for job in jobs] == [True, False, True]
     again = [replace_folder(job, tmp_path / "again") for job in jobs]
-    options = {"others": again, "device": "cpu", "progress": False}
-    assert store.do(again[0], **options).record["made_together"] == 3, "no error for this one"
+    assert do(again[0], again).record["made_together"] == 3, "no error for this one"
     with pytest.raises(gm.Diverged, match="not finite"):
-        store.do(again[1], **options)
-    assert store.do(again[2], **options).evaluation.n == 2
+        do(again[1], again)
+    assert do(again[2], again).evaluation.n == 2
+
+
+def foreign_checkpoint(job):
+    """Put the checkpoint of an unfinished run of another recipe there."""
+    (other,) = plan(job.data, job.folder / "other", (job.method,), lr_images=0.7)
+    with pytest.raises(OutOfTime):
+        do(other, deadline=AfterOneLook())
+    (other.folder / store.CHECKPOINT).replace(job.folder / store.CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda job: (job.folder / "run.json").write_text("{"), r"run\.json is damaged"),
+        (lambda job: (job.folder / "run.json").write_text('{"recipe": {}, "data": {}, "method": "", "budget": ""}'),
+         "holds a run with"),
+        (lambda job: (job.folder / store.BEGUN).write_text("{"), r"begun\.json is damaged"),
+        (lambda job: (job.folder / store.CHECKPOINT).write_bytes(b"damaged"), "checkpoint .* is damaged"),
+        (foreign_checkpoint, "belongs to another run, with lr_images=0.7"),
+    ],
+    ids=["damaged run.json", "another run", "damaged begun.json", "damaged checkpoint", "another checkpoint"],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_used_is_an_error_of_its_own_job_only(spoil, words, data, tmp_path, made):
+    jobs = plan(data, tmp_path, ("DC", "M", "MD"))
+    jobs[1].folder.mkdir(parents=True)
+    spoil(jobs[1])
+    made.clear()
+    before = contents(jobs[1].folder)
+    do(jobs[0], jobs)
+    assert made == [["DC", "MD"]] and contents(jobs[1].folder) == before
+    with pytest.raises(ValueError, match=words):
+        do(jobs[1], jobs)
+    assert do(jobs[2], jobs).evaluation.n == 2
+
+
+def test_what_is_stored_is_read_once_and_that_of_others_never(data, tmp_path, monkeypatch):
+    jobs = plan(data, tmp_path, ("DC", "M", "MD"))
+    do(jobs[0], jobs)
+    read = []
+    monkeypatch.setattr(store, "stored_record", lambda job, real=store.stored_record: read.append(job) or real(job))
+    for job in jobs:
+        do(job, jobs)
+    assert read == jobs
 
 
 def replace_folder(job, root):
@@ -792,17 +847,30 @@ def test_a_sweep_makes_sets_together_seed_by_seed(data, tmp_path, made, monkeypa
     assert trained[0] == 1, "networks are trained before the next seed begins"
 
 
+def test_a_sweep_can_make_each_set_alone_so_that_its_seconds_are_its_own(data, tmp_path, made):
+    options = {"budget": "tiny", "sets": 1, "results_dir": tmp_path, "device": "cpu", "progress": False}
+    runs, _ = store.sweep(data, ["DC", "M"], 1, together=False, **options)
+    assert made == [["DC"], ["M"]] and not any("made_together" in r.record for r in runs)
+
+
 # ---- precision -------------------------------------------------------------------------------------------
 
 
+def measures(monkeypatch, precision):
+    """A process in which this precision is the fastest."""
+    monkeypatch.setattr(condensation, "fastest_precision", lambda *_: precision)
+    monkeypatch.setattr(condensation, "_MEASURED", {})
+
+
 def test_the_measured_precision_is_stored_and_accepted_later(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(condensation, "fastest_precision", lambda *_: "bf16")
-    make(plan(data, tmp_path, ("DC", "M"), precision="auto"))
+    measures(monkeypatch, "bf16")
+    jobs = plan(data, tmp_path, ("DC", "M"), precision="auto")
+    do(jobs[0], jobs)
     first = run(data, tmp_path, precision="auto")
     assert (first.record["recipe"]["precision"], first.record["budget"]) == ("bf16", "tiny")
     assert first.S.recipe["precision"] == "bf16"
     before = contents(first.folder)
-    monkeypatch.setattr(condensation, "fastest_precision", lambda *_: "float32")
+    measures(monkeypatch, "float32")
     for precision in ("auto", "bf16"):
         run(data, tmp_path, precision=precision)
     with pytest.raises(ValueError, match=r"precision='bf16', but precision='float32'"):
@@ -842,3 +910,6 @@ def test_a_source_network_in_the_name_of_a_method(data, tmp_path):
     assert str(r) == str(r.evaluation)
     with pytest.raises(ValueError, match="two source networks"):
         run(data, tmp_path, "DC@mlp", network="lenet")
+    for coreset in ("random", "herding"):
+        with pytest.raises(ValueError, match=f"{coreset}@mlp names a source network, .*: write {coreset}$"):
+            run(data, tmp_path, f"{coreset}@mlp")

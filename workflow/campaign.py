@@ -139,7 +139,7 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
     pieces, left_out = prepare(asked, datasets, ipcs)
     try:
         with logging_redirect_tqdm():
-            undone, failed = do_all(asked, pieces, deadline, lambda: update_readme(asked.results_dir))
+            undone, failed = do_all(pieces, deadline, lambda: update_readme(asked.results_dir))
     finally:
         update_readme(asked.results_dir)
     log.info("the results are in %s", asked.folder)
@@ -151,7 +151,7 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
 
 
 def do_all(
-    asked: Asked, pieces: Sequence[tuple[str, Piece]], deadline: float | None, after_each: Callable[[], None]
+    pieces: Sequence[tuple[str, Piece]], deadline: float | None, after_each: Callable[[], None]
 ) -> tuple[list[tuple[str, Piece]], list[str]]:
     """Do the pieces in order. Those that another process works on are tried again after the others.
 

@@ -197,7 +197,8 @@ def do_cells(
     left : int
         The number of cells that were not finished before the deadline.
     failed : list of str
-        For each cell with a loss that is not finite, a sentence.
+        A sentence for each cell that could not be done: its loss is not finite, or a file in its folder is damaged
+        or cannot be used.
     """
     left, failed = 0, []
     for cell, job in zip(cells, jobs, strict=True):
@@ -205,7 +206,7 @@ def do_cells(
             found = do(job, others=jobs, device=device, progress=progress, deadline=deadline)
         except OutOfTime:
             left += 1  # cells that are stored follow
-        except Diverged as error:
+        except (Diverged, ValueError, OSError) as error:
             failed.append(f"{cell}: {error}")
         else:
             print(f"{cell}: {found}", flush=True)

@@ -117,6 +117,8 @@ def choose_recipe(
     own = sorted({"dataset", "ipc", "seed"} & set(overrides))
     if own:
         raise ValueError(f"{own[0]} has its own argument: leave it out of the overrides")
+    if chosen and source:
+        raise ValueError(f"{method} names a source network, but no set is condensed with it: write {chosen}")
     changed = {"network": source, **overrides} if source else dict(overrides)
     if source and changed["network"] != source:
         raise ValueError(f"{method} and network={changed['network']!r} name two source networks: give one")

@@ -153,8 +153,8 @@ def load_condensed(
 def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet]:
     """Every set that comes with the repository, or is in another folder of runs, in the order of `stored_runs`.
 
-    Architectures with fewer networks than the budget trains are left out of its evaluations: their run is not
-    finished.
+    Its evaluations hold only architectures with enough networks (`layout.is_complete`): ten under the paper's budget,
+    else all that the budget trains.
 
     Raises
     ------

@@ -11,6 +11,9 @@ One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/::
 
 results/<dataset>/whole/accuracy-<network>.json holds networks trained on all training images. Every file is written
 atomically, and run.json only when S is finished. What is stored is read back and never done again.
+
+If several sets were made together, "made_together" in run.json is their number. Of the work that they shared,
+"seconds" counts an equal part, but "peak_memory_bytes" is the peak of all of them.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
+from ..checkpoint import Checkpoint
 from ..checks import as_list, check_number, choose, require
 from ..condensation import Diverged, condense_together
 from ..coresets import coreset
@@ -57,7 +61,6 @@ __all__ = [
     "cached_table",
     "default_folder",
     "do",
-    "make_together",
     "plan_run",
     "run",
     "sweep",
@@ -180,8 +183,10 @@ def do(
     job : Job
         From `plan_run`.
     others : sequence of Job
-        Jobs for later. If the set is not stored, those that share networks with it are made with it, as by
-        `make_together`.
+        Jobs for later. If ``job`` has to be condensed, those that meet the same networks and real batches are
+        condensed with it, unless another process works in their folder. No network is trained on their sets yet.
+        Only sets with T = 1 are made together. With more inner iterations little can be shared, and no set would be
+        finished before all are.
     device, progress, deadline, wait
         As in `run`.
     partly : bool
@@ -194,16 +199,11 @@ def do(
     Raises
     ------
     ValueError, OutOfTime, Busy, Diverged
-        As `run`. A loss that is not finite in one of the others is an error only of its own run.
+        As `run`. If something is wrong with one of the others, only its own `do` raises an error.
     """
     device = device_of(device)
-    if others and stored_record(job) is None:
-        for some in shared_work([job, *others]):
-            if job.folder in [one.folder for one in some]:
-                with suppress(Diverged):
-                    make_together(some, device=device, progress=progress, deadline=deadline, wait=wait)
     with locked(job.folder, deadline, wait):
-        return _do(job, device, progress, deadline, partly)
+        return _do(job, others, device, progress, deadline, partly)
 
 
 def sweep(
@@ -215,6 +215,7 @@ def sweep(
     sets: int | None = None,
     seed: int = 0,
     trace: Mapping[tuple[str, int], Collection[int]] | None = None,
+    together: bool = True,
     deadline: float | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -222,8 +223,8 @@ def sweep(
 ) -> tuple[list[Run], dict[tuple[str, int, str], str]]:
     """`run` every method at every ipc, for sets with seeds seed, seed + 1, ...
 
-    Every method gets one seed before any gets the next, so an interrupted sweep can still compare them. Sets with one
-    image per class are made together (`make_together`). All runs are checked before the first starts.
+    Every method gets one seed before any gets the next, so an interrupted sweep can still compare them. All runs are
+    checked before the first starts.
 
     Parameters
     ----------
@@ -237,6 +238,9 @@ def sweep(
         Seed of the first set.
     trace : dict, optional
         (method, ipc) -> snapshots to keep of its first set.
+    together : bool
+        Make sets with one image per class and the same seed together, as `do` does. The seconds in the history of
+        such a set count only a part of the pass over real images. If False, they are those of its method alone.
     deadline : float, optional
         ``time.monotonic()`` after which nothing more starts. What is stored is still read back, also a set with only
         some of its target networks.
@@ -271,67 +275,12 @@ def sweep(
     with progress_bar(f"{data.name}, {budget} budget", len(jobs), "set", progress) as bar:
         for job in jobs:
             try:
-                runs.append(do(job, others=jobs, partly=True, **how_run))
+                runs.append(do(job, others=jobs if together else (), partly=True, **how_run))
             except OutOfTime:
                 if not any((r.S.ipc, r.record["method"]) == (job.recipe.ipc, job.method) for r in runs):
                     left[data.name, job.recipe.ipc, job.method] = "the time budget was used up"
             bar.update()
     return runs, left
-
-
-def make_together(
-    jobs: Sequence[Job],
-    *,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-    deadline: float | None = None,
-    wait: bool = True,
-) -> None:
-    """Condense the sets of jobs that share networks and real batches, and store them. No network is trained on them.
-
-    Only jobs with T = 1 are made together. With more inner iterations little can be shared, and no set would be
-    finished before all are. Such jobs, coresets, stored sets and jobs that share with no other are left to `do`.
-
-    Parameters
-    ----------
-    jobs : sequence of Job
-        From `plan_run`.
-    device, progress, deadline
-        As in `gmlib.condense_together`.
-    wait : bool
-        Wait for folders that another process works in. False leaves their jobs out.
-
-    Raises
-    ------
-    Diverged
-        If the loss of a run is no longer finite, after the other sets are stored.
-    OutOfTime
-        At the deadline. The same call continues.
-    """
-    device = device_of(device)
-    for some in shared_work(jobs):
-        with ExitStack() as held:
-            todo = []
-            for job in sorted(some, key=lambda job: job.folder):  # in one order, so that no two processes wait
-                with suppress(Busy) if not wait else ExitStack():
-                    held.enter_context(locked(job.folder, deadline, wait))
-                    if stored_record(job) is None:  # another process may have made it meanwhile
-                        todo.append(job)
-            if todo and deadline_passed(deadline):
-                raise OutOfTime(f"out of time before {todo[0].folder} was started: run again to continue")
-            if todo:
-                _condense(todo, device, progress, deadline)
-
-
-def shared_work(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The groups of jobs that `make_together` makes, without stored ones."""
-    distinct = {job.folder: job for job in jobs if job.coreset is None and job.recipe.schedule()[0] == 1}
-    todo = [job for job in distinct.values() if stored_record(job) is None]
-    found = []
-    for data in {id(job.data): job.data for job in todo}.values():
-        own = [job for job in todo if job.data is data]
-        found += [[own[i] for i in group] for group in groups([job.recipe for job in own])]
-    return [some for some in found if len(some) > 1]
 
 
 def whole_data(
@@ -460,13 +409,15 @@ def _table_to_json(table: pd.DataFrame) -> dict[str, Any]:
     return {"columns": columns, "dtypes": table.dtypes.astype(str).to_dict()}
 
 
-def _do(job: Job, device: torch.device, progress: bool, deadline: float | None, partly: bool) -> Run:
+def _do(
+    job: Job, others: Sequence[Job], device: torch.device, progress: bool, deadline: float | None, partly: bool
+) -> Run:
     """Both phases of one run, in a folder that is locked."""
     record = stored_record(job)
     if record is None:
         if deadline_passed(deadline):
             raise OutOfTime(f"out of time before {job.folder} was started: run again to continue")
-        record = _make(job, device, progress, deadline)
+        record = _make(job, others, device, progress, deadline)
     _clean(job.folder)  # a killed process may have left something
     S = SyntheticSet.load(job.folder / "set.safetensors")
     n, seed = job.n_networks, job.recipe.seed
@@ -498,20 +449,63 @@ def _is_evaluated(job: Job, network: str) -> bool:
     return stored is not None and stored.n >= job.n_networks
 
 
-def _make(job: Job, device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
+def _make(
+    job: Job, others: Sequence[Job], device: torch.device, progress: bool, deadline: float | None
+) -> dict[str, Any]:
     """Phase 1: condense or select. Stores the set, its snapshots and its record."""
     if not job.coreset:
-        return _condense([job], device, progress, deadline)[0]
+        with _joined(job, others) as joined:
+            return _condense([job, *joined], device, progress, deadline)
     started, peak = time.monotonic(), PeakMemory(device)
     made_with = _begin(job, device)
     S = coreset(job.coreset, job.data, job.recipe.ipc, job.recipe.seed, device=device, **job.coreset_options)
     return _store(job, S, made_with, time.monotonic() - started, peak())
 
 
-def _condense(
-    jobs: Sequence[Job], device: torch.device, progress: bool, deadline: float | None
-) -> list[dict[str, Any]]:
-    """Condense the sets of several jobs together, and store each when it is finished."""
+@contextmanager
+def _joined(job: Job, others: Sequence[Job]) -> Iterator[list[Job]]:
+    """The jobs that are made together with one. Their folders are locked meanwhile.
+
+    No folder is waited for, because another process may hold it and wait for that of ``job``.
+    """
+    found = []
+    with ExitStack() as held:
+        for other in sharing(job, others):
+            # An error is raised when that job is done.
+            with suppress(Busy, ValueError, OSError), ExitStack() as its:
+                its.enter_context(locked(other.folder, wait=False))
+                if _can_be_made(other):
+                    held.enter_context(its.pop_all())
+                    found.append(other)
+        yield found
+
+
+def sharing(job: Job, others: Sequence[Job]) -> list[Job]:
+    """The others that have no set yet and meet the same networks and real batches as a job with T = 1."""
+    if not _is_shareable(job):
+        return []
+    distinct = {other.folder: other for other in others if _is_shareable(other) and other.data is job.data}
+    distinct.pop(job.folder, None)
+    candidates = list(distinct.values())
+    group, *_ = groups([job.recipe, *(other.recipe for other in candidates)])
+    return [candidates[i - 1] for i in group[1:] if not (candidates[i - 1].folder / "run.json").is_file()]
+
+
+def _is_shareable(job: Job) -> bool:
+    """True for a set that is condensed with T = 1."""
+    return job.coreset is None and job.recipe.schedule()[0] == 1
+
+
+def _can_be_made(job: Job) -> bool:
+    """False if there is a run.json, whatever is in it. ValueError if an unfinished run cannot be continued."""
+    if (job.folder / BEGUN).is_file():
+        read_json(job.folder / BEGUN)
+    Checkpoint(job.folder / CHECKPOINT, job.data, [job.recipe])
+    return not (job.folder / "run.json").is_file()
+
+
+def _condense(jobs: Sequence[Job], device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
+    """Condense the sets of several jobs together, and store each when it is finished. Returns the first's record."""
     peak = PeakMemory(device)
     made_with = [_begin(job, device) for job in jobs]
     records: dict[int, dict[str, Any]] = {}
@@ -532,10 +526,13 @@ def _condense(
             deadline=deadline,
             finished=finished,
         )
+    except Diverged:
+        if 0 not in records:  # another's is raised when that job is done
+            raise
     finally:
         for i in records:
             _clean(jobs[i].folder)
-    return [records[i] for i in range(len(jobs))]
+    return records[0]
 
 
 def _begin(job: Job, device: torch.device) -> dict[str, Any]:
