@@ -61,7 +61,6 @@ _TARGETS = {
 }
 # Data sets that were not available on the machines behind results/.
 _NOT_AVAILABLE = dict.fromkeys(("SVHN", "CIFAR100", "TinyImageNet"), "data not available")
-_NOT_AVAILABLE["CIFAR10"] = "the authors' files were not available"
 NO_RUN = "no stored run"
 _MIN_DIGITS = {"percent": 1, "percent of whole": 0, "percent of time": 0, "steps": 0}  # after the decimal point
 
