@@ -239,26 +239,28 @@ class _Work:
             if self._is_done(i):  # before a restart
                 self._finish(i)
         live = [i for i in group if not self._is_done(i)]
-        if not live:
-            return
-        recipe = self.recipes[live[0]]
-        with matmul_precision(recipe.precision):
+        with matmul_precision(self.recipes[group[0]].precision):
             for i in live:
                 if self.runs[i].state.t > 0 and len(live) > 1:
                     self._catch_up(i)
-            live = [i for i in live if not self._is_done(i)]
-            draws = Draws(self.data, recipe, len(live), max(self.recipes[i].outer_loops for i in live))
-            share_theta([self.runs[i].state for i in live], [self.recipes[i] for i in live], draws)
-            updates = {i: follow(self.data, self.recipes[i], self.runs[i], draws, self._rescue(i)) for i in live}
-            while updates:
-                k = min(self.runs[i].state.k for i in updates)
-                taking_turns = [i for i in updates if self.runs[i].state.k == k]
-                draws.n_runs = len(taking_turns)
-                for i in taking_turns:
-                    with self._noting_divergence(i):
-                        self._outer_iteration(i, k, updates[i])
-                for i in [i for i in updates if self._is_done(i)]:
-                    updates.pop(i)
+            if live := [i for i in live if not self._is_done(i)]:
+                self._take_turns(live)
+
+    def _take_turns(self, live: list[int]) -> None:
+        """Run these to the end. In every outer iteration each has its turn with the network."""
+        K = max(self.recipes[i].outer_loops for i in live)
+        draws = Draws(self.data, self.recipes[live[0]], len(live), K)
+        share_theta([self.runs[i].state for i in live], [self.recipes[i] for i in live], draws)
+        updates = {i: follow(self.data, self.recipes[i], self.runs[i], draws, self._rescue(i)) for i in live}
+        while updates:
+            k = min(self.runs[i].state.k for i in updates)
+            taking_turns = [i for i in updates if self.runs[i].state.k == k]
+            draws.n_runs = len(taking_turns)
+            for i in taking_turns:
+                with self._noting_divergence(i):
+                    self._outer_iteration(i, k, updates[i])
+            for i in [i for i in updates if self._is_done(i)]:
+                updates.pop(i)
 
     def _catch_up(self, i: int) -> None:
         """Finish the outer iteration that run i is in, alone. Its theta was trained, so it shares nothing now."""

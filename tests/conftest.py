@@ -1,5 +1,10 @@
 """Small data and recipes that many tests share, and recorded steps without a GPU."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,6 +44,43 @@ def tiny_recipe(**overrides) -> Recipe:
 @pytest.fixture(scope="session")
 def digits() -> Data:
     return load_data("digits")
+
+
+# Work that is killed at random moments, and then done to the end. `kill_and_continue` puts the function `work` first.
+KILLED = """
+import os, random, signal, sys, time, torch
+sys.path.insert(0, sys.argv[1])
+from conftest import make_data
+import gmlib as gm
+{work}
+torch.set_num_threads(1)
+
+def start():
+    pid = os.fork()
+    if pid == 0:
+        work(*sys.argv[2:])
+        os._exit(0)
+    return pid
+
+moments = random.Random(0)
+for _ in range({kills}):
+    pid = start()
+    time.sleep(moments.uniform(*{between}))
+    os.kill(pid, signal.SIGKILL)
+    print("killed" if os.WIFSIGNALED(os.waitpid(pid, 0)[1]) else "finished")
+os.waitpid(start(), 0)
+"""
+
+
+def kill_and_continue(work: str, kills: int, between: tuple[float, float], *arguments) -> str:
+    """Run a function ``work`` in processes that are killed after so many seconds, and once to the end.
+
+    Returns "killed" or "finished" for each of the first processes, in lines.
+    """
+    code = KILLED.format(work=work, kills=kills, between=between)
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=300, env=environment).stdout
 
 
 class Echo:

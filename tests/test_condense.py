@@ -3,15 +3,12 @@
 import errno
 import math
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_data, tiny_recipe
+from conftest import kill_and_continue, make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import how
@@ -229,29 +226,13 @@ def test_losses_along_stops_like_condense():
     assert losses_along(data, tiny_recipe(outer_loops=1), "cpu", False, late).empty, "all was done"
 
 
-KILLED = """
-import os, random, signal, sys, time, torch
-sys.path.insert(0, sys.argv[1])
-from conftest import make_data, tiny_recipe
-import gmlib as gm
-torch.set_num_threads(1)
+ALONE = """
+from conftest import tiny_recipe
 
-def start():
-    pid = os.fork()
-    if pid == 0:
-        recipe = tiny_recipe(**eval(sys.argv[2]))
-        S = gm.condense(make_data(dtype=torch.float32), recipe, "cpu", sys.argv[3], False, checkpoint_seconds=0.0)
-        S.save(sys.argv[4])
-        os._exit(0)
-    return pid
-
-moments = random.Random(0)
-for _ in range(4):
-    pid = start()
-    time.sleep(moments.uniform(0.05, 0.4))
-    os.kill(pid, signal.SIGKILL)
-    print("killed" if os.WIFSIGNALED(os.waitpid(pid, 0)[1]) else "finished")
-os.waitpid(start(), 0)
+def work(run, checkpoint, out):
+    recipe = tiny_recipe(**eval(run))
+    S = gm.condense(make_data(dtype=torch.float32), recipe, "cpu", checkpoint, False, checkpoint_seconds=0.0)
+    S.save(out)
 """
 
 
@@ -260,9 +241,7 @@ def test_a_killed_run_continues_to_the_same_set(tmp_path):
     """A real process is killed at four random moments. Most of them are inside an outer iteration."""
     run = {"outer_loops": 6, "inner_loops": 20, "zeta_theta": 2}
     checkpoint, out = tmp_path / "checkpoint.safetensors", tmp_path / "set.safetensors"
-    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(run), str(checkpoint), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300, env=environment).stdout
+    ended = kill_and_continue(ALONE, 4, (0.05, 0.4), run, checkpoint, out)
     assert "killed" in ended, "at least one kill must hit a running process"
     whole = condense(make_data(dtype=torch.float32), tiny_recipe(**run))
     assert torch.equal(gm.SyntheticSet.load(out).images, whole.images)

@@ -2,14 +2,11 @@
 
 import math
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_data
+from conftest import kill_and_continue, make_data
 
 import gmlib as gm
 from gmlib import draws, how, lines
@@ -192,41 +189,22 @@ def test_stopping_after_every_inner_iteration_changes_nothing(steps, tmp_path, r
     assert all(torch.equal(a.images, b.images) for a, b in zip(again, sets, strict=True)), "a complete run"
 
 
-KILLED = """
-import os, random, signal, sys, time, torch
-sys.path.insert(0, sys.argv[1])
-from conftest import make_data
+TOGETHER = """
 from test_together import mixed_recipes
-import gmlib as gm
-torch.set_num_threads(1)
 
-def start():
-    pid = os.fork()
-    if pid == 0:
-        recipes = mixed_recipes(outer_loops=6, inner_loops=8)
-        save = lambda i, S: S.save(sys.argv[3] + str(i))
-        gm.condense_together(
-            make_data(dtype=torch.float32), recipes, "cpu", sys.argv[2], False, checkpoint_seconds=0.0, finished=save
-        )
-        os._exit(0)
-    return pid
-
-moments = random.Random(0)
-for _ in range(5):
-    pid = start()
-    time.sleep(moments.uniform(0.1, 0.7))
-    os.kill(pid, signal.SIGKILL)
-    print("killed" if os.WIFSIGNALED(os.waitpid(pid, 0)[1]) else "finished")
-os.waitpid(start(), 0)
+def work(checkpoint, out):
+    recipes = mixed_recipes(outer_loops=6, inner_loops=8)
+    save = lambda i, S: S.save(out + str(i))
+    gm.condense_together(
+        make_data(dtype=torch.float32), recipes, "cpu", checkpoint, False, checkpoint_seconds=0.0, finished=save
+    )
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork and SIGKILL")
 def test_killed_runs_continue_to_the_same_sets(tmp_path):
     checkpoint, out = tmp_path / "together.safetensors", tmp_path / "set"
-    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(checkpoint), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300, env=environment).stdout
+    ended = kill_and_continue(TOGETHER, 5, (0.1, 0.7), checkpoint, out)
     assert "killed" in ended, "at least one kill must hit a running process"
     data = make_data(dtype=torch.float32)
     for i, recipe in enumerate(mixed_recipes(outer_loops=6, inner_loops=8)):
@@ -251,6 +229,17 @@ def test_a_file_for_each_run_can_be_continued_alone_or_with_others(steps, tmp_pa
         assert_equal(S, alone(data, recipe))
     with pytest.raises(ValueError, match="2 files for 4 recipes"):
         together(data, recipes, checkpoint=paths[:2])
+
+
+def test_runs_that_stopped_inside_their_last_outer_iteration_are_finished(tmp_path):
+    data, recipes = make_data(dtype=torch.float32), [of_method(m, **MANY) for m in ("DC", "MD")]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for recipe, path in zip(recipes, paths, strict=True):
+        for _ in range(4):  # of 2 x 3 inner iterations
+            with pytest.raises(OutOfTime):
+                alone(data, recipe, checkpoint=path, deadline=time.monotonic())
+    for S, recipe in zip(together(data, recipes, checkpoint=paths), recipes, strict=True):
+        assert_equal(S, alone(data, recipe))
 
 
 @pytest.mark.parametrize("steps", ["called", "recorded"])
