@@ -129,7 +129,6 @@ def algorithm_1(
             state.start(draws.network(k), recipe)  # 3: theta_0 ~ P_theta0
         theta, optimiser = state.theta, state.optimiser_theta
         for t in range(state.t, T):  # 4: for t = 0, ..., T - 1
-            streams = streams_of(recipe, k, t)
             losses = []
             path = None
             for update in range(recipe.zeta_S):  # Eq. 10; the print updates S once at each theta
@@ -141,6 +140,7 @@ def algorithm_1(
                 state.optimiser_S.step()  # 9: S <- S - lr_images * grad_S loss (Eq. 3)
                 losses.append(torch.where(S.isfinite().all(), loss, math.nan))
             if t < T - 1:  # the last update of S is followed by a new theta
+                streams = streams_of(recipe, k, t)
                 images = S.detach()
                 path = ThetaPath(theta, images, labels, data, recipe, streams["validation"], watch)  # 10
                 for _ in range(steps(recipe.where, t, zeta)):  # 11: for i = 0, ..., zeta_theta(t) - 1

@@ -116,8 +116,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace, name: str, download: bool = True) -> Data:
-    where = {"data_dir": options.data_dir, "size": options.size}
-    return load_data(name, download=download, progress=not options.quiet, **where)
+    progress = not options.quiet
+    return load_data(name, data_dir=options.data_dir, download=download, size=options.size, progress=progress)
 
 
 def _parser() -> argparse.ArgumentParser:

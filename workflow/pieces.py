@@ -113,12 +113,10 @@ def set_piece(
     outer_loops = job.recipe.outer_loops
     half = outer_loops // 2 if seed == 0 and outer_loops < Recipe.outer_loops and job.coreset is None else 0
     if half:
-        options["snapshots"] = (half,)
+        job = replace(job, snapshots=(half,))
     elif (method, ipc, seed) in KEPT_ALONG:
-        every = BUDGETS[asked.budget].networks
-        options["snapshots"] = milestones(outer_loops)
-        options["trace_networks"] = FEW_NETWORKS if job.n_networks == every else 0
-    job = store.plan_run(data, method, ipc, **options)
+        few = FEW_NETWORKS if job.n_networks == BUDGETS[asked.budget].networks else 0
+        job = replace(job, snapshots=tuple(milestones(outer_loops)), n_trace=few)
 
     def left() -> dict[str, int]:
         stored = shipped.evaluations(job.folder)

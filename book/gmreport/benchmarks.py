@@ -92,8 +92,12 @@ def stored_benchmarks(folder: str | os.PathLike | None = None) -> dict[str, dict
     ValueError
         If a file is damaged.
     """
-    root = results_folder(folder) if folder else results_folder() / "benchmarks"
-    keys = ("environment", "settings", "runs", "cases")
+    return read_stored("benchmarks", folder, "environment", "settings", "runs", "cases")
+
+
+def read_stored(place: str, folder: str | os.PathLike | None, *keys: str) -> dict[str, dict[str, Any]]:
+    """The JSON files with these keys in a folder, by name without .json. None is ``place`` in the results."""
+    root = results_folder(folder) if folder else results_folder() / place
     return {path.stem: read_json(path, *keys) for path in sorted(root.glob("*.json"))}
 
 

@@ -10,9 +10,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from gmlib.analysis.statistics import half_width
-from gmlib.runs.layout import read_json
-from gmlib.runs.shipped import results_folder
 
+from .benchmarks import read_stored
 from .style import counted, per_class
 from .tables import Table, filled
 
@@ -34,9 +33,8 @@ def stored_together(folder: str | os.PathLike | None = None) -> dict[str, dict[s
     ValueError
         If a file is damaged.
     """
-    root = results_folder(folder) if folder else results_folder() / "benchmarks" / "together"
     keys = ("methods", "images", "seconds", "median", "times_as_fast", "device_name", "threads", "torch", "commit")
-    return {path.stem: read_json(path, *keys) for path in sorted(root.glob("*.json"))}
+    return read_stored("benchmarks/together", folder, *keys)
 
 
 def together_sentence(stored: Stored) -> Markdown:

@@ -46,8 +46,8 @@ def fast_forward(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None
         torch.bfloat16 rounds feature maps, and the factors of their products. Products are summed in float32, and
         gradients keep the dtype of the parameters. None computes in the dtype of the images.
     """
-    blocks = _blocks(network)
-    if x.device.type != "cpu" or not blocks:
+    blocks = _blocks(network) if x.device.type == "cpu" else []
+    if not blocks:
         return network
     (first, *_), *_ = blocks
     *_, flatten, last = network.children()
