@@ -22,14 +22,13 @@ from .checks import check_number, choose
 from .data import Data
 from .runtime import OutOfTime, deadline_passed, device_of, generator, progress_bar
 from .sets import SyntheticSet, check_pair, images_of
-from .speed.forward import fast_forward
 from .speed.memory import Memory
-from .speed.passes import CPU_CACHE_TEST, map_in_threads, pass_size
+from .speed.passes import map_in_threads
 from .speed.precision import matmul_precision
 from .speed.recording import step_recorder
+from .speed.testing import predict
 from .speed.training import OPTIMISERS, fit
 
-TEST_BATCH = 2048  # images in one forward pass of the test
 LARGE = 2**20  # bytes of the widest activation from which a CPU trains one network per thread
 TOGETHER = 1024  # on CUDA, the largest product of images in S and networks that train side by side
 PRECISIONS = ("float32", "tf32")
@@ -358,7 +357,6 @@ def _augmentation(augment: str, rngs: Sequence[torch.Generator]) -> Callable[[Te
     return lambda x: apply_operations(x, operations, rngs)
 
 
-@torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     """Percent of images that ``network`` classifies correctly.
 
@@ -371,16 +369,4 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     y : Tensor
         (N,) labels.
     """
-    network.eval()
-    memory = Memory(largest=TEST_BATCH)
-    fits = pass_size(network, x, CPU_CACHE_TEST) or TEST_BATCH
-    forward = fast_forward(network, x)
-    for attempt in memory:
-        with attempt:
-            size = min(memory.chunk or TEST_BATCH, fits)
-            right = sum(
-                (forward(part).argmax(1) == labels).sum()
-                for part, labels in zip(x.split(size), y.split(size), strict=True)
-            )
-    network.train()
-    return 100.0 * right.item() / len(y)
+    return 100.0 * (predict(network, x) == y).sum().item() / len(y)

@@ -18,7 +18,7 @@ import gmlib as gm
 from gmlib import evaluation, networks
 from gmlib.evaluation import TOGETHER, Evaluation, Protocol, _group_size, accuracy, resolve_protocol
 from gmlib.runtime import OutOfTime, generator
-from gmlib.speed import forward, training
+from gmlib.speed import forward, testing, training
 
 QUICK = {"n_networks": 2, "epochs": 3, "width": 4, "depth": 2, "device": "cpu", "progress": False}
 
@@ -96,7 +96,7 @@ def test_statistics_against_numpy_and_scipy():
 
 
 def test_accuracy_counts_every_image_once(monkeypatch):
-    monkeypatch.setitem(accuracy.__wrapped__.__globals__, "TEST_BATCH", 3)
+    monkeypatch.setattr(testing, "PASS", 3)
     x, y = torch.eye(4)[[0, 1, 2, 3, 0, 1, 2]], torch.tensor([0, 1, 2, 3, 1, 1, 0])
     assert accuracy(torch.nn.Identity(), x, y) == pytest.approx(100 * 5 / 7)
 
@@ -484,9 +484,9 @@ def test_small_feature_maps_are_faster_with_torchs_layers():
 def test_training_and_test_are_the_same_with_the_faster_forward_pass(any_size, monkeypatch, dtype, tolerance, batch):
     network, x, y = build(dtype=dtype, width=16)
     trained = {}
-    for name, function in (("fast", forward.fast_forward), ("torch", lambda network, x: network)):
+    for name, function in (("fast", forward.fast_forward), ("torch", lambda network, *_: network)):
         monkeypatch.setattr(training, "fast_forward", function)
-        monkeypatch.setattr(evaluation, "fast_forward", function)
+        monkeypatch.setattr(testing, "fast_forward", function)
         options = {"epochs": 5, "lr": 0.02, "batch": batch}
         trained[name] = training.fit(copy.deepcopy(network), x, y, rng=generator(0, "rng"), **options)
         trained[name].score = accuracy(trained[name], x, y)
@@ -494,6 +494,41 @@ def test_training_and_test_are_the_same_with_the_faster_forward_pass(any_size, m
     for (name, p), q in zip(trained["fast"].named_parameters(), trained["torch"].parameters(), strict=True):
         assert (p - q).norm() <= tolerance * q.norm() and not torch.equal(p, start[name])
     assert trained["fast"].score == trained["torch"].score
+
+
+def test_a_test_in_bfloat16_predicts_the_classes_of_float32(any_size, monkeypatch):
+    network, *_ = build(shape=(1, 16, 16), dtype=torch.float32, width=32)
+    x = F.avg_pool2d(torch.randn(2000, 1, 16, 16, generator=generator(0, "test images")), 3, 1, 1)
+    with torch.no_grad():
+        exact, rough = (forward.fast_forward(network, x, dtype)(x).argmax(1) for dtype in (None, torch.bfloat16))
+    assert not torch.equal(rough, exact)
+    dtypes, again = [], []
+
+    def watched(network, x, dtype=None):
+        function = forward.fast_forward(network, x, dtype)
+        dtypes.append(dtype)
+        return lambda part: (again.append(len(part)) if dtype is None else None, function(part))[1]
+
+    monkeypatch.setattr(testing, "fast_forward", watched)
+    monkeypatch.setattr(testing, "PASS", 500)
+    monkeypatch.setattr(testing, "has_bf16", lambda device: True)
+    assert torch.equal(testing.predict(network, x), exact) and network.training
+    assert dtypes == [None, torch.bfloat16] and testing.CHECKED < sum(again) < 1000, "only a part is computed again"
+    monkeypatch.setattr(testing, "SAFETY", 0)
+    assert torch.equal(testing.predict(network, x)[testing.CHECKED :], rough[testing.CHECKED :])
+    again.clear()
+    network[-1].bias.data[1] = math.nan
+    assert torch.equal(testing.predict(network, x), torch.ones_like(exact)) and sum(again) == len(x)
+
+
+def test_small_tests_and_other_machines_stay_in_float32(any_size, monkeypatch):
+    network, x, _ = build(dtype=torch.float32)
+    x = x.repeat(60, 1, 1, 1)
+    monkeypatch.setattr(testing, "PASS", 500)
+    for usable, images in ((False, x), (True, x[:499]), (True, x.double())):
+        monkeypatch.setattr(testing, "has_bf16", lambda device, usable=usable: usable)
+        monkeypatch.setattr(testing, "_logits_in_two_steps", None)
+        assert len(testing.predict(network.to(images.dtype), images)) == len(images)
 
 
 def test_threads_do_not_change_the_bits_of_the_faster_forward_pass(any_size, trained, monkeypatch):

@@ -422,11 +422,11 @@ def test_the_faster_precision_is_chosen_if_it_gains_enough(seconds, chosen, monk
         return seconds[name == "bf16"]
 
     monkeypatch.setattr(precision, "_seconds", timed)
-    monkeypatch.setattr(precision, "_has_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     assert precision.fastest_precision(network, [x, x]) == chosen
     assert set(sizes) == {precision.MEASURED}
     assert precision.fastest_precision(network, [x.double()]) == "float32", "a check in float64 stays exact"
-    monkeypatch.setattr(precision, "_has_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     assert precision.fastest_precision(network, [x]) == "float32"
 
 

@@ -9,6 +9,7 @@ The main function is `class_gradients`. The modules are:
 - ``memory``: smaller passes when memory runs out, and the peak memory of a piece of work.
 - ``precision``: TF32 or float32 on CUDA.
 - ``training``: the steps of theta.
+- ``testing``: the classes that a trained network predicts.
 """
 
 from .gradients import batch_gradient, class_gradients

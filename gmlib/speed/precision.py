@@ -75,7 +75,7 @@ def fastest_precision(network: nn.Module, batches: Sequence[Tensor]) -> str:
         "bf16" if the device has instructions for it and it is faster by ``GAIN``, else "float32".
     """
     first = batches[0]
-    if not _has_bf16(first.device) or first.dtype != torch.float32:
+    if not has_bf16(first.device) or first.dtype != torch.float32:
         return "float32"
     # A GPU takes all classes at once. A CPU takes one class after another, so a part of one tells.
     measured = batches if first.device.type == "cuda" else [first[:MEASURED]]
@@ -88,7 +88,7 @@ def fastest_precision(network: nn.Module, batches: Sequence[Tensor]) -> str:
     return "bf16" if gain >= GAIN else "float32"
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     """True if the device multiplies matrices in bfloat16. Without AMX or AVX512-BF16 a CPU is slower with it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
