@@ -234,7 +234,7 @@ def vgg11bn(channels: int, size: int, n_classes: int) -> nn.Module:
     return vgg11(channels, size, n_classes, norm=nn.BatchNorm2d)
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """ResNet's basic block. ``halve`` halves the feature map by a stride, or by an average pool if ``pooled``."""
 
     def __init__(self, in_channels: int, width: int, *, halve: bool, pooled: bool, norm: Factory):
@@ -252,6 +252,7 @@ class _ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the block's result to ``x``, or to what is left of it after halving."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
@@ -261,8 +262,8 @@ def _resnet18(
     layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
     in_channels = 64
     for width in (64, 128, 256, 512):
-        layers.append(_ResidualBlock(in_channels, width, halve=width != in_channels, pooled=pooled, norm=norm))
-        layers.append(_ResidualBlock(width, width, halve=False, pooled=pooled, norm=norm))
+        layers.append(ResidualBlock(in_channels, width, halve=width != in_channels, pooled=pooled, norm=norm))
+        layers.append(ResidualBlock(width, width, halve=False, pooled=pooled, norm=norm))
         in_channels = width
     return nn.Sequential(*layers, *last, nn.Flatten(), nn.Linear(512 * side * side, n_classes))
 

@@ -506,7 +506,7 @@ def test_batchnorm_without_statistics_cannot_be_frozen():
 
 def small_resnet(channels, size, n_classes):
     """One stage of "resnet18bn"."""
-    block = networks._ResidualBlock(channels, 4, halve=True, pooled=True, norm=nn.BatchNorm2d)
+    block = networks.ResidualBlock(channels, 4, halve=True, pooled=True, norm=nn.BatchNorm2d)
     return nn.Sequential(block, nn.Flatten(), nn.Linear(4 * (size // 2) ** 2, n_classes))
 
 

@@ -10,6 +10,7 @@ The main function is `class_gradients`. The modules are:
 - ``precision``: TF32 or float32 on CUDA.
 - ``training``: the steps of theta.
 - ``testing``: the classes that a trained network predicts.
+- ``trust``: which networks the faster ways are right for.
 """
 
 from .gradients import batch_gradient, class_gradients

@@ -11,18 +11,20 @@ All implementations give the same numbers to rounding:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..how import as_rows
 from ..networks import matched
 from .forward import Forward, fast_forward
 from .passes import map_in_threads, pass_size
+from .trust import is_own, is_right
 
 MAX_VMAP_PIXELS = 640  # pixels per class and channel for which vmap is fastest: 10 images of 8x8
 
@@ -62,8 +64,8 @@ def class_gradients(
     ------
     Line 7 of Algorithm 1.
     """
-    name = implementation or fastest_implementation(network, batches, create_graph, chunk)
-    with _autocast(batches[0], precision):
+    with _autocast(batches[0], precision), _attention(create_graph):
+        name = implementation or fastest_implementation(network, batches, create_graph, chunk)
         g = IMPLEMENTATIONS[name](network, batches, create_graph, chunk)
     return _as_rows(network, g)
 
@@ -85,6 +87,8 @@ def fastest_implementation(
 ) -> str:
     """Return the name in ``IMPLEMENTATIONS`` to use: by measurements on a CPU, the one with fewest launches on CUDA.
 
+    It is "loop" if the other one is wrong for this network.
+
     Parameters are those of `class_gradients`.
     """
     first = batches[0]
@@ -95,11 +99,15 @@ def fastest_implementation(
     can_split = on_cuda and not create_graph
     grouped = (chunk is None or (largest if can_split else total) <= chunk) and _supports_grouped(network)
     tiny = create_graph and not on_cuda and min(sizes) == largest and first[:, 0].numel() <= MAX_VMAP_PIXELS
-    if tiny and chunk is None and (largest > 1 or not grouped) and _supports_vmap(network):
-        return "vmap"
-    memory_factor = 3 if on_cuda and create_graph else 1  # second derivatives hold about three times as much
-    fitting = (pass_size(network, first) or total) // memory_factor
-    return "grouped" if grouped and (total <= fitting or can_split) else "loop"
+    if tiny and chunk is None and (largest > 1 or not grouped):
+        name = "vmap"
+    else:
+        memory_factor = 3 if on_cuda and create_graph else 1  # second derivatives hold about three times as much
+        fitting = (pass_size(network, first) or total) // memory_factor
+        name = "grouped" if grouped and (total <= fitting or can_split) else "loop"
+    if name != "loop" and not is_right(name, IMPLEMENTATIONS[name], _loop, network, batches, create_graph):
+        return "loop"
+    return name
 
 
 def batch_gradient(
@@ -128,12 +136,17 @@ def batch_gradient(
     list of Tensor
         One (rows, n) tensor per matched layer.
     """
-    with _autocast(x, precision):
+    with _autocast(x, precision), _attention(create_graph):
         return _as_rows(network, _gradient(network, x, y, create_graph, chunk))
 
 
 def _autocast(x: Tensor, precision: str) -> torch.autocast:
     return torch.autocast(x.device.type, torch.bfloat16, enabled="bf16" in precision)
+
+
+def _attention(twice: bool) -> AbstractContextManager:
+    """Of torch's ways to compute attention, take the one that can be differentiated twice."""
+    return sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
 
 
 def _as_rows(network: nn.Module, g: Sequence[Tensor]) -> list[Tensor]:
@@ -190,7 +203,7 @@ class _RecomputedGradient(torch.autograd.Function):
         parameters = [p for _, p in matched(ctx.network)]
         derivative = []
         for part, labels in zip(x.split(ctx.chunk), y.split(ctx.chunk), strict=True):
-            with torch.enable_grad():
+            with torch.enable_grad(), _attention(True):
                 part = part.detach().requires_grad_()
                 loss = F.cross_entropy(ctx.network(part), labels, reduction="sum") / len(x)
                 g = torch.autograd.grad(loss, parameters, create_graph=True)
@@ -211,7 +224,7 @@ def _loop(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chu
 
     C, first = len(batches), batches[0]
     n_threads = 1
-    if not create_graph and first.device.type == "cpu" and _has_only_known_modules(network):
+    if not create_graph and first.device.type == "cpu" and is_own(network):
         fitting = pass_size(network, first)
         if fitting is not None and len(first) >= fitting // 2:
             n_threads = min(C, torch.get_num_threads())
@@ -284,26 +297,14 @@ IMPLEMENTATIONS: dict[str, Callable[[nn.Module, Sequence[Tensor], bool, int | No
 # ---- which networks an implementation supports -------------------------------------------------------------
 
 
-def _supports_vmap(network: nn.Module) -> bool:
-    """False with an nn.LayerNorm over several dimensions: torch 2.14 differentiates it wrongly under vmap."""
-    return not any(
-        type(m) is nn.LayerNorm and m.elementwise_affine and len(m.normalized_shape) > 1 for m in network.modules()
-    )
-
-
 def _supports_grouped(network: nn.Module) -> bool:
     """True if convolutions and linear layers hold all matched weights, run once each, and images do not mix."""
     layers = _matched_layers(network)
-    mixes_images = any(isinstance(m, (_BatchNorm, _DropoutNd)) and m.training for m in network.modules())
+    mixes = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
     runs_once = len(list(network.named_modules(remove_duplicate=False))) == len(list(network.modules()))
     convolutions = [m for m in layers if isinstance(m, nn.Conv2d)]
     pads_zeros = all(m.padding_mode == "zeros" and not isinstance(m.padding, str) for m in convolutions)
-    return bool(layers) and not mixes_images and runs_once and pads_zeros and _has_only_known_modules(network)
-
-
-def _has_only_known_modules(network: nn.Module) -> bool:
-    """True if all modules are torch's or gmlib's. Other modules might mix images of a batch or keep state."""
-    return all(type(m).__module__.startswith(("torch.nn.modules", "gmlib.networks")) for m in network.modules())
+    return bool(layers) and not mixes and runs_once and pads_zeros
 
 
 def _matched_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:

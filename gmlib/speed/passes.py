@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from .trust import mixes_images
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,14 +32,13 @@ def pass_size(network: nn.Module, x: Tensor, cpu_cache: int = CPU_CACHE) -> int 
     Parameters
     ----------
     network : nn.Module
-        With BatchNorm in train mode the batch must stay whole: the result is None.
+        If it mixes images, as BatchNorm does in train mode, the batch must stay whole: the result is None.
     x : Tensor
         (n, channels, height, width).
     cpu_cache : int
         Bytes for the widest activation on a CPU.
     """
-    needs_whole_batch = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
-    if needs_whole_batch or x.device.type not in ("cpu", "cuda"):
+    if x.device.type not in ("cpu", "cuda") or mixes_images(network, x):
         return None
     # The first convolution has the widest output: later ones have more channels, but fewer pixels.
     width = next((p.shape[0] for p in network.parameters() if p.ndim == 4), x.shape[1])

@@ -1,0 +1,174 @@
+"""Class gradients of networks that are not gmlib's: whatever way is taken, they are those of the plain definition."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_data
+from torch import nn
+
+import gmlib as gm
+from gmlib.runtime import generator
+from gmlib.speed import gradients, passes, trust
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch):
+    monkeypatch.setattr(trust, "_RESULTS", {})
+
+
+class Branch(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else 2 * x)
+
+
+class Counter(nn.Sequential):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Centred(nn.Sequential):
+    """Subtracts the mean image of the batch."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class Rows(nn.Module):
+    """Takes an image as a sequence of rows."""
+
+    def __init__(self, kind, side):
+        super().__init__()
+        self.kind = kind
+        if kind == "gru":
+            self.body = nn.GRU(side, 6, batch_first=True)
+        elif kind == "attention":
+            self.body = nn.MultiheadAttention(side, 2, batch_first=True)
+        else:
+            self.body = nn.TransformerEncoderLayer(side, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(6 if kind == "gru" else side, 2)
+
+    def forward(self, x):
+        x = x[:, 0]
+        x = self.body(x, x, x)[0] if self.kind == "attention" else self.body(x)
+        return self.head((x[0] if self.kind == "gru" else x).mean(1))
+
+
+def small(*activations, side, width=4):
+    first, second = activations
+    return [
+        nn.Conv2d(1, width, 3, padding=1), first, nn.AvgPool2d(2), nn.Conv2d(width, width, 3, padding=1), second,
+        nn.Flatten(), nn.Linear(width * (side // 2) ** 2, 2),
+    ]  # fmt: skip
+
+
+def plain(side, kind=nn.Sequential):
+    return kind(*small(nn.Sigmoid(), nn.Sigmoid(), side=side))
+
+
+IN_PLACE = [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Hardswish]
+NETWORKS = {
+    **{
+        f"{kind.__name__} in place": lambda side, kind=kind: nn.Sequential(
+            *small(kind(inplace=True), kind(inplace=True), side=side)
+        )
+        for kind in IN_PLACE
+    },
+    "linear in place": lambda side: nn.Sequential(
+        nn.Flatten(), nn.Linear(side**2, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)
+    ),
+    "branch": lambda side: plain(side, Branch),
+    "counter": lambda side: plain(side, Counter),
+    "centred": lambda side: plain(side, Centred),
+    "gru": lambda side: Rows("gru", side),
+    "attention": lambda side: Rows("attention", side),
+    "transformer": lambda side: Rows("transformer", side),
+    "eval dropout": lambda side: nn.Sequential(nn.Dropout(0.5), *plain(side)).eval(),
+}
+
+
+def build(name, side):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = NETWORKS[name](side).double()
+    return network, torch.randn(2, 4, 1, side, side, generator=generator(0, name), dtype=torch.float64)
+
+
+def by_definition(network, batches, create_graph=False):
+    """One backward pass per class, with attention as torch can differentiate it twice."""
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        losses = [F.cross_entropy(network(x), torch.full((len(x),), c)) for c, x in enumerate(batches)]
+    by_class = [torch.autograd.grad(loss, weights, create_graph=create_graph) for loss in losses]
+    return [torch.stack(layer).flatten(2) for layer in zip(*by_class, strict=True)]
+
+
+def same(found, expected):
+    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("side", [8, 28])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_are_those_of_the_definition(name, side):
+    network, images = build(name, side)
+    assert same(gradients.class_gradients(network, list(images)), by_definition(network, images)), "gT"
+    S = images.clone().requires_grad_()
+    found = gradients.class_gradients(network, list(S), create_graph=True)
+    expected = by_definition(network, S, create_graph=True)
+    assert same(found, expected), "gS"
+    v = [torch.randn_like(layer) for layer in expected]
+    derivatives = [torch.autograd.grad(g, S, grad_outputs=v)[0] for g in (found, expected)]
+    assert same(*[[d] for d in derivatives]) and derivatives[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["ReLU in place", "linear in place", "counter", "gru"])
+def test_a_wrong_way_is_found_and_logged_once(name, caplog):
+    network, images = build(name, 8)
+    way = "grouped" if "place" in name else "vmap"
+    with caplog.at_level(logging.INFO, "gmlib.speed.trust"):
+        for _ in range(2):
+            assert not trust.is_right(way, gradients.IMPLEMENTATIONS[way], gradients._loop, network, images, True)
+    assert len(caplog.records) == 1 and way in caplog.text
+
+
+def test_a_right_way_is_taken():
+    network, images = build("eval dropout", 8)
+    assert not trust.is_own(network)
+    assert gradients.fastest_implementation(network, list(images), True, None) == "vmap"
+    assert gradients.fastest_implementation(network, list(images), False, None) == "grouped"
+    network.train()
+    assert gradients.fastest_implementation(network, list(images), False, None) == "loop", "random numbers"
+
+
+def test_a_comparison_changes_nothing():
+    network, images = build("counter", 8)
+    state = torch.get_rng_state()
+    assert not trust.is_right("vmap", gradients._vmap, gradients._loop, network, images, True)
+    assert network.calls == 0 and torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_batch_whose_images_mix_stays_whole(monkeypatch):
+    monkeypatch.setattr(passes, "CPU_CACHE", 1)
+    for name, whole in (("centred", True), ("counter", True), ("ReLU in place", False), ("transformer", True)):
+        network, images = build(name, 8)
+        assert (passes.pass_size(network, images[0], 1) is None) == whole, name
+    own = gm.NETWORKS["convnet"](1, 8, 2, width=4, depth=1)
+    assert trust.is_own(own) and passes.pass_size(own, images[0], 1) == 1
+    own[0].register_forward_hook(lambda *_: None)
+    assert not trust.is_own(own)
+
+
+def test_condensing_with_an_attention_network_works(monkeypatch):
+    monkeypatch.setitem(gm.NETWORKS, "rows", lambda channels, size, n_classes: Rows("transformer", size))
+    data = make_data((8, 8), dtype=torch.float32)
+    S = gm.condense(
+        data, gm.Recipe(dataset=data.name, network="rows", outer_loops=2, batch_real=4), "cpu", progress=False
+    )
+    assert S.images.isfinite().all() and S.history[-1]["loss"] > 0
