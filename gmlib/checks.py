@@ -6,9 +6,8 @@ import difflib
 import importlib
 import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
-
-import numpy as np
 
 Value = TypeVar("Value")
 
@@ -43,8 +42,7 @@ def choose(known: Mapping[str, Value], kind: str, name: str, otherwise: str = ""
 
 def unknown(known: Iterable[str], kind: str, name: Any, otherwise: str = "") -> ValueError:
     """The error that `choose` raises, with the same parameters."""
-    shown = repr(name) if isinstance(name, (str, int, float, list, tuple)) else f"of type {type(name).__name__}"
-    message = f"unknown {kind} {shown}: choose from {', '.join(known)}"
+    message = f"unknown {kind} {shown(name)}: choose from {', '.join(known)}"
     if otherwise:
         message += f", or {otherwise}"
     nearest = _nearest(known, name) if isinstance(name, str) else None
@@ -56,7 +54,7 @@ def unknown(known: Iterable[str], kind: str, name: Any, otherwise: str = "") -> 
 def _nearest(known: Iterable[str], name: str) -> str | None:
     """The known name most similar to `name`, ignoring case; None if no name is similar."""
     folded = {each.casefold(): each for each in known}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    close = difflib.get_close_matches(name[:100].casefold(), folded, n=1)  # slow for long texts
     return folded[close[0]] if close else None
 
 
@@ -69,7 +67,7 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
     otherwise: str = "",
-) -> None:
+) -> Any:
     """Check that an argument is a finite number within bounds.
 
     Parameters
@@ -77,8 +75,9 @@ def check_number(
     name : str
         The argument's name, for the message.
     value : Any
+        Numbers of numpy and tensors of one number are taken too.
     whole : bool
-        True allows only ``int``. A ``bool`` is never a number here.
+        True allows only whole numbers. A ``bool`` is never a number here.
     least : float
         The smallest value allowed.
     above, below : float
@@ -86,15 +85,20 @@ def check_number(
     otherwise : str, optional
         What else is allowed, for the message.
 
+    Returns
+    -------
+    int or float
+        The value as a number of Python, which JSON can store.
+
     Raises
     ------
     ValueError
         If the value does not fit. The message says what to give.
     """
-    kind = int if whole else (int, float)
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if fits and value >= least and above < value < below:
-        return
+    number = plain(value)
+    fits = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
+    if fits and _is_finite(number) and number >= least and above < number < below:
+        return number
     expected = "a whole number" if whole else "a positive number" if above == 0 else "a number"
     if least > -math.inf:
         expected += f" of at least {least:g}"
@@ -102,12 +106,44 @@ def check_number(
         expected += f" and less than {below:g}"
     if otherwise:
         expected += f", or {otherwise}"
-    raise ValueError(f"{name}={value!r} does not fit: give {expected}")
+    raise ValueError(f"{name}={shown(value)} does not fit: give {expected}")
+
+
+def _is_finite(number: float) -> bool:
+    """False also for whole numbers that are too large for a float."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Check that an argument is True or False, or one of numpy's two, and return it as a ``bool``.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    flag = plain(value)
+    if not isinstance(flag, bool):
+        raise ValueError(f"{name}={shown(value)} does not fit: give True or False")
+    return flag
 
 
 def plain(value: Any) -> Any:
-    """Turn a numpy number into a Python number, which JSON can store. Other values are returned unchanged."""
-    return value.item() if isinstance(value, np.generic) else value
+    """Turn one number of numpy or torch into one of Python, which JSON can store. Other values stay unchanged."""
+    is_single = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if is_single else value
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its ``repr`` in one line, cut after 60 characters, or the type of an array."""
+    text = f"<{type(value).__name__}>"
+    if not getattr(value, "ndim", 0):
+        with suppress(Exception):  # any class may fail here, and so does an int of more than 4300 digits
+            text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def require(module: str, extra: str) -> Any:
@@ -153,5 +189,6 @@ def as_list(values: Any) -> list:
     """
     if isinstance(values, str):
         words = [word.strip() for word in values.split(",")]
-        return [int(word) if word.isdecimal() else word for word in words]
+        return [int(word) if word.isdecimal() and len(word) < 20 else word for word in words]
+    values = plain(values)
     return list(values) if isinstance(values, Collection) else [values]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import networks
-from .checks import check_number, choose, plain
+from .checks import check_flag, check_number, choose, shown
 from .data import Data, check_ipc
 from .runtime import device_of, generator, progress_bar
 from .sets import SyntheticSet
@@ -33,6 +33,9 @@ _trained: dict[tuple, nn.Module] = {}
 
 def random_choice(x: Tensor, ipc: int, rng: torch.Generator) -> Tensor:
     """Draw ``ipc`` indices without replacement, all equally likely."""
+    ipc = _checked(x, ipc)
+    if not isinstance(rng, torch.Generator):
+        raise ValueError(f"rng is a {type(rng).__name__}: give a torch.Generator")
     return torch.randperm(len(x), generator=rng)[:ipc]
 
 
@@ -51,7 +54,13 @@ def herding(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
     -------
     Tensor
         (ipc,) indices of different rows in the order of choice. If rows are equally good, the first is taken.
+
+    Raises
+    ------
+    ValueError
+        If x is no tensor, or ``ipc`` is not from 1 to n.
     """
+    ipc = _checked(x, ipc)
     x = x.flatten(1).double()
     mean = x.mean(0)
     total = torch.zeros_like(mean)
@@ -78,7 +87,13 @@ def kcenter(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
     -------
     Tensor
         (ipc,) indices of different rows in the order of choice. If rows are equally good, the first is taken.
+
+    Raises
+    ------
+    ValueError
+        If x is no tensor, or ``ipc`` is not from 1 to n.
     """
+    ipc = _checked(x, ipc)
     x = x.flatten(1).double()
     chosen = [_distances(x, x.mean(0)).argmin()]
     nearest = _distances(x, x[chosen[0]])  # distance to the nearest chosen row
@@ -87,6 +102,12 @@ def kcenter(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
         chosen.append(nearest.argmax())
         nearest = nearest.minimum(_distances(x, x[chosen[-1]]))
     return torch.stack(chosen)
+
+
+def _checked(x: Tensor, ipc: int) -> int:
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        raise ValueError(f"x is a {type(x).__name__}: give a tensor with the features of one image in each row")
+    return check_number("ipc", ipc, least=1, below=len(x) + 1, whole=True)
 
 
 def _distances(x: Tensor, point: Tensor) -> Tensor:
@@ -120,8 +141,13 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the network has no linear layer.
+        If the network has no linear layer, or a feature is not finite.
     """
+    if not (isinstance(network, nn.Module) and isinstance(images, Tensor) and images.ndim == 4):
+        raise ValueError(
+            "give a network and a tensor (n, channels, height, width), "
+            f"not {type(network).__name__} and {type(images).__name__}"
+        )
     last = _last_linear(network)
     inputs: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(1)))
@@ -131,7 +157,12 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
                 network(batch.to(last.weight.device))
     finally:
         hook.remove()
-    return torch.cat(inputs)
+    found = torch.cat(inputs)
+    if not found.isfinite().all():
+        raise ValueError(
+            "the training of the feature network diverged: take another seed= or network=, or space='pixel'"
+        )
+    return found
 
 
 def _last_linear(network: nn.Module, name: str = "given") -> nn.Linear:
@@ -157,7 +188,17 @@ def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, pr
     -------
     nn.Module
         In evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If ``recipe`` is for no network, or the device cannot be used.
     """
+    if not (isinstance(data, Data) and isinstance(recipe, dict) and "network" in recipe):
+        raise ValueError(
+            f"give a Data and what recipe_of returns for features, not {type(data).__name__} and {shown(recipe)}"
+        )
+    device = device_of(device)
     seed, epochs, dtype = recipe["seed"], recipe["epochs"], data.train_images.dtype
     factory = networks.NETWORKS[networks.parse_name(recipe["network"])[0]]  # a name can be registered again
     choices = [recipe[name] for name in ("seed", "network", "width", "depth", "epochs")]
@@ -250,9 +291,8 @@ def recipe_of(
             f"give the name of a coreset, then a Data, not {type(method).__name__}, {type(data).__name__}"
         )
     choose(CORESETS, "coreset", method)
-    ipc, seed, width, depth, epochs = map(plain, (ipc, seed, width, depth, epochs))
-    check_ipc(data, ipc)
-    check_number("seed", seed, least=0, whole=True)
+    ipc = check_ipc(data, ipc)
+    seed = check_number("seed", seed, least=0, whole=True)
     recipe: dict[str, Any] = {"method": method, "dataset": data.name, "ipc": ipc, "seed": seed}
     if space is not None:
         choose(SPACES, "space", space)
@@ -264,8 +304,7 @@ def recipe_of(
     recipe["space"] = space
     if space == "network":
         size = {"width": width, "depth": depth, "epochs": epochs}
-        for name, value in size.items():
-            check_number(name, value, least=1, whole=True)
+        size = {name: check_number(name, value, least=1, whole=True) for name, value in size.items()}
         recipe |= {"network": network, **size}
         _last_linear(_build(data, recipe), network)  # raises if the network does not fit or has no features
     return recipe
@@ -328,7 +367,8 @@ def coreset(
     Section 4.5.
     """
     recipe = recipe_of(method, data, ipc, seed, space=space, network=network, width=width, depth=depth, epochs=epochs)
-    device = device_of(device)
+    check_flag("progress", progress)
+    device, ipc, seed = device_of(device), recipe["ipc"], recipe["seed"]
     used_space = recipe.get("space")
     as_features = SPACES[used_space](data, recipe, device, progress) if used_space else lambda images: images
     chosen = []

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_number, plain, shown
+from .runtime import device_of
+
+log = logging.getLogger(__name__)
+
+PIECE = 2**21  # numbers in one piece of images, of which a copy in float64 is made (16 MiB)
+SMALL_STD = 0.001  # 4 decimals hold a larger one to 5 %. A smaller one is rounded to 6 digits
+LARGEST_SET = 2**30  # numbers in a synthetic set (4 GiB in float32)
 Images = np.ndarray | Tensor
 Labels = np.ndarray | Tensor | Sequence[int]
 
@@ -33,9 +44,15 @@ class Data:
     train_labels : Tensor
         (N,) int64, non-decreasing.
     test_images, test_labels : Tensor
-        The same for the test images, in their given order.
+        The same for the test images, in their given order. A class may have no test image. Accuracies then count over
+        the others.
     origin : str
         Where this copy of the data comes from.
+
+    Raises
+    ------
+    ValueError
+        If types or shapes do not fit together. `from_arrays` also checks the values.
     """
 
     name: str
@@ -47,6 +64,23 @@ class Data:
     test_images: Tensor
     test_labels: Tensor
     origin: str = ""
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            x, y = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            fits = isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim == 4 and x.is_floating_point()
+            if not (fits and y.dtype == torch.int64 and y.shape == x.shape[:1]):
+                raise ValueError(
+                    f"{part} images must be a tensor of floats (N, channels, height, width), and their labels one of "
+                    "N int64: make data from other arrays with Data.from_arrays"
+                )
+        parts, channels = (self.classes, self.mean, self.std), self.train_images.shape[1]
+        fits = isinstance(self.name, str) and all(isinstance(part, tuple) for part in parts)
+        if not (fits and len(self.mean) == len(self.std) == channels == self.test_images.shape[1]):
+            raise ValueError(
+                f"name={shown(self.name)}, classes={shown(self.classes)}, mean={shown(self.mean)} and "
+                f"std={shown(self.std)} do not fit: give a text and tuples, with one number per channel"
+            )
 
     def __repr__(self) -> str:
         n = f"{len(self.train_labels)} + {len(self.test_labels)}"
@@ -105,8 +139,9 @@ class Data:
         ValueError
             If there is no class c.
         """
-        if not 0 <= c < self.n_classes:
-            raise ValueError(f"class {c} is outside 0..{self.n_classes - 1} of {self.name}")
+        c = plain(c)
+        if not isinstance(c, int) or not 0 <= c < self.n_classes:
+            raise ValueError(f"class {shown(c)} is outside 0..{self.n_classes - 1} of {self.name}")
         return self.train_images[self._starts[c] : self._starts[c + 1]]
 
     def sample(self, c: int, n: int, generator: torch.Generator) -> Tensor:
@@ -132,7 +167,7 @@ class Data:
         ValueError
             If n < 1 or there is no class c.
         """
-        _check_draw(n)
+        n = _check_draw(n, generator)
         images = self.of_class(c)
         chosen = torch.randperm(len(images), generator=generator, device=generator.device)[:n]
         return images[chosen.to(images.device)]
@@ -168,7 +203,7 @@ class Data:
         list of Tensor
             C int64 tensors on the CPU, the numbers of the chosen training images.
         """
-        _check_draw(n)
+        n = _check_draw(n, generator)
         return [
             start + torch.randperm(count, generator=generator)[:n]
             for start, count in zip(self._starts, self.counts, strict=False)
@@ -181,18 +216,25 @@ class Data:
 
     def choose_any(self, n: int, generator: torch.Generator) -> Tensor:
         """Choose what `sample_any` draws: the numbers of training images, int64 on the CPU."""
+        n = _check_draw(n, generator)
         return torch.randperm(len(self.train_labels), generator=generator)[:n]
 
     def on_device(self, chosen: Tensor) -> Tensor:
         """Copy numbers of training images to the data's device. The host does not wait for the copy."""
+        if not isinstance(chosen, Tensor):
+            raise ValueError(f"the numbers of images are a {type(chosen).__name__}: give a tensor")
         return chosen.to(self.train_images.device, non_blocking=True)
 
     def labels_of(self, ipc: int) -> Tensor:
         """The labels of a synthetic set: (C*ipc,) int64 on the data's device, ipc times 0, ipc times 1, ..."""
+        ipc = check_number("ipc", ipc, least=1, whole=True)
         return torch.arange(self.n_classes, device=self.train_labels.device).repeat_interleave(ipc)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Data:
         """The same data with its tensors on ``device`` and its images as ``dtype``; None changes nothing."""
+        device = None if device is None else device_of(device)
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            raise ValueError(f"images cannot become {shown(dtype)}: give a type of floats, as torch.float32")
         return replace(
             self,
             train_images=self.train_images.to(device=device, dtype=dtype),
@@ -217,6 +259,9 @@ class Data:
     ) -> Data:
         """Check, sort and normalise arrays. The given arrays are not changed.
 
+        Besides the given arrays and the float32 images of the result, it needs at most some 150 MB, or 12 bytes for
+        each number of one image if that is more.
+
         Parameters
         ----------
         name : str
@@ -224,12 +269,13 @@ class Data:
             uint8 in 0..255, or floats in [0, 1]. Grey images: (N, height, width). Images with 1 or 3 channels:
             (N, height, width, channels) in numpy, (N, channels, height, width) in torch.
         train_labels, test_labels : ndarray, Tensor or sequence of int
-            (N,) integers in 0..C-1. Each class needs a training image.
+            (N,) integers in 0..C-1. Each class needs a training image. A class without test images is logged.
         classes : sequence of str, optional
             The names of the C classes. None gives ``"0"``, ``"1"``, ... up to the largest training label.
         mean, std : sequence of float, optional
             One number per channel, for pixels in [0, 1]. None measures them on the training images and rounds them to
-            4 decimals, as such constants are published. A constant channel gets a std of 1.
+            4 decimals, as such constants are published. If a std is below 0.001, its channel gets as many decimals as
+            6 digits of the std need. A constant channel gets a std of 1.
         origin : str
             Where this copy of the data comes from.
 
@@ -241,80 +287,84 @@ class Data:
         Raises
         ------
         ValueError
-            If an array does not fit. The message says which one and why.
+            If an array does not fit, all training images are equal, or mean and std have another scale than the
+            pixels, for instance 0..255. The message says which one and why.
         """
-        train, y_train = _checked(train_images, train_labels, f"{name} training")
-        test, y_test = _checked(test_images, test_labels, f"{name} test")
+        if not (isinstance(name, str) and name.strip() and isinstance(origin, str)):
+            raise ValueError(f"name={shown(name)} and origin={shown(origin)} do not fit: give a name and a text")
+        train, test = _checked_images(train_images, f"{name} training"), _checked_images(test_images, f"{name} test")
         if train.shape[1:] != test.shape[1:]:
             shapes = f"{tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
             raise ValueError(
                 f"{name}: training and test images differ, {shapes}: give both the same (channels, height, width)"
             )
-        names = tuple(str(c) for c in (range(int(y_train.max()) + 1) if classes is None else classes))
-        _check_classes(name, names, y_train, y_test)
-        if mean is None or std is None:
-            measured_mean, measured_std = _mean_and_std(train)
-            mean = measured_mean if mean is None else mean
-            std = measured_std if std is None else std
-        mean = tuple(map(float, np.atleast_1d(mean)))
-        std = tuple(map(float, np.atleast_1d(std)))
-        if {len(mean), len(std)} != {train.shape[1]} or not np.isfinite(mean + std).all() or min(std) <= 0:
-            raise ValueError(
-                f"{name}: mean {mean} and std {std} must each be {train.shape[1]} finite numbers, std above 0"
-            )
+        y_train = _checked_labels(train_labels, len(train), f"{name} training")
+        y_test = _checked_labels(test_labels, len(test), f"{name} test")
+        names = _checked_classes(name, classes, y_train, y_test)
+        found, found_test = _measured(train, f"{name} training"), _measured(test, f"{name} test")
+        mean, std = _checked_scale(name, mean, std, found, found_test)
         order = torch.argsort(y_train, stable=True)
-        x_train = _normalised(train[order], mean, std)
+        x_train = _normalised(train, mean, std, order)
         x_test = _normalised(test, mean, std)
         return cls(name, names, mean, std, x_train, y_train[order], x_test, y_test, origin)
 
 
-def _check_draw(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"cannot draw {n} images: n must be at least 1")
+def _check_draw(n: int, generator: torch.Generator) -> int:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"the generator is a {type(generator).__name__}: give a torch.Generator")
+    return check_number("n", n, least=1, whole=True)
 
 
-def _checked(images: Images, labels: Labels, what: str) -> tuple[Tensor, Tensor]:
-    """(N, channels, height, width) uint8 or float and (N,) int64 tensors on the CPU, copied only if necessary."""
+def _array(values: Any) -> np.ndarray:
+    """Anything as an array. What numpy refuses becomes an array of one object, which no check accepts."""
+    try:
+        return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except Exception:  # of any kind, as the objects in a list have their own ways to become arrays
+        return np.asarray(None)
+
+
+def _checked_images(images: Images, what: str) -> Images:
+    """Images of uint8 or floats as a view (N, channels, height, width)."""
     if isinstance(images, Tensor):
-        x = images.detach().cpu()
+        x: Any = images.detach()
         x = x[:, None] if x.ndim == 3 else x
+        fits = x.dtype == torch.uint8 or x.is_floating_point()
+        dtype = x.dtype if x.layout == torch.strided and not x.is_meta else f"{x.layout} on {x.device}"
+        fits = fits and dtype == x.dtype
     else:
-        array = np.asarray(images)
-        if array.dtype.kind not in "uf":
-            raise _wrong_type(what, array.dtype)
-        if array.dtype.kind == "f":
-            array = array.astype(np.float32, copy=False)
-        if array.ndim == 3:
-            array = array[:, None]
-        elif array.ndim == 4:
-            array = np.moveaxis(array, -1, 1)
-        x = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch warns of read-only arrays
+        x = _array(images)
+        if x.ndim == 3:
+            x = x[:, None]
+        elif x.ndim == 4:
+            x = np.moveaxis(x, -1, 1)
+        dtype = x.dtype
+        fits = dtype == np.uint8 or dtype.kind == "f"
+    if not fits:
+        raise ValueError(f"{what} images are of type {dtype}: give uint8 (0..255) or floats in [0, 1]")
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(
             f"{what} images have shape {tuple(np.shape(images))}: give (N, height, width), or with 1 or 3 channels "
             "(N, height, width, channels) in numpy, (N, channels, height, width) in torch, N above 0"
         )
-    if x.is_floating_point():
-        low, high = (bound.item() for bound in x.aminmax())  # NaN if any pixel is NaN
-        if not (low >= 0 and high <= 1):
-            found = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
-            raise ValueError(f"{what} images contain {found}: floats must lie in [0, 1]")
-    elif x.dtype != torch.uint8:
-        raise _wrong_type(what, x.dtype)
-    y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if y.shape != (len(x),) or y.dtype.kind not in "iu":
-        raise ValueError(
-            f"{what} labels are {y.dtype} of shape {y.shape}: give one integer per image, {len(x)} in all"
-        )
-    return x, torch.from_numpy(y.astype(np.int64))
+    return x
 
 
-def _wrong_type(what: str, dtype: object) -> ValueError:
-    return ValueError(f"{what} images are of type {dtype}: give uint8 (0..255) or floats in [0, 1]")
+def _checked_labels(labels: Labels, n: int, what: str) -> Tensor:
+    """(n,) int64 on the CPU."""
+    y = _array(labels)
+    if y.shape != (n,) or y.dtype.kind not in "iu":
+        raise ValueError(f"{what} labels are {y.dtype} of shape {y.shape}: give one integer per image, {n} in all")
+    return torch.from_numpy(y.astype(np.int64))
 
 
-def _check_classes(name: str, classes: tuple[str, ...], y_train: Tensor, y_test: Tensor) -> None:
-    """ValueError unless the labels lie in 0..C-1, each class has a training image, and no two names are equal."""
+def _checked_classes(name: str, classes: Any, y_train: Tensor, y_test: Tensor) -> tuple[str, ...]:
+    """The names of the classes, if the labels lie in 0..C-1 and each class has a training image and its own name."""
+    present = torch.unique(y_train).tolist()
+    if classes is None:
+        classes = range(present[-1] + 1)  # not yet a list, since a wrong label can be large
+    classes = plain(classes)
+    if not isinstance(classes, Collection) or isinstance(classes, (str, bytes, Mapping, set, frozenset)):
+        raise ValueError(f"{name}: classes={shown(classes)} does not fit: give a list of the names of the classes")
     C = len(classes)
     if C < 2:
         raise ValueError(f"{name} has {C} class: give data with at least 2")
@@ -322,44 +372,190 @@ def _check_classes(name: str, classes: tuple[str, ...], y_train: Tensor, y_test:
         wrong = labels[(labels < 0) | (labels >= C)]
         if len(wrong):
             raise ValueError(f"{name}: {part} label {wrong[0]} is outside 0..{C - 1}: correct it or name every class")
-    for c, count in enumerate(torch.bincount(y_train, minlength=C).tolist()):
-        if count == 0:
-            raise ValueError(f"{name}: class {classes[c]!r} (label {c}) has no training image: add some or remove it")
-    if len(set(classes)) < C:
-        raise ValueError(f"{name}: two classes are named {max(classes, key=classes.count)!r}: give each its own name")
+    if len(present) < C:
+        c = next((c for c, label in enumerate(present) if c != label), len(present))
+        missing = str(next(islice(classes, c, None)))
+        raise ValueError(
+            f"{name}: class {missing!r} (label {c}) has no training image: add some, or remove the class and number "
+            "the others from 0 without gaps"
+        )
+    names = [plain(each) for each in classes]
+    odd = [each for each in names if not isinstance(each, (str, int, float))]
+    if odd:
+        raise ValueError(f"{name}: the class name {shown(odd[0])} is no text: give each class a name")
+    names = [str(each) for each in names]
+    if len(set(names)) < C:
+        raise ValueError(f"{name}: two classes are named {max(names, key=names.count)!r}: give each its own name")
+    if without := sorted(set(range(C)) - set(y_test.tolist())):
+        log.warning(
+            "%s: %d of %d classes have no test image (%s): accuracies count over the others",
+            name,
+            len(without),
+            C,
+            ", ".join(names[c] for c in without[:5]) + (", ..." if len(without) > 5 else ""),
+        )
+    return tuple(names)
 
 
-def _mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and std of each channel, for pixels in [0, 1], summed in float64 and rounded to 4 decimals."""
-    top = 255 if images.dtype == torch.uint8 else 1
-    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for chunk in images.split(256):  # a float64 copy of all images might not fit into memory
-        x = chunk.double() / top
-        sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-    mean, square = sums / images[:, 0].numel()
-    std = (square - mean**2).clamp(min=0).sqrt()
-    return [round(m, 4) for m in mean.tolist()], [round(s, 4) or 1.0 for s in std.tolist()]
+def _pieces(images: Images, order: Tensor | None = None) -> Iterator[Tensor]:
+    """Parts of the images on the CPU, in this order: uint8, float32 or float64 (n, channels, height, width)."""
+    n = min(256, max(1, PIECE // math.prod(images.shape[1:])))
+    for i in range(0, len(images), n):
+        part = images[i : i + n] if order is None else images[order[i : i + n].to(getattr(images, "device", "cpu"))]
+        if isinstance(part, np.ndarray):
+            yield torch.from_numpy(np.array(part, np.uint8 if part.dtype == np.uint8 else np.float32, order="C"))
+        else:
+            part = part.cpu()
+            yield part if part.dtype in (torch.uint8, torch.float64) else part.float()
 
 
-def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The normalised images as one new float32 tensor. In place, since a large set may fit into memory only once."""
-    x = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    if images.dtype == torch.uint8:
-        x.div_(255)
-    return x.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+class _Measured(NamedTuple):
+    """What images look like, for pixels in [0, 1]: (channels,) float64 arrays, and what is equal in all of them."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    are_flat: bool  # every image has one value per channel
+    are_equal: bool  # to each other
 
 
-def check_ipc(data: Data, ipc: int) -> None:
-    """Check that every class has at least ``ipc`` >= 1 training images.
+def _measured(images: Images, what: str) -> _Measured:
+    """Measure images, if floats lie in [0, 1]. Sums are in float64."""
+    channels, n = images.shape[1], math.prod(images.shape) // images.shape[1]
+    low = torch.full((channels,), torch.inf, dtype=torch.float64)
+    high = -low
+    sums = torch.zeros(2, channels, dtype=torch.float64)
+    first, are_flat, are_equal, top = None, math.prod(images.shape[2:]) > 1, True, 1
+    for piece in _pieces(images):
+        top = 255 if piece.dtype == torch.uint8 else 1
+        lows, highs = piece.flatten(2).amin(2), piece.flatten(2).amax(2)  # NaN if any pixel is NaN
+        first = piece[0].clone() if first is None else first
+        are_flat = are_flat and torch.equal(lows, highs)
+        are_equal = are_equal and bool((piece == first).all())
+        low, high = low.minimum(lows.amin(0) / top), high.maximum(highs.amax(0) / top)
+        x = piece.to(torch.float64, copy=True).div_(top)
+        sums += torch.stack([x.sum((0, 2, 3)), x.square_().sum((0, 2, 3))])
+    if not (low.min() >= 0 and high.max() <= 1):
+        bounds = f"values from {low.min().item():.4g} to {high.max().item():.4g}"
+        raise ValueError(f"{what} images contain {'NaN' if low.isnan().any() else bounds}: floats must lie in [0, 1]")
+    mean, square = sums / n
+    varies = low.float() < high.float()  # in float32, in which the images are kept
+    std = (square - mean**2).clamp(min=0).sqrt() * varies
+    if (small := varies & (std < SMALL_STD)).any():  # the difference of squares has lost its digits
+        squares = sum((p.double() / top - mean.view(-1, 1, 1)).square_().sum((0, 2, 3)) for p in _pieces(images))
+        std = torch.where(small, (squares / n).sqrt(), std)
+    return _Measured(low.numpy(), high.numpy(), mean.numpy(), std.numpy(), are_flat, are_equal)
+
+
+def _as_published(mean: float, std: float) -> tuple[float, float]:
+    """Round to 4 decimals, or to 6 digits of a small std. A std of 0 becomes 1."""
+    decimals = 4 if std == 0 or std >= SMALL_STD else 5 - math.floor(math.log10(std))
+    return round(mean, decimals), round(std, decimals) or 1.0
+
+
+def _checked_scale(
+    name: str, mean: Any, std: Any, found: _Measured, found_test: _Measured
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std, measured unless given, if they fit the pixels. What makes a set hard to learn is logged."""
+    varies = found.std > 0
+    if found.are_equal or not varies.any():
+        raise ValueError(
+            f"{name}: all training images are equal, so no class can be learned: check how they were read"
+        )
+    measured = [_as_published(*each) for each in zip(found.mean.tolist(), found.std.tolist(), strict=True)]
+    measured_mean, measured_std = zip(*measured, strict=True)
+    means = _checked_numbers(name, "mean", measured_mean if mean is None else mean, len(varies))
+    stds = _checked_numbers(name, "std", measured_std if std is None else std, len(varies))
+    if stds.min() <= 0:
+        raise ValueError(f"{name}: std={shown(std)} does not fit: give numbers above 0")
+    with np.errstate(over="ignore"):
+        farthest = max(np.abs((bound - means) / stds).max() for each in (found, found_test) for bound in each[:2])
+    real, real_test = (np.stack([each.mean, each.std])[:, varies] for each in (found, found_test))
+    outside = means.min() < 0 or max(means.max(), stds.max()) > 1 or farthest > 1e9
+    if outside or _are_255_apart(np.stack([means, stds])[:, varies], real):
+        raise ValueError(
+            f"{name}: mean {tuple(means.tolist())} and std {tuple(stds.tolist())} have another scale than the pixels "
+            f"(mean and std are {', '.join(f'{m:g} and {s:g}' for m, s in measured)}): give both for pixels in "
+            "[0, 1], or leave them out"
+        )
+    if _are_255_apart(real, real_test):
+        raise ValueError(
+            f"{name}: training and test images have different scales (a channel has a std of {real[1, 0]:.2g} and "
+            f"{real_test[1, 0]:.2g}): divide both by 255, or none"
+        )
+    spread = (found.std / stds)[varies]
+    worst = spread[np.abs(np.log(spread)).argmax()]
+    for problem, is_found in {
+        f"channel {np.argmin(varies)} is the same in all training images": not varies.all(),
+        "each training image has one colour only": found.are_flat,
+        f"a channel of the normalised images has a std of {worst:.2g}": not 0.02 <= worst <= 50,
+    }.items():
+        if is_found:
+            log.warning("%s: %s, so S may learn little: check how the images were read", name, problem)
+    return tuple(means.tolist()), tuple(stds.tolist())
+
+
+def _checked_numbers(name: str, what: str, given: Any, n: int) -> np.ndarray:
+    """(n,) float64."""
+    numbers = np.atleast_1d(_array(given))
+    if numbers.shape != (n,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: {what}={shown(given)} does not fit: give {n} finite numbers, one per channel")
+    return numbers.astype(np.float64)
+
+
+def _are_255_apart(one: np.ndarray, other: np.ndarray) -> bool:
+    """True if all numbers of one array are about 255 times, or a 255th of, those of the other."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a 0 or a negative number is not apart in this way
+        return bool((np.abs(np.abs(np.log(one / other)) - np.log(255)) < 0.25).all())
+
+
+def _normalised(images: Images, mean: Sequence[float], std: Sequence[float], order: Tensor | None = None) -> Tensor:
+    """The normalised images in this order as a new float32 tensor. Nothing else of its size is made."""
+    x = torch.empty(tuple(images.shape), dtype=torch.float32)
+    shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    rest = x
+    for piece in _pieces(images, order):
+        part, rest = rest[: len(piece)], rest[len(piece) :]
+        part.copy_(piece)
+        if piece.dtype == torch.uint8:
+            part.div_(255)
+        part.sub_(shift).div_(scale)
+    return x
+
+
+def check_data(data: Any) -> None:
+    """ValueError unless this is a Data."""
+    if not isinstance(data, Data):
+        raise ValueError(f"data is a {type(data).__name__}: give a Data, as gmlib.load_data returns it")
+
+
+def check_ipc(data: Data, ipc: int, from_real: bool = True) -> int:
+    """Check a number of images per class.
+
+    Parameters
+    ----------
+    data : Data
+    ipc : int
+    from_real : bool
+        True if a set consists of training images or starts from them. Then each class needs ``ipc`` of them.
+
+    Returns
+    -------
+    int
+        ``ipc``
 
     Raises
     ------
     ValueError
         If ``ipc`` does not fit.
     """
-    smallest = min(data.counts)
-    if not isinstance(ipc, int) or isinstance(ipc, bool) or not 1 <= ipc <= smallest:
-        raise ValueError(
-            f"ipc={ipc!r} does not fit {data.name}: give a whole number from 1 to {smallest}, "
-            "the size of its smallest class"
-        )
+    if not isinstance(data, Data):
+        raise ValueError(f"data is a {type(data).__name__}: give a Data, as load_data makes it")
+    ipc, largest, why = plain(ipc), min(data.counts), "the size of its smallest class"
+    if not from_real:
+        largest = LARGEST_SET // (data.n_classes * math.prod(data.shape))
+        why = f"so that the set has at most {LARGEST_SET} numbers"
+    if not isinstance(ipc, int) or isinstance(ipc, bool) or not 1 <= ipc <= largest:
+        raise ValueError(f"ipc={shown(ipc)} does not fit {data.name}: give a whole number from 1 to {largest}, {why}")
+    return ipc

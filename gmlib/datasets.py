@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import socket
 import tarfile
@@ -17,9 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .checks import check_number, first_sentence, plain, require, unknown
+from .checks import check_flag, check_number, first_sentence, plain, require, shown, unknown
 from .data import Data
+from .files import as_path
 from .runtime import progress_bar
+
+log = logging.getLogger(__name__)
 
 # (mean, std) of the training pixels in [0, 1], per channel.
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -33,6 +37,9 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 TORCHVISION = ("MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100")
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte after which a download fails
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # of image files, as Pillow names them
+PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")  # usual names of parts of a data set
+LARGEST = 2**33  # numbers in all images of a folder (8 GiB in uint8, 32 GiB in float32)
 Size = tuple[int, int] | None  # (height, width) in pixels
 Files = dict[str, list[Path]]  # {class: its image files}
 
@@ -98,12 +105,11 @@ def load_data(
           then torchvision's files. Without both, its archive (``cifar-10-binary.tar.gz``,
           ``cifar-100-binary.tar.gz``) is unpacked. Without all three, torchvision's files are downloaded.
         - ``"TinyImageNet"``: read from ``data_dir/tiny-imagenet-200``, never downloaded.
-        - ``"imagefolder:PATH"``: your own images in ``PATH/train/CLASS`` and ``PATH/test/CLASS``. If they are in
-          ``PATH/CLASS``, a fifth of each class become test images. PATH is part of the data's name, so always spell
-          it the same way.
+        - ``"imagefolder:PATH"``: your own images in ``PATH/train/CLASS`` and ``PATH/test/CLASS``, or in
+          ``PATH/CLASS``. See Notes. PATH is part of the data's name, so always spell it the same way.
     data_dir : path, optional
         Folder of the downloaded sets, in torchvision's layout or CIFAR's binary one. None takes the environment
-        variable ``GMLIB_DATA``, or ``./data`` if it is not set.
+        variable ``GMLIB_DATA``, or ``./data`` if it is not set. ``~`` is the home folder, also in PATH.
     download : bool
         Download a set that is missing. Files and archives in ``data_dir`` are used without a network.
     size : int or (int, int), optional
@@ -126,27 +132,45 @@ def load_data(
         If files are missing, and ``download`` is False or the download fails.
     OSError
         If the system cannot read a file.
+
+    Notes
+    -----
+    If ``PATH/train`` and ``PATH/test`` both exist and hold folders, they are the two parts, and a class of ``train``
+    may be missing in ``test``. Otherwise each folder in PATH is a class, even if it is called train or test. A fifth
+    of its images become test images, and none if there is only one image.
+
+    All images of a class are read, those in folders inside it too, in the order of torchvision's ``ImageFolder``:
+    folders sorted by path, the class folder first, and in each of them the files sorted by name. The formats are PNG,
+    JPEG, BMP, GIF, WebP, TIFF and PPM (also PGM and PBM). Images are turned as their EXIF data say. Files and folders
+    whose names begin with a dot are left out without a word, other files with one warning.
     """
-    kind, _, path = str(name).partition(":")
-    if not isinstance(name, str) or kind not in LOADERS or bool(path) != (kind == "imagefolder"):
+    kind, colon, path = str(name).partition(":")
+    is_folder = kind == "imagefolder"
+    if not isinstance(name, str) or kind not in LOADERS or (bool(colon), bool(path)) != (is_folder, is_folder):
         raise unknown([f"{k}:PATH" if k == "imagefolder" else k for k in LOADERS], "data set", name)
     if size is not None and kind not in ("imagefolder", "TinyImageNet"):
         raise ValueError(f"size= does not apply to {name}: leave it out, or take imagefolder:PATH or TinyImageNet")
-    check_number("seed", seed, least=0, whole=True)
-    folder = Path(path or data_dir or os.environ.get("GMLIB_DATA") or "data").expanduser()
+    seed = check_number("seed", seed, least=0, below=2**63, whole=True)
+    download, progress = check_flag("download", download), check_flag("progress", progress)
+    if data_dir is None or (isinstance(data_dir, str) and not data_dir):
+        data_dir = os.environ.get("GMLIB_DATA") or "data"
+    folder = as_path(data_dir)
     if path:
+        folder = as_path(path)
         name = f"{kind}:{path.rstrip('/') or '/'}"  # the same name with and without a slash at the end
     sides = None if size is None else _height_and_width(size)
     return LOADERS[kind](name, folder, download=download, size=sides, seed=seed, progress=progress)
 
 
 def _height_and_width(size: Any) -> tuple[int, int]:
-    sides = tuple(map(plain, (size, size) if np.ndim(size) == 0 else size))
-    if len(sides) != 2:
-        raise ValueError(f"size={size!r} does not fit: give (height, width) in pixels, or one number for a square")
-    for side in sides:
-        check_number("size", side, least=1, whole=True, otherwise="(height, width)")
-    return sides
+    sides = size if isinstance(size, (list, tuple)) else np.atleast_1d(plain(size)).tolist()
+    if len(sides) not in (1, 2):
+        raise ValueError(
+            f"size={shown(size)} does not fit: give (height, width) in pixels, or one number for a square"
+        )
+    bounds: dict[str, Any] = {"least": 1, "below": 2**16, "whole": True, "otherwise": "(height, width)"}
+    height, width = (check_number("size", side, **bounds) for side in (sides[0], sides[-1]))
+    return height, width
 
 
 def _load_digits(name: str, folder: Path, **_: Any) -> Data:
@@ -166,7 +190,7 @@ def _load_torchvision(name: str, folder: Path, *, download: bool, progress: bool
     if name == "SVHN":
         require("scipy.io", "data")  # torchvision reads SVHN's files with it
     files, archives = _files_of(name, folder)
-    if not all(path.is_file() for path in files):
+    if not all(os.path.isfile(path) for path in files):
         what_to_do = f"put {_names(files)} into {_folder(files)}"
         if archives:
             packed = "the same as .gz" if len(archives) == len(files) else _names(archives)
@@ -277,14 +301,16 @@ def _load_cifar(name: str, folder: Path, **options: Any) -> Data:
     """The binary version if its folder is there, else torchvision's files, else the binary version's archive."""
     binary = BINARY[name]
     root, archive = folder / binary.folder, folder / binary.archive
-    missing = [path for file in (*binary.train, *binary.test, binary.names) if not (path := root / file).is_file()]
-    if missing and archive.is_file() and not _torchvision_has(name, folder):
+    missing = [
+        path for file in (*binary.train, *binary.test, binary.names) if not os.path.isfile(path := root / file)
+    ]
+    if missing and os.path.isfile(archive) and not _torchvision_has(name, folder):
         _unpack(name, archive, missing)
     elif missing:
         try:
             return _load_torchvision(name, folder, **options)
         except (FileNotFoundError, ModuleNotFoundError) as error:
-            if not root.exists():
+            if not os.path.exists(root):
                 raise
             what_to_do = f"put {_names(missing)} into {_folder(missing)}, or {archive.name} into {_folder([archive])}"
             if options["download"]:
@@ -334,7 +360,7 @@ def _read_cifar(name: str, root: Path) -> Data:
 def _torchvision_has(name: str, folder: Path) -> bool:
     """True if torchvision is installed and none of the files that it reads is missing."""
     try:
-        return all(path.is_file() for path in _files_of(name, folder)[0])
+        return all(os.path.isfile(path) for path in _files_of(name, folder)[0])
     except ModuleNotFoundError:
         return False
 
@@ -363,7 +389,7 @@ def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, *
     root = (folder / "tiny-imagenet-200").absolute()
     lists = (root / "wnids.txt", root / "val" / "val_annotations.txt")
     for path in (*lists, root / "train", root / "val" / "images"):
-        if not path.exists():
+        if not (os.path.isfile(path) if path in lists else os.path.isdir(path)):
             raise FileNotFoundError(
                 f"{name} is incomplete, {path} is missing: it is never downloaded, "
                 f"so put the unpacked folder tiny-imagenet-200 into {root.parent}"
@@ -372,8 +398,8 @@ def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, *
     classes = wnids.split()
     rows = [line.split("\t") for line in table.splitlines()]
     class_of = {row[0]: row[1] for row in rows if len(row) > 1 and row[1] in classes}
-    train = {wnid: sorted((root / "train" / wnid / "images").glob("*.JPEG")) for wnid in classes}
-    val = sorted((root / "val" / "images").glob("*.JPEG"))
+    train = {wnid: sorted((root / "train" / wnid / "images").glob("[!.]*.JPEG")) for wnid in classes}
+    val = sorted((root / "val" / "images").glob("[!.]*.JPEG"))
     problems = {f"train/{wnid}/images has no image": not paths for wnid, paths in train.items()} | {
         "wnids.txt does not name different classes": len(train) < max(2, len(classes)),
         "a line of val_annotations.txt is not a new file and a class": len(class_of) < len(rows),
@@ -388,15 +414,27 @@ def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, *
 
 
 def _load_imagefolder(name: str, folder: Path, *, size: Size, seed: int, progress: bool, **_: Any) -> Data:
-    """folder/train/CLASS/* and folder/test/CLASS/*, or folder/CLASS/* with a seeded split of each class."""
-    if (folder / "train").is_dir() or (folder / "test").is_dir():
-        train, test = _list_images(folder / "train"), _list_images(folder / "test")
-        if odd := sorted(train.keys() ^ test.keys()):
-            raise ValueError(
-                f"class {odd[0]!r} is in only one of train and test in {folder}: give both the same classes"
-            )
+    """folder/train/CLASS and folder/test/CLASS, or folder/CLASS with a seeded split of each class."""
+    parts = [folder / "train", folder / "test"]
+    if all(os.path.isdir(part) and _folders(part) for part in parts):
+        if stray := [path for part in parts for path in _images_of(part)]:
+            raise ValueError(f"{stray[0]} is in no class: move it into the folder of its class, or delete it")
+        train, test = _list_images(folder / "train"), _list_images(folder / "test", may_be_empty=True)
+        if odd := sorted(test.keys() - train.keys()):
+            raise ValueError(f"class {odd[0]!r} is in {folder / 'test'} only: give it training images or remove it")
+        if not any(test.values()):
+            raise ValueError(f"{folder / 'test'} has no image: add some, or move the classes of train into {folder}")
+        if ignored := [path.name for path in _folders(folder) if path.name not in ("train", "test")]:
+            log.warning("%s: only train and test are read, not %s", name, ", ".join(ignored))
+        test = {c: test.get(c, []) for c in train}
         origin = "the user's own images, in train and test folders"
     else:
+        for part in (path for path in _folders(folder) if path.name.casefold() in PARTS):
+            if _folders(part) and not _images_of(part):
+                raise ValueError(
+                    f"{part} has only folders, so it can be a class or a part: give both train and test, in small "
+                    "letters, with one folder for each class, or give the class another name"
+                )
         train, test = _split(_list_images(folder), torch.Generator().manual_seed(seed))
         origin = f"the user's own images, a fifth of each class for testing, split with seed {seed}"
     return _from_files(name, train, test, size, progress, origin)
@@ -412,45 +450,95 @@ def _from_files(name: str, train: Files, test: Files, size: Size, progress: bool
     return Data.from_arrays(name, x[:n], y, x[n:], y_test, classes=list(train), mean=mean, std=std, origin=origin)
 
 
-def _list_images(folder: Path) -> Files:
-    """{class: its image files}, both sorted, since file systems list files in different orders."""
-    if not folder.is_dir():
+def _suffixes() -> set[str]:
+    """The endings of image files in `FORMATS`, in small letters."""
+    known = require("PIL.Image", "data").registered_extensions()
+    return {suffix for suffix, kind in known.items() if kind in FORMATS}
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name, without hidden ones."""
+    if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder}: make it, with one folder of images for each class")
-    Image = require("PIL.Image", "data")
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    classes = {}
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        classes[inner.name] = sorted(path for path in inner.iterdir() if path.suffix.lower() in suffixes)
-        if not classes[inner.name]:
-            deeper = any(path.is_dir() for path in inner.iterdir())
-            why = ", only folders (name the two parts train and test, in small letters)" if deeper else ""
-            raise ValueError(f"class folder {inner} has no image file{why}: add some or remove the folder")
+    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."), key=lambda path: path.name)
+
+
+def _images_of(folder: Path) -> list[Path]:
+    """The image files directly in a folder, without hidden ones."""
+    suffixes = _suffixes()
+    return [p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and not p.is_dir()]
+
+
+def _list_images(folder: Path, may_be_empty: bool = False) -> Files:
+    """{class: its image files}. Classes are sorted by name, since file systems list files in different orders."""
+    folders, suffixes = _folders(folder), _suffixes()
+    classes, skipped = {}, sorted(_images_of(folder))
+    for inner in folders:
+        files = _walk(inner)
+        classes[inner.name] = [path for path in files if path.suffix.lower() in suffixes]
+        skipped += [path for path in files if path.suffix.lower() not in suffixes]
+        if not (classes[inner.name] or may_be_empty):
+            raise ValueError(f"class folder {inner} has no image file: add some or remove the folder")
     if not classes:
         raise ValueError(f"{folder} has no class folders: put the images of each class into its own folder")
+    if skipped:
+        kinds = ", ".join(FORMATS)
+        log.warning("%d files are skipped, as they are in no class or not %s: %s", len(skipped), kinds, skipped[0])
     return classes
 
 
+def _walk(folder: Path) -> list[Path]:
+    """All files in a folder and the folders inside it, without hidden ones, in the order of torchvision."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found, seen = [], {folder.resolve()}
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=stop):
+        inside = {name: Path(root, name).resolve() for name in sorted(folders) if name[0] != "."}
+        folders[:] = [name for name, target in inside.items() if target not in seen]  # links can form a circle
+        seen.update(inside.values())
+        found += [Path(root, name) for name in files if name[0] != "."]
+    return sorted(found, key=lambda path: (path.parent.as_posix(), path.name))
+
+
 def _split(classes: Files, generator: torch.Generator) -> tuple[Files, Files]:
-    """(train, test): a fifth of each class, at least one image, goes to test."""
+    """(train, test): a fifth of each class goes to test, at least one image if there are two."""
     train, test = {}, {}
     for name, paths in classes.items():
-        if len(paths) < 2:
-            raise ValueError(f"class {name!r} has one image ({paths[0]}), and a split needs 2: add at least one")
         shuffled = [paths[i] for i in torch.randperm(len(paths), generator=generator)]
-        n_test = max(1, round(len(paths) / 5))
-        train[name] = sorted(shuffled[n_test:])
-        test[name] = sorted(shuffled[:n_test])
+        n_test = max(1, round(len(paths) / 5)) if len(paths) > 1 else 0
+        chosen = set(shuffled[:n_test])
+        train[name] = [path for path in paths if path not in chosen]
+        test[name] = [path for path in paths if path in chosen]
+    if not any(test.values()):
+        raise ValueError("each class has one image, so none is left for testing: add at least one to a class")
     return train, test
 
 
 def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = False) -> np.ndarray:
     """uint8, (N, height, width) if all images are grey and ``colour`` is False, else (N, height, width, 3)."""
+    Image = require("PIL.Image", "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # PIL's smaller limit for pixels in one image
+        return _read_all(paths, size, progress, colour)
+
+
+def _check_amount(n: int, height: int, width: int) -> None:
+    if n * height * width * 3 > LARGEST:
+        raise ValueError(f"{n} images of {width}x{height} pixels need too much memory: give a smaller size=")
+
+
+def _read_all(paths: list[Path], size: Size, progress: bool, colour: bool) -> np.ndarray:
+    if size is not None:
+        _check_amount(len(paths), *size)
     bar = progress_bar("reading images", len(paths), "image", progress, leave=False)
     for i, path in enumerate(paths):
         image = _read_image(path, size)
         bar.update()
         if i == 0:
             h, w = image.shape[:2]
+            _check_amount(len(paths), h, w)
             x = np.empty((len(paths), h, w, 3) if colour else (len(paths), *image.shape), np.uint8)
         if image.shape[:2] != (h, w):
             odd_h, odd_w = image.shape[:2]
@@ -466,12 +554,15 @@ def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = F
 
 
 def _read_image(path: Path, size: Size) -> np.ndarray:
-    """uint8, (height, width) for PIL's modes L and 1, else (height, width, 3) without transparency."""
-    Image = require("PIL.Image", "data")
+    """uint8, (height, width) for PIL's modes L and 1, else (height, width, 3) without transparency, upright."""
+    Image, ImageOps = require("PIL.Image", "data"), require("PIL.ImageOps", "data")
     try:
-        with Image.open(path) as image:
+        if not os.path.isfile(path):  # a pipe would wait for ever
+            raise ValueError("it is not a regular file")
+        with Image.open(path, formats=FORMATS) as image:
             if image.mode[0] in "IF":  # PIL would silently turn most of these pixels white
                 raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "P":  # PIL warns if a palette loses its transparency directly
                 image = image.convert("RGBA")
             image = image.convert("L" if image.mode in ("L", "1") else "RGB")

@@ -283,9 +283,9 @@ def test_a_coreset_by_features_can_be_stored(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["random", "herding", "kcenter-pixel"])
-@pytest.mark.parametrize("ipc", [0, -1, 5, 1.5, True])
+@pytest.mark.parametrize("ipc", [0, -1, 5, 1.5, True, None, "1", [1], 10**400])
 def test_ipc_must_fit_the_smallest_class(method, ipc):
-    with refuses(ValueError, f"ipc={ipc}", "from 1 to 4"):
+    with refuses(ValueError, f"ipc={ipc!r}"[:50], "from 1 to 4"):
         gm.coreset(method, make_data((6, 4)), ipc)
 
 
@@ -295,7 +295,7 @@ def test_numpy_numbers_become_python_numbers():
         "seed": np.int32(3),
         "epochs": np.int64(1),
         "width": np.uint8(4),
-        "depth": np.int64(2),
+        "depth": torch.tensor(2),
     }
     recipe = gm.coreset("herding", make_data((6, 4), dtype=torch.float32), **numbers).recipe
     assert json.loads(json.dumps(recipe)) == recipe and (recipe["seed"], recipe["width"]) == (3, 4)
@@ -314,6 +314,16 @@ def test_numpy_numbers_become_python_numbers():
         ({"epochs": 2.5}, ["epochs=2.5"]),
         ({"epochs": True}, ["epochs=True"]),
         ({"seed": 1.7}, ["seed=1.7", "at least 0"]),
+        ({"seed": None}, ["seed=None"]),
+        ({"width": "4"}, ["width='4'"]),
+        ({"epochs": [3]}, ["epochs=[3]"]),
+        ({"network": None}, ["unknown network None"]),
+        ({"network": ["convnet"]}, ["unknown network"]),
+        ({"method": None}, ["unknown coreset None"]),
+        ({"method": b"random"}, ["unknown coreset b'random'"]),
+        ({"space": 1}, ["unknown space 1"]),
+        ({"device": "gpu"}, ["device 'gpu'"]),
+        ({"device": 1.5}, ["device 1.5"]),
         ({"data": "herding"}, ["Data", "str"]),
     ],
 )
@@ -321,3 +331,40 @@ def test_bad_values_are_refused_before_any_work(call, words, monkeypatch):
     monkeypatch.setattr(coresets, "fit", None)
     with refuses(ValueError, *words):
         gm.coreset(**{"method": "kcenter", "data": make_data((6, 4)), "ipc": 1, **call})
+
+
+@pytest.mark.parametrize("method", coresets.CORESETS)
+@pytest.mark.parametrize("ipc", [0, -1, 7, 1.5, None, True])
+def test_no_more_rows_are_chosen_than_there_are(method, ipc):
+    with refuses(ValueError, f"ipc={ipc}", "at least 1 and less than 7"):
+        coresets.CORESETS[method](torch.rand(6, 3), ipc, generator(0))
+
+
+def test_choices_need_rows_and_a_random_stream():
+    for x in (None, [[1.0]], np.ones((6, 3)), torch.ones(6)):
+        for choice in coresets.CORESETS.values():
+            with refuses(ValueError, "tensor", "row"):
+                choice(x, 1, generator(0))
+    with refuses(ValueError, "torch.Generator"):
+        coresets.random_choice(torch.rand(6, 3), 1, None)
+
+
+def test_features_need_a_network_and_a_recipe_of_one():
+    data = make_data((6, 4))
+    with refuses(ValueError, "str", "Tensor"):
+        coresets.features("convnet", data.train_images)
+    recipe = coresets.recipe_of("random", data, 1)
+    with refuses(ValueError, "recipe_of"):
+        coresets.feature_network(data, recipe, "cpu")
+
+
+def test_features_of_a_network_that_diverged_are_refused(monkeypatch):
+    monkeypatch.setattr(networks, "NETWORKS", dict(networks.NETWORKS))
+
+    class Diverged(torch.nn.Flatten):
+        def forward(self, x):
+            return super().forward(x) * torch.inf
+
+    networks.register("mine", lambda c, size, n: torch.nn.Sequential(Diverged(), torch.nn.Linear(c * size * size, n)))
+    with refuses(ValueError, "diverged", "space='pixel'"):
+        gm.coreset("herding", make_data((6, 4)), 1, network="mine", epochs=1)

@@ -68,7 +68,23 @@ def test_the_fingerprint_of_digits_is_the_same_everywhere(digits):
 # ---- names -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mnist", "CIFAR-10", "", "imagefolder", "imagefolder:", "digits:x", "MNIST:x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        None,
+        7,
+        b"digits",
+        ["digits"],
+        "mnist",
+        "CIFAR-10",
+        "",
+        "imagefolder",
+        "imagefolder:",
+        "digits:",
+        "digits:x",
+        "MNIST:x",
+    ],
+)
 def test_an_unknown_name_lists_the_known_ones(name):
     known = {"imagefolder:PATH" if known == "imagefolder" else known for known in LOADERS}
     with pytest.raises(ValueError, match="unknown data set") as error:
@@ -696,12 +712,70 @@ def test_images_of_different_sizes_need_size(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "given"),
-    [("size", 0), ("size", (4, -1)), ("size", 8.5), ("size", "16"), ("size", (1, 2, 3)), ("seed", "a")],
+    [
+        *(("size", size) for size in (0, (4, -1), 8.5, "16", b"16", (1, 2, 3), [], {}, [[1], [2, 3]], [None, 4])),
+        *(("size", size) for size in (10**9, 10**400, (4, 2**16), np.float32(4), np.zeros((2, 2)), True)),
+        *(("seed", seed) for seed in ("a", -1, 2**64, 0.5, None, [1])),
+    ],
 )
 def test_a_size_or_seed_that_does_not_fit_is_refused(option, given, tmp_path):
     write_images(tmp_path)
-    with pytest.raises(ValueError, match=f"{option}=.* does not fit"):
+    with refuses(ValueError, f"{option}=", "does not fit"):
         load_data(f"imagefolder:{tmp_path}", **{"size": 7, option: given})
+
+
+def test_numbers_of_numpy_and_torch_are_sizes_and_seeds(tmp_path):
+    write_images(tmp_path)
+    name = f"imagefolder:{tmp_path}"
+    expected = load_data(name, size=(4, 10), seed=3)
+    for size, seed in ((np.array([4, 10]), np.int64(3)), (torch.tensor([4, 10]), np.uint8(3)), ((4, np.int8(10)), 3)):
+        assert load_data(name, size=size, seed=seed).fingerprint == expected.fingerprint
+    assert load_data(name, size=np.int64(6)).shape == (3, 6, 6)
+
+
+def test_images_that_need_too_much_memory_are_refused(tmp_path, monkeypatch):
+    write_images(tmp_path)  # 10 images of 6x5
+    monkeypatch.setattr("gmlib.datasets.LARGEST", 10 * 6 * 5 * 3)
+    assert load_data(f"imagefolder:{tmp_path}").shape == (3, 5, 6)
+    for size in (6, 2**16 - 1):
+        with refuses(ValueError, f"10 images of {size}x{size}", "size="):
+            load_data(f"imagefolder:{tmp_path}", size=size)
+    write_images(tmp_path, labels=("cat",), n=2)
+    with refuses(ValueError, "12 images of 6x5"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+@pytest.mark.parametrize("option", ["download", "progress"])
+def test_a_word_is_no_flag(option):
+    with refuses(ValueError, f"{option}='no'", "True or False"):
+        load_data("digits", **{option: "no"})
+
+
+@pytest.mark.parametrize("given", [b"x", 7, ["x"], "a\0b"], ids=repr)
+def test_a_folder_of_data_must_be_a_path(given):
+    with refuses(ValueError, "not a path"):
+        load_data("MNIST", data_dir=given, download=False)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "TinyImageNet"])
+def test_a_path_that_is_too_long_is_missing(name):
+    with refuses(FileNotFoundError, name):
+        load_data(name, data_dir="x" * 5000, download=False)
+    with refuses(FileNotFoundError, "no folder"):
+        load_data(f"imagefolder:{'x' * 5000}")
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(tmp_path, monkeypatch, offline):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_images(tmp_path / "mine")
+    data = load_data("imagefolder:~/mine")
+    assert data.name == "imagefolder:~/mine" and data.counts == (4, 4)
+    write_mnist(tmp_path / "sets")
+    monkeypatch.setenv("GMLIB_DATA", "~/sets")
+    assert load_data("MNIST").fingerprint == load_data("MNIST", data_dir=Path("~/sets")).fingerprint
+    with refuses(FileNotFoundError, "no folder", "nobody-here"):
+        load_data("imagefolder:~nobody-here/x")
 
 
 def test_a_slash_at_the_end_changes_nothing(tmp_path):
@@ -721,9 +795,135 @@ def test_resizing_keeps_flat_images_flat(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "bmp", "gif", "webp", "tiff", "ppm"])
-def test_other_formats(suffix, tmp_path):
+def test_other_formats(suffix, tmp_path, caplog):
     write_images(tmp_path, suffix=suffix)
     assert load_data(f"imagefolder:{tmp_path}").shape == (3, 5, 6)
+    assert not caplog.records
+
+
+def test_photos_of_several_images_are_read(tmp_path):
+    write_images(tmp_path, n=4)
+    two = [Image.new("RGB", (6, 5), value) for value in ("red", "blue")]
+    two[0].save(tmp_path / "ant" / "photo.jpg", format="MPO", save_all=True, append_images=two[1:])
+    assert sum(load_data(f"imagefolder:{tmp_path}").counts) == 7
+
+
+def test_no_other_format_is_opened(tmp_path, caplog):
+    write_images(tmp_path)
+    Image.new("RGB", (6, 5), "red").save(tmp_path / "ant" / "more.ico")
+    (tmp_path / "bee" / "notes.txt").write_text("not an image")
+    assert load_data(f"imagefolder:{tmp_path}").counts == (4, 4)
+    assert "2 files are skipped" in caplog.text and "more.ico" in caplog.text
+    Image.new("RGB", (6, 5), "red").save(tmp_path / "ant" / "000.png", "ICO")
+    with refuses(ValueError, "000.png cannot be read"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+@pytest.mark.parametrize("limit", [20, 10], ids=["a warning of Pillow", "an error of Pillow"])
+def test_an_image_with_too_many_pixels_is_refused(limit, tmp_path, monkeypatch):
+    write_images(tmp_path)  # 30 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with refuses(ValueError, "000.png cannot be read", "bomb"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_images_in_folders_of_a_class_are_read_in_the_order_of_torchvision(tmp_path):
+    for inner in ("", "2024", "2024/may", "2024 b", "10", "Z"):
+        for label, seed in (("ant", 1), ("bee", 2)):
+            write_images(tmp_path / "train", labels=(f"{label}/{inner}",), n=2, seed=seed + 10 * len(inner))
+    write_images(tmp_path / "test", n=1)
+    expected = torchvision.datasets.ImageFolder(tmp_path / "train")
+    assert len(expected) == 24
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.classes == tuple(expected.classes) and data.train_labels.tolist() == expected.targets
+    pixels = np.stack([np.asarray(image) for image, _ in expected]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(pixels_of(data, data.train_images) * 255, pixels, atol=1e-3)
+
+
+def test_a_circle_of_links_ends(tmp_path):
+    write_images(tmp_path)
+    write_images(tmp_path, labels=("ant/more",), seed=1)
+    try:
+        (tmp_path / "ant" / "more" / "again").symlink_to(tmp_path / "ant", target_is_directory=True)
+        (tmp_path / "bee" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no links here")
+    write_images(tmp_path, labels=("elsewhere",), seed=2)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "bee", target_is_directory=True)
+    data = load_data(f"imagefolder:{tmp_path}")
+    totals = torch.bincount(torch.cat([data.train_labels, data.test_labels]))
+    assert totals.tolist() == [10, 10, 10]
+
+
+def test_hidden_files_are_left_out(tmp_path, caplog):
+    write_images(tmp_path)
+    for inner in ("ant", "bee"):
+        (tmp_path / inner / "._000.png").write_bytes(b"what macOS adds")
+        (tmp_path / inner / ".DS_Store").write_bytes(b"")
+        write_images(tmp_path / inner, labels=(".thumbnails",))
+    write_images(tmp_path, labels=(".cache",))
+    assert load_data(f"imagefolder:{tmp_path}").counts == (4, 4) and not caplog.records
+
+
+# What a camera stores of an upright image, for each EXIF orientation.
+STORED = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1),
+    6: np.rot90,
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_images_are_turned_as_their_exif_data_say(suffix, tmp_path):
+    upright = write_images(tmp_path / "train", n=8, mode="RGB")
+    write_images(tmp_path / "test", n=1)
+    for i, (path, x) in enumerate(upright.items()):
+        orientation = 1 + i % 8
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path.unlink()
+        stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](x)))
+        stored.save(path.with_suffix(f".{suffix}"), exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.shape == (3, 5, 6), "also portraits of the same size"
+    expected = np.stack(list(upright.values())).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(pixels_of(data, data.train_images) * 255, expected, atol=1e-3)
+
+
+def fifo(path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    os.mkfifo(path)
+
+
+def test_a_pipe_or_a_broken_link_is_refused(tmp_path):
+    write_images(tmp_path)
+    pipe = tmp_path / "ant" / "pipe.png"
+    fifo(pipe)
+    with refuses(ValueError, "pipe.png cannot be read", "regular file"):
+        load_data(f"imagefolder:{tmp_path}")
+    pipe.unlink()
+    pipe.symlink_to(tmp_path / "nothing.png")
+    with refuses(ValueError, "pipe.png cannot be read", "regular file"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_pipes_among_published_files_count_as_missing(tmp_path, offline):
+    root = write_tiny(tmp_path)
+    (root / "wnids.txt").unlink()
+    fifo(root / "wnids.txt")
+    with refuses(FileNotFoundError, "wnids.txt is missing"):
+        load_data("TinyImageNet", data_dir=tmp_path)
+    raw = write_mnist(tmp_path)
+    (raw / "train-images-idx3-ubyte").unlink()
+    fifo(raw / "train-images-idx3-ubyte")
+    with refuses(FileNotFoundError, "MNIST is missing"):
+        load_data("MNIST", data_dir=tmp_path, download=False)
 
 
 def test_transparency_is_dropped_without_a_warning(tmp_path):
@@ -755,15 +955,28 @@ def in_16_bits(folder):
 BEE = str(Path("bee", "002.png"))
 FOLDERS = {
     "empty class": (lambda p: (p / "cat").mkdir(), "cat has no image"),
-    "one image": (lambda p: write_images(p, labels=("cat",), n=1), "'cat' has one image"),
     "16 bits": (in_16_bits, f"{Path('ant', '000.png')} cannot be read", "8 bits"),
     "half the pixels": (with_bee(lambda png: png[:-40]), BEE),
     "half a header": (with_bee(lambda png: png[:20]), BEE),
     "flipped bits": (with_bee(lambda png: png[:50] + bytes(b ^ 255 for b in png[50:])), BEE),
     "empty file": (with_bee(lambda png: b""), BEE),
     "not an image": (with_bee(lambda png: b"hello"), BEE),
-    "train alone": (lambda p: (p / "train").mkdir(), "train has no class"),
-    "capital letters": (lambda p: write_images(p / "Train"), "only folders", "small letters"),
+    "train alone": (lambda p: (p / "train").mkdir(), "train has no image"),
+    "train without test": (lambda p: write_images(p / "train"), "only folders", "both train and test"),
+    "test without classes": (
+        lambda p: [write_images(p / "train"), write_images(p, ("test",))],
+        "both train and test",
+    ),
+    "capital letters": (lambda p: [write_images(p / part) for part in ("Train", "Test")], "only folders", "small"),
+    "val instead of test": (lambda p: [write_images(p / part) for part in ("train", "val")], "train has only"),
+    "images beside classes": (
+        lambda p: [write_images(p / "train", ("", "a")), write_images(p / "test", ("a",))],
+        "000.png is in no class",
+    ),
+    "test without images": (
+        lambda p: [write_images(p / "train"), (p / "test" / "ant").mkdir(parents=True)],
+        "test has no image",
+    ),
 }
 
 
@@ -776,13 +989,46 @@ def test_folders_that_cannot_be_used_are_refused(case, tmp_path):
         load_data(f"imagefolder:{tmp_path}")
 
 
-def test_train_and_test_must_both_exist_with_the_same_classes(tmp_path):
-    write_images(tmp_path / "train")
-    with refuses(FileNotFoundError, "no folder", str(tmp_path / "test")):
+def test_classes_can_be_called_train_and_test(tmp_path):
+    write_images(tmp_path, labels=("bus", "test", "train"))
+    write_images(tmp_path, labels=("train/steam",), seed=1)
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.classes == ("bus", "test", "train") and data.counts == (4, 4, 8)
+    write_images(tmp_path / "parts" / "train", labels=("train", "test"))
+    write_images(tmp_path / "parts" / "test", labels=("train", "test"))
+    data = load_data(f"imagefolder:{tmp_path}/parts")
+    assert data.classes == ("test", "train") and data.counts == (5, 5) and len(data.test_labels) == 10
+
+
+def test_a_class_may_have_no_test_image(tmp_path, caplog):
+    write_images(tmp_path / "train", labels=("ant", "bee", "cat"))
+    write_images(tmp_path / "test", labels=("cat",), n=3)
+    (tmp_path / "test" / "bee").mkdir()
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.classes == ("ant", "bee", "cat") and data.test_labels.tolist() == [2, 2, 2]
+    assert "2 of 3 classes have no test image (ant, bee)" in caplog.text
+    write_images(tmp_path / "test", labels=("wasp",))
+    with refuses(ValueError, "'wasp'", "training images"):
         load_data(f"imagefolder:{tmp_path}")
-    write_images(tmp_path / "test", labels=("ant", "wasp"))
-    with refuses(ValueError, "'bee' is in only one"):
+
+
+def test_a_class_of_one_image_is_for_training(tmp_path):
+    write_images(tmp_path, labels=("ant", "bee"), n=1)
+    with refuses(ValueError, "none is left for testing"):
         load_data(f"imagefolder:{tmp_path}")
+    write_images(tmp_path, labels=("cat",), n=2, seed=1)
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.counts == (1, 1, 1) and data.test_labels.tolist() == [2]
+
+
+def test_folders_and_images_that_are_not_read_are_logged(tmp_path, caplog):
+    write_images(tmp_path, labels=("", "ant", "bee"), n=2)
+    load_data(f"imagefolder:{tmp_path}")
+    assert "2 files are skipped" in caplog.text and str(tmp_path / "000.png") in caplog.text
+    for part in ("train", "test", "val"):
+        write_images(tmp_path / "parts" / part)
+    load_data(f"imagefolder:{tmp_path}/parts")
+    assert "only train and test are read, not val" in caplog.text
 
 
 def test_a_folder_must_exist_and_have_classes(tmp_path):
@@ -815,6 +1061,8 @@ def write_tiny(folder, grey=("train/n01/images/n01_1.JPEG", "val/images/val_4.JP
 
 def test_tinyimagenet_is_read_from_its_unpacked_folder(tmp_path, monkeypatch, offline):
     root = write_tiny(tmp_path)
+    for folder in ("train/n01/images", "val/images"):
+        (root / folder / "._hidden.JPEG").write_bytes(b"what macOS adds")
     monkeypatch.setenv("GMLIB_DATA", str(tmp_path))
     data = load_data("TinyImageNet", progress=False)
     assert (data.name, data.classes, data.shape, data.counts) == ("TinyImageNet", WNIDS, (3, 8, 8), (4, 4, 4))
