@@ -2,33 +2,78 @@
 
 The tensors of run i are "i.S", "i.momentum" (of S) and "i.snapshot-<k>"; inside an outer iteration also
 "i.theta.<name>" and "i.momentum.<name>". The metadata are "format", "runs" (the recipes, the data's fingerprint and
-dtype) and "states" (for each run k, the history, the unfinished outer iteration, and how it diverged, if it did). No
-random state is stored, because every inner iteration has its own streams, see `gmlib.lines.streams_of`.
+dtype), "states" (for each run k, the history, the unfinished outer iteration, and how it diverged, if it did) and
+"sha256", the digest of all the rest. No random state is stored, because every inner iteration has its own streams,
+see `gmlib.lines.streams_of`. Of a run that diverged only S, its snapshots and the history are kept.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
+from msgspec import Meta
 from torch import Tensor, nn
 
 from .algorithm import State
 from .data import Data
-from .files import write_atomically
+from .files import as_path, damaged, read_tensors, remove_leftovers, write_tensors
 from .lines import fresh_network
 from .recipe import Recipe
 from .speed.recording import Later
 
-FORMAT = "gmlib-checkpoint-3"
+FORMAT = "gmlib-checkpoint-4"
+ADVICE = "restart the run"
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+Detection = tuple[Count, Count, float | None, float | None]
+
+
+class HistoryEntry(msgspec.Struct):
+    """A finished outer iteration, in a checkpoint and in a run.json."""
+
+    k: Count
+    loss: float
+    theta_steps: Count
+    seconds: Annotated[float, Meta(ge=0)]
+    detections: list[Detection]
+
+
+class Inside(msgspec.Struct, forbid_unknown_fields=True):
+    """The unfinished outer iteration in a checkpoint."""
+
+    t: Annotated[int, Meta(ge=1)]
+    losses: list[float]
+    theta_steps: Count
+    detections: list[Detection]
+    seconds: Annotated[float, Meta(ge=0)]
+
+
+class StoredState(msgspec.Struct):
+    """A run in a checkpoint, without its tensors."""
+
+    k: Count
+    history: list[HistoryEntry]
+    inside: Inside | None
+    diverged: tuple[str, Count, Count, str] | None
+
+
+class Runs(msgspec.Struct):
+    """What the runs in a checkpoint are."""
+
+    recipes: list[dict[str, Any]]
+    data: str
+    dtype: str
 
 
 @dataclass(eq=False)
@@ -43,7 +88,8 @@ class OuterIteration:
     theta_steps : int
         Steps of theta.
     detections : list of list
-        ``[t, i, L(S, theta), L(T, theta)]`` for each overfitting that was seen.
+        ``[t, i, L(S, theta), L(T, theta)]`` for each overfitting that was seen. A loss that is not finite is None on
+        disk and in the history, because JSON has no such number.
     seconds : float
         Time spent, including drawing the network. Of the work that several runs share, each has an equal part.
     unread : list of (int, Later)
@@ -63,18 +109,23 @@ class OuterIteration:
     @property
     def so_far(self) -> dict[str, Any]:
         """What a checkpoint keeps, in plain JSON types."""
-        return {name: getattr(self, name) for name in ("losses", "theta_steps", "detections", "seconds")}
+        return {
+            "losses": self.losses,
+            "theta_steps": self.theta_steps,
+            "detections": [[t, i, *map(_finite, losses)] for t, i, *losses in self.detections],
+            "seconds": self.seconds,
+        }
 
     @property
     def entry(self) -> dict[str, Any]:
         """The entry in the history of a run."""
-        return {
-            "k": self.k,
-            "loss": sum(self.losses) / len(self.losses),
-            "theta_steps": self.theta_steps,
-            "seconds": self.seconds,
-            "detections": self.detections,
-        }
+        so_far = self.so_far
+        losses = so_far.pop("losses")
+        return {"k": self.k, "loss": sum(losses) / len(losses), **so_far}
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 @dataclass
@@ -131,12 +182,12 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike | None, data: Data, recipes: Sequence[Recipe]):
-        self.path = Path(path) if path is not None else None
+        self.path = as_path(path) if path is not None else None
         self.written = time.monotonic()
         self.recipes = list(recipes)
         self.made_from = {"data": data.fingerprint, "dtype": str(data.train_images.dtype)}
         self.tensors: dict[str, Tensor] = {}
-        self.stored: list[dict[str, Any]] = []
+        self.stored: list[dict[str, Any]] = []  # each fits a StoredState
         if self.path is None:
             return
         if not self.path.parent.is_dir():
@@ -145,32 +196,28 @@ class Checkpoint:
             raise ValueError(f"the checkpoint {self.path} is a folder: name a file in it")
         if not os.access(self.path.parent, os.W_OK | os.X_OK):
             raise PermissionError(f"the folder of the checkpoint {self.path} is not writable: choose another")
+        remove_leftovers(self.path)
         if self.path.exists():
-            self._read(self.path)
+            self._read(self.path, data)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, data: Data) -> None:
+        self.tensors, metadata = read_tensors(path, FORMAT, ADVICE)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                self.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"the checkpoint {path} is damaged ({error}): delete it to restart the run") from error
-        if metadata.get("format") != FORMAT:
+            there = msgspec.convert(json.loads(metadata["runs"]), Runs)
+            self.stored = json.loads(metadata["states"])
+            states = msgspec.convert(self.stored, list[StoredState])
+        except (msgspec.MsgspecError, ValueError, KeyError) as error:
+            raise damaged(path, error, ADVICE) from error
+        if len(there.recipes) != len(self.recipes):
             raise ValueError(
-                f"{path} is not a checkpoint of this version: delete it to restart the run, or choose another file"
-            )
-        self.stored = json.loads(metadata["states"])
-        there = json.loads(metadata["runs"])
-        if len(there["recipes"]) != len(self.recipes):
-            raise ValueError(
-                f"the checkpoint {path} belongs to {len(there['recipes'])} runs, not {len(self.recipes)}: "
+                f"the checkpoint {path} belongs to {len(there.recipes)} runs, not {len(self.recipes)}: "
                 "delete it or choose another file"
             )
-        for i, stored in enumerate(there["recipes"]):
+        for i, stored in enumerate(there.recipes):
             if self.recipes[i].precision == "auto":
-                self.recipes[i] = replace(self.recipes[i], precision=stored["precision"])
+                self.recipes[i] = replace(self.recipes[i], precision=stored.get("precision", "auto"))
             here = {**self.recipes[i].as_dict(), **self.made_from}
-            stored |= {name: there[name] for name in self.made_from}
+            stored |= {"data": there.data, "dtype": there.dtype}
             differing = [name for name in {**here, **stored} if stored.get(name) != here.get(name)]
             if differing:
                 name = differing[0]
@@ -180,6 +227,17 @@ class Checkpoint:
                 raise ValueError(
                     f"the checkpoint {path} belongs to another run, with {values}: delete it or choose another file"
                 )
+        try:
+            if len(states) != len(self.recipes):
+                raise ValueError(f"it holds {len(states)} states for {len(self.recipes)} runs")
+            for i, recipe in enumerate(self.recipes):
+                _check_state(states[i], self._tensors_of(i), data, recipe)
+        except ValueError as error:
+            raise damaged(path, error, ADVICE) from error
+
+    def _tensors_of(self, i: int) -> dict[str, Tensor]:
+        start = f"{i}."
+        return {name.removeprefix(start): x for name, x in self.tensors.items() if name.startswith(start)}
 
     def progress(self, data: Data) -> list[Progress]:
         """The stored runs, or new ones if none are stored.
@@ -200,11 +258,9 @@ class Checkpoint:
         return runs
 
     def _restored(self, i: int, state: State, data: Data) -> Progress:
-        tensors = {
-            name.removeprefix(f"{i}."): tensor for name, tensor in self.tensors.items() if name.startswith(f"{i}.")
-        }
-        inside = self.stored[i]["inside"]
-        state.k, state.t = self.stored[i]["k"], inside.pop("t", 0)
+        tensors, stored = self._tensors_of(i), self.stored[i]
+        inside = stored["inside"] or {}
+        state.k, state.t = stored["k"], inside.pop("t", 0)
         with torch.no_grad():
             state.S.copy_(tensors["S"])
         if "momentum" in tensors:
@@ -216,7 +272,6 @@ class Checkpoint:
             for name, tensor in tensors.items()
             if name.startswith("snapshot-")
         }
-        stored = self.stored[i]
         diverged = tuple(stored["diverged"]) if stored["diverged"] else None
         return Progress(state, stored["history"], [OuterIteration(state.k, **inside)], kept, diverged)
 
@@ -231,13 +286,13 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         states = []
         for i, run in enumerate(runs):
-            tensors |= {f"{i}.{name}": tensor.detach() for name, tensor in _run_tensors(run).items()}
-            inside = {"t": run.state.t, **run.begun[-1].so_far} if run.state.t else {}
+            tensors |= {f"{i}.{name}": tensor for name, tensor in _run_tensors(run).items()}
+            continues = run.state.t > 0 and not run.diverged
+            inside = {"t": run.state.t, **run.begun[-1].so_far} if continues else None
             states.append({"k": run.state.k, "history": run.history, "inside": inside, "diverged": run.diverged})
         made = {"recipes": [recipe.as_dict() for recipe in self.recipes], **self.made_from}
-        metadata = {"format": FORMAT, "runs": json.dumps(made), "states": json.dumps(states)}
-        blob = to_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-        write_atomically(self.path, blob)
+        metadata = {"format": FORMAT, "runs": json.dumps(made), "states": json.dumps(states, allow_nan=False)}
+        write_tensors(self.path, tensors, metadata)
         self.written = time.monotonic()
 
 
@@ -245,7 +300,9 @@ def _run_tensors(run: Progress) -> dict[str, Tensor]:
     """The tensors of a run by name. Those of theta are needed only inside an outer iteration."""
     state = run.state
     tensors = {f"snapshot-{k}": images for k, images in run.snapshots.items()}
-    tensors["S"] = run.last_good if run.diverged else state.S
+    if run.diverged:
+        return tensors | {"S": run.last_good}
+    tensors["S"] = state.S
     momentum = state.optimiser_S.state[state.S].get("momentum_buffer")
     if momentum is not None:
         tensors["momentum"] = momentum
@@ -256,6 +313,43 @@ def _run_tensors(run: Progress) -> dict[str, Tensor]:
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum
     return tensors
+
+
+def _check_state(stored: StoredState, tensors: dict[str, Tensor], data: Data, recipe: Recipe) -> None:
+    """Check that a stored run can be continued. ValueError if its numbers or tensors do not fit the recipe."""
+    K, (T, _) = recipe.outer_loops, recipe.schedule()
+    k, inside = stored.k, stored.inside
+    t = inside.t if inside else 0
+    if not (k < K and t < T if t else k <= K):
+        raise ValueError(f"k={k}, t={t} is outside its {K} outer and {T} inner iterations")
+    finished = [entry.k for entry in stored.history]
+    if finished != list(range(len(finished) if stored.diverged else k)):
+        raise ValueError(f"its history is not that of {k} outer iterations")
+    if inside and len(inside.losses) != t * recipe.zeta_S:
+        raise ValueError(f"it has {len(inside.losses)} losses at t={t}")
+    like_S = {"S"} | {name for name in tensors if name.startswith("snapshot-") and name[9:].isdecimal()}
+    if recipe.momentum_images and (k or t) and not stored.diverged:
+        like_S.add("momentum")
+    shape, dtype = (data.n_classes * recipe.ipc, *data.shape), data.train_images.dtype
+    needed: dict[str, Any] = dict.fromkeys(like_S, (shape, dtype))
+    possible = {}
+    if t:
+        theta = fresh_network(data, recipe, k)
+        needed |= {f"theta.{name}": (tuple(x.shape), x.dtype) for name, x in _tensors(theta).items()}
+        possible = {f"momentum.{name}": (tuple(x.shape), x.dtype) for name, x in theta.named_parameters()}
+    if inside and inside.theta_steps and recipe.momentum_network and not possible.keys() & tensors.keys():
+        raise ValueError("it lacks the momentum of theta")
+    found = {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}
+    for name in sorted({*needed, *found}):
+        expected = needed.get(name) or possible.get(name)
+        if found.get(name) != expected:
+            raise ValueError(f"its {name} is {_spell(found.get(name))} and not {_spell(expected)}")
+    if not all(tensors[name].isfinite().all() for name in like_S):
+        raise ValueError("S, its momentum or a snapshot is not finite")
+
+
+def _spell(kind: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return f"{kind[1]} of shape {kind[0]}" if kind else "missing"
 
 
 def _restore_theta(state: State, tensors: dict[str, Tensor], data: Data, recipe: Recipe) -> None:

@@ -23,6 +23,7 @@ from .condensation import Diverged, condense
 from .data import Data
 from .datasets import load_data
 from .evaluation import evaluate
+from .files import check_tensor_path
 from .recipe import BUDGETS, METHODS, Recipe
 from .runs.cells import do_cells, plan_cells, read_cells
 from .runs.shipped import DTYPE, folder, read_changes
@@ -60,16 +61,17 @@ def _failed(status: int, reason: object) -> int:
 
 
 def _condense(options: argparse.Namespace) -> int:
-    if options.out.is_dir() or not options.out.parent.is_dir():
-        raise ValueError(f"the set cannot be written to {options.out}: name a file in a folder that exists")
+    out = check_tensor_path(options.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"the set cannot be written to {out}: name a file in a folder that exists")
     data = _data(options, options.data)
     changes = read_changes(options.change, fixed=("dataset", "ipc", "seed"))
     recipe = Recipe.for_method(options.method, data.name, options.ipc, options.budget, options.seed, **changes)
-    checkpoint = options.out.with_name(f"{options.out.name}.checkpoint")
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
     S = condense(data, recipe, options.device, checkpoint, not options.quiet)
-    S.save(options.out)
+    S.save(out)
     checkpoint.unlink(missing_ok=True)
-    print(f"{options.out}: {S!r}, matching loss {S.history[-1]['loss']:.4g}")
+    print(f"{out}: {S!r}, matching loss {S.history[-1]['loss']:.4g}")
     return 0
 
 

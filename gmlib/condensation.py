@@ -5,6 +5,7 @@ They add checkpoints, a deadline, a progress bar, snapshots and a check for NaN.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -19,15 +20,19 @@ from torch import Tensor
 from . import how, networks
 from .algorithm import State, Update, algorithm_1
 from .checkpoint import Checkpoint, OuterIteration, Progress
+from .checks import check_number
 from .data import Data, check_ipc
 from .draws import Draws, groups
 from .lines import fresh_network, sample, streams_of
 from .recipe import Recipe
-from .runtime import OutOfTime, deadline_passed, device_of, progress_bar
+from .runtime import OutOfTime, check_deadline, deadline_passed, device_of, progress_bar, saving_on_signals
 from .sets import SyntheticSet
 from .speed import recording
 from .speed.precision import fastest_precision, matmul_precision
 
+log = logging.getLogger(__name__)
+
+BLOWN_UP = 100  # pixels of S that are larger than those of the data by this factor are worth a warning
 _MEASURED: dict[tuple, str] = {}  # kind of work -> its fastest precision, so that all runs of a process agree
 
 
@@ -79,8 +84,8 @@ def condense(
     snapshots : collection of int
         Numbers of outer iterations, 0 to K. After each of them S is kept in the result's ``snapshots``.
     checkpoint_seconds : float
-        Write the checkpoint after an update of S if it is older than this. It is also written at the deadline and at
-        the end.
+        Write the checkpoint after an update of S if it is older than this. It is also written at the deadline, at
+        the end, and at Ctrl-C or SIGTERM, which then stop the run.
     deadline : float, optional
         A ``time.monotonic()``. The run stops at the end of the inner iteration in which it passes.
 
@@ -89,7 +94,7 @@ def condense(
     SyntheticSet
         Its ``history`` has one dict per outer iteration: k, loss (mean matching loss over t), theta_steps, seconds
         and detections (``[t, i, L(S, theta), L(T, theta)]`` for each overfitting that was seen). The same seed gives
-        the same bits on the same machine's CPU.
+        the same bits on the same machine's CPU with the same number of threads.
 
     Raises
     ------
@@ -166,6 +171,12 @@ def condense_together(
     ------
     Algorithm 1, Sections 2 and 3.
     """
+    checkpoint_seconds = check_number("checkpoint_seconds", checkpoint_seconds, least=0)
+    check_deadline(deadline)
+    if finished is not None and not callable(finished):
+        raise ValueError(f"finished={finished!r} does not fit: give a function of a number and a set, or None")
+    if not isinstance(recipes, Collection) or isinstance(recipes, str):
+        raise ValueError(f"recipes is a {type(recipes).__name__}: give a list of Recipe")
     recipes = list(recipes)
     if not recipes:
         raise ValueError("there is no recipe: give at least one")
@@ -187,7 +198,7 @@ def condense_together(
     for file in files:
         file.recipes = [next(settled) for _ in file.recipes]
     work = _Work(data, files, kept, checkpoint_seconds, deadline, finished, progress)
-    with work.bar:
+    with work.bar, saving_on_signals(any(file.path for file in files)):
         for group in groups(work.recipes):
             work.do(group)
     if work.diverged:
@@ -327,7 +338,16 @@ class _Work:
         return Diverged(f"{message}; delete {self._path(i)} to try again", k, t, layer, S)
 
     def _finish(self, i: int) -> None:
-        if self.finished and i not in self.diverged:
+        if i in self.diverged:
+            return
+        largest = self.runs[i].state.S.detach().abs().max().item()
+        usual = self.data.train_images.abs().max().item()
+        if largest > BLOWN_UP * usual:
+            log.warning(
+                "%s has pixels up to %.2g, but the real images only up to %.2g: lower lr_images, or look for classes "
+                "of constant images", self.recipes[i].method, largest, usual,
+            )  # fmt: skip
+        if self.finished:
             self.finished(i, self.set_of(i))
 
     def set_of(self, i: int) -> SyntheticSet:
@@ -496,14 +516,12 @@ def check(data: Data, recipe: Recipe, snapshots: Collection[int] = ()) -> None:
         raise ValueError(
             f"the recipe is for {recipe.dataset!r} but the data are {data.name!r}: make it with dataset=data.name"
         )
-    check_ipc(data, recipe.ipc)
+    check_ipc(data, recipe.ipc, from_real=recipe.init == "real")
     fresh_network(data, recipe, 0)  # the architecture must fit the images
     if not isinstance(snapshots, Collection) or isinstance(snapshots, str):
         raise ValueError(f"snapshots={snapshots!r} does not fit: give a list of numbers of outer iterations")
-    K = recipe.outer_loops
-    outside = [k for k in snapshots if not 0 <= k <= K]
-    if outside:
-        raise ValueError(f"snapshot {outside[0]} does not fit: give numbers of outer iterations from 0 to {K}")
+    for k in snapshots:
+        check_number("a snapshot", k, least=0, below=recipe.outer_loops + 1, whole=True)
 
 
 def as_set(

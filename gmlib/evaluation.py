@@ -7,9 +7,10 @@ random numbers as if it were trained alone.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from . import networks
 from .augment import apply_operations, apply_transforms, canonical_name, operations_for, strategy_of
 from .checks import check_number, choose
 from .data import Data
-from .runtime import OutOfTime, deadline_passed, device_of, generator, progress_bar
+from .runtime import OutOfTime, check_deadline, deadline_passed, device_of, generator, progress_bar
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.memory import Memory
 from .speed.passes import map_in_threads
@@ -28,6 +29,8 @@ from .speed.precision import matmul_precision
 from .speed.recording import step_recorder
 from .speed.testing import predict
 from .speed.training import OPTIMISERS, fit
+
+log = logging.getLogger(__name__)
 
 LARGE = 2**20  # bytes of the widest activation from which a CPU trains one network per thread
 TOGETHER = 1024  # on CUDA, the largest product of images in S and networks that train side by side
@@ -77,13 +80,16 @@ class Protocol:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
+        def number(name: str, **bounds: Any) -> None:
+            object.__setattr__(self, name, check_number(name, getattr(self, name), **bounds))
+
         for name in ("width", "depth", "batch"):
-            check_number(name, getattr(self, name), least=1, whole=True)
+            number(name, least=1, whole=True)
         if self.epochs is not None:
-            check_number("epochs", self.epochs, least=1, whole=True)
-        check_number("lr", self.lr, above=0)
-        check_number("momentum", self.momentum, least=0, below=1)
-        check_number("weight_decay", self.weight_decay, least=0)
+            number("epochs", least=1, whole=True)
+        number("lr", above=0)
+        number("momentum", least=0, below=1)
+        number("weight_decay", least=0)
         choose(OPTIMISERS, "optimiser", self.optimiser)
         object.__setattr__(self, "augment", canonical_name(self.augment, ("paper", "none")))
         choose(dict.fromkeys(PRECISIONS), "precision", self.precision)
@@ -112,13 +118,16 @@ class Evaluation:
     Attributes
     ----------
     accuracies : tuple of float
-        In percent, one for each network.
+        In percent of the test images, one for each network that did not diverge. Classes without test images do not
+        count.
     network : str
     seed : int
     protocol : dict
         What `Protocol.resolve` returned.
     seconds : float
         Time spent on training and testing.
+    failed : tuple of int
+        The numbers of the networks that diverged: their outputs ended as NaN or infinite. They have no accuracy.
     """
 
     accuracies: tuple[float, ...]
@@ -126,23 +135,30 @@ class Evaluation:
     seed: int
     protocol: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    failed: tuple[int, ...] = ()
 
     @property
     def n(self) -> int:
-        """Number of networks."""
+        """Number of accuracies."""
         return len(self.accuracies)
 
     @property
+    def trained(self) -> int:
+        """Number of networks, with those that diverged."""
+        return self.n + len(self.failed)
+
+    @property
     def mean(self) -> float:
-        """Mean accuracy, in percent."""
-        return math.fsum(self.accuracies) / self.n
+        """Mean accuracy, in percent. NaN if all networks diverged."""
+        return math.fsum(self.accuracies) / self.n if self.n else math.nan
 
     @property
     def std(self) -> float:
         """Standard deviation between networks (n - 1 in the denominator). NaN for a single network."""
         if self.n < 2:
             return math.nan
-        return math.sqrt(math.fsum((a - self.mean) ** 2 for a in self.accuracies) / (self.n - 1))
+        mean = self.mean
+        return math.sqrt(math.fsum((a - mean) ** 2 for a in self.accuracies) / (self.n - 1))
 
     @property
     def ci95(self) -> tuple[float, float]:
@@ -154,11 +170,21 @@ class Evaluation:
 
     def first(self, n: int) -> Evaluation:
         """The evaluation of only the first n networks."""
-        return replace(self, accuracies=self.accuracies[:n])
+        failed = tuple(j for j in self.failed if j < n)
+        return replace(self, accuracies=self.accuracies[: max(0, n - len(failed))], failed=failed)
+
+    def then(self, accuracies: Sequence[float], seconds: float) -> Evaluation:
+        """The evaluation with further networks, of which those with accuracy NaN diverged."""
+        failed = [j for j, a in enumerate(accuracies, self.trained) if math.isnan(a)]
+        sound = [a for a in accuracies if not math.isnan(a)]
+        return replace(self, accuracies=(*self.accuracies, *sound), failed=(*self.failed, *failed), seconds=seconds)
 
     def __str__(self) -> str:
+        counts = [f"n = {self.n}"]
+        if self.failed:
+            counts.append(f"{len(self.failed)} diverged")
         spread = f"±{self.std:.1f}" if self.n > 1 else ""
-        return f"{self.mean:.1f}{spread} % (n = {self.n})"
+        return f"{self.mean:.1f}{spread} % ({', '.join(counts)})" if self.n else f"no accuracy ({counts[-1]})"
 
 
 def evaluate(
@@ -171,7 +197,7 @@ def evaluate(
     protocol: Protocol | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
-    known: Sequence[float] = (),
+    known: Evaluation | Sequence[float] = (),
     each: Callable[[Evaluation], None] | None = None,
     deadline: float | None = None,
     side_by_side: int | None = None,
@@ -196,12 +222,12 @@ def evaluate(
         None takes CUDA if there is a GPU, else the CPU.
     progress : bool
         Show a progress bar.
-    known : sequence of float
+    known : Evaluation or sequence of float
         Accuracies of the first networks, from an earlier call. These networks are not trained again.
     each : callable, optional
         Called with the evaluation so far after each network, or each group of networks.
     deadline : float, optional
-        In the unit of ``time.monotonic()``. No network or group starts later, but one that has started is finished.
+        In the unit of ``time.monotonic()``. Networks that are in training then are lost.
     side_by_side : int, optional
         How many networks train in one step. The number is halved if memory runs out. None chooses: on CUDA, more for
         smaller sets; on a CPU, one per thread if steps are large, else one. It changes results by rounding at most.
@@ -211,7 +237,7 @@ def evaluate(
     Returns
     -------
     Evaluation
-        With ``n_networks`` accuracies.
+        Of ``n_networks`` networks. Those that diverged are counted, but have no accuracy.
 
     Raises
     ------
@@ -220,42 +246,54 @@ def evaluate(
     OutOfTime
         At the deadline.
     """
-    check_number("n_networks", n_networks, least=1, whole=True)
-    check_number("seed", seed, least=0, whole=True)
+    n_networks = check_number("n_networks", n_networks, least=1, whole=True)
+    seed = check_number("seed", seed, least=0, whole=True)
     if side_by_side is not None:
-        check_number("side_by_side", side_by_side, least=1, whole=True)
+        side_by_side = check_number("side_by_side", side_by_side, least=1, whole=True)
+    check_deadline(deadline)
+    if each is not None and not callable(each):
+        raise ValueError(f"each={each!r} does not fit: give a function of an Evaluation, or None")
+    if not isinstance(known, Evaluation):
+        if not isinstance(known, Collection) or isinstance(known, str):
+            raise ValueError(f"known is a {type(known).__name__}: give an Evaluation or a list of accuracies")
+        known = Evaluation(tuple(check_number("known", a, least=0, below=101) for a in known), network, seed)
     resolved = resolve_protocol(S, data, network, protocol, **changes)
     device = device_of(device)
     x, y = (part.to(device) for part in images_of(S))
     x_test = data.test_images.to(device, x.dtype)
     y_test = data.test_labels.to(device)
     start = time.monotonic()
-    found = Evaluation(tuple(known)[:n_networks], network, seed, resolved)
+    found = Evaluation(known.accuracies, network, seed, resolved, failed=known.failed).first(n_networks)
     threads = 1 if side_by_side else _threads(n_networks, x, resolved)
     if side_by_side is None:
-        side_by_side = threads if device.type == "cpu" else _group_size(n_networks - found.n, len(y))
+        side_by_side = threads if device.type == "cpu" else _group_size(n_networks - found.trained, len(y))
     memory = Memory(largest=side_by_side * len(y))
 
+    def check_time() -> None:
+        if deadline_passed(deadline):
+            what_to_do = "run again to continue" if each else "give it more time, or each= to keep partial results"
+            raise OutOfTime(f"out of time after {found.trained} of {n_networks} networks: {what_to_do}")
+
     def train_and_test(numbers: Sequence[int]) -> list[float]:
-        group = _train(numbers, network, data, resolved, seed, x, y, memory)
+        group = _train(numbers, network, data, resolved, seed, x, y, memory, check_time)
         return [accuracy(trained, x_test, y_test) for trained in group]
 
     trained_on = f"all of {S.name}" if isinstance(S, Data) else f"{len(y)} images"
-    bar = progress_bar(f"{network} on {trained_on}", n_networks, "network", progress, initial=found.n)
-    while found.n < n_networks:
-        if deadline_passed(deadline):
-            bar.close()
-            what_to_do = "run again to continue" if each else "give it more time, or each= to keep partial results"
-            raise OutOfTime(f"out of time after {found.n} of {n_networks} networks: {what_to_do}")
-        numbers = range(found.n, min(found.n + side_by_side, n_networks))
-        groups: list[Sequence[int]] = [[j] for j in numbers] if threads > 1 else [numbers]
-        with matmul_precision(resolved["precision"]):
-            accuracies = [a for group in map_in_threads(train_and_test, groups, threads) for a in group]
-        found = replace(found, accuracies=(*found.accuracies, *accuracies), seconds=time.monotonic() - start)
-        bar.update(len(accuracies))
-        if each:
-            each(found)
-    bar.close()
+    with progress_bar(f"{network} on {trained_on}", n_networks, "network", progress, initial=found.trained) as bar:
+        while found.trained < n_networks:
+            check_time()
+            numbers = range(found.trained, min(found.trained + side_by_side, n_networks))
+            groups: list[Sequence[int]] = [[j] for j in numbers] if threads > 1 else [numbers]
+            with matmul_precision(resolved["precision"]):
+                accuracies = [a for group in map_in_threads(train_and_test, groups, threads) for a in group]
+            found = found.then(accuracies, time.monotonic() - start)
+            bar.update(len(accuracies))
+            if each:
+                each(found)
+    if found.failed:
+        log.warning(
+            "%d of %d networks on %s diverged and have no accuracy", len(found.failed), found.trained, trained_on
+        )
     return found
 
 
@@ -279,6 +317,8 @@ def resolve_protocol(
     ValueError
         If S does not fit the data, a name is unknown, or a number is out of range.
     """
+    if data is None:
+        raise ValueError("there is no data to test on: give the Data that the set was made from, not a NoneType")
     check_pair(S, data)
     for name in changes:
         choose(Protocol.__dataclass_fields__, "protocol field", name)
@@ -288,7 +328,12 @@ def resolve_protocol(
         recipe = {} if isinstance(S, Data) else S.recipe
         protocol = Protocol(**{name: recipe[name] for name in ("width", "depth") if name in recipe})
     protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
-    return protocol.resolve(data, _build(network, data, asdict(protocol), generator(0, "settle")))
+    first = _build(network, data, asdict(protocol), generator(0, "settle"))
+    if protocol.batch == 1 and networks.has_batchnorm(first):
+        raise ValueError(
+            f"batch=1 does not fit {network}, since BatchNorm cannot normalise one image: give at least 2"
+        )
+    return protocol.resolve(data, first)
 
 
 def _group_size(n_networks: int, n_images: int) -> int:
@@ -316,6 +361,7 @@ def _train(
     x: Tensor,
     y: Tensor,
     memory: Memory,
+    check_time: Callable[[], None],
 ) -> list[nn.Module]:
     """Train the networks of these numbers on x and y side by side, or as many of the first ones as fit into memory.
 
@@ -330,7 +376,7 @@ def _train(
         ]
         rngs = [generator(seed, "evaluate batches", j) for j in numbers]
         vary = _augmentation(resolved["augment"], rngs)
-        fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, **options)
+        fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, before_step=check_time, **options)
         return group
 
     for attempt in memory:  # memory runs out in the first steps, so a new start loses little
@@ -358,7 +404,7 @@ def _augmentation(augment: str, rngs: Sequence[torch.Generator]) -> Callable[[Te
 
 
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Percent of images that ``network`` classifies correctly.
+    """Percent of images that ``network`` classifies correctly. NaN if an output is NaN or infinite.
 
     Parameters
     ----------
@@ -369,4 +415,6 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     y : Tensor
         (N,) labels.
     """
-    return 100.0 * (predict(network, x) == y).sum().item() / len(y)
+    classes = predict(network, x)
+    right, wrong = torch.stack([(classes == y).sum(), (classes < 0).sum()]).tolist()
+    return math.nan if wrong else 100.0 * right / len(y)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checks import choose
+from .checks import check_number, choose
 
 Factory = Callable[..., nn.Module]
 _SEEDING = threading.Lock()  # all threads share torch's global generator
@@ -124,7 +124,8 @@ def convnet(
     Raises
     ------
     ValueError
-        For an unknown option, an image too small for the depth, or group norm with a width that is no multiple of 4.
+        For an unknown option, a size out of range, an image too small for the depth, or group norm with a width that
+        is no multiple of 4.
 
     Source
     ------
@@ -133,6 +134,8 @@ def convnet(
     make_norm = choose(NORMS, "norm", norm)
     make_pool = choose(POOLINGS, "pooling", pooling)
     make_activation = choose(ACTIVATIONS, "activation", activation)
+    check_number("width", width, least=1, below=2**20, whole=True)
+    check_number("depth", depth, least=1, below=1000, whole=True)
     side = size + 2 * _padding(channels, size)
     if make_pool and side < 2**depth:
         raise ValueError(

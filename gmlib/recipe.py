@@ -14,7 +14,7 @@ from .augment import canonical_name
 from .checks import check_number, choose, plain
 from .how import parse_distance, spell_distance
 from .what import WHAT
-from .where import FIXED, WHERE, parse_schedule
+from .where import WHERE, baseline, parse_schedule
 
 INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
@@ -62,7 +62,7 @@ def preset(method: str, dataset: str, ipc: int) -> dict[str, str]:
         choices = (part.strip() for part in method.split(",", 2))
         return dict(zip(("what", "how", "where"), choices, strict=True))
     chosen = choose(METHODS, "method", method, 'a spelling "what,how,where" such as multi,d1+100*d4,fixed')
-    if (dataset, ipc, chosen["how"]) == ("CIFAR10", 50, "d1 + d2"):
+    if isinstance(dataset, str) and (dataset, plain(ipc), chosen["how"]) == ("CIFAR10", 50, "d1 + d2"):
         return {**chosen, "how": "d1 + 0.1*d2"}
     return chosen
 
@@ -174,7 +174,6 @@ class Recipe:
     def __post_init__(self) -> None:
         self._check_names()
         self._check_numbers()
-        self.schedule()  # T and zeta_theta must follow from the fields
 
     def _check_names(self) -> None:
         """Check the fields that are words, and give each its canonical spelling."""
@@ -193,15 +192,16 @@ class Recipe:
                 'augment varies batches of one class, not mixed ones: take inter_batches="classes", or no augment'
             )
         self._set("how", spell_distance(parse_distance(self.how)))
-        if self.where not in WHERE:
+        if not isinstance(self.dataset, str) or not self.dataset:
+            raise ValueError(f"dataset={self.dataset!r} does not fit: give the name of a data set")
+        if not isinstance(self.where, str) or self.where not in WHERE:
             self._set("where", "steps:" + ",".join(map(str, parse_schedule(self.where))))
 
     def _check_numbers(self) -> None:
         """Check the fields that are numbers, and turn numpy's numbers into Python's."""
 
         def number(name: str, **bounds: Any) -> None:
-            self._set(name, plain(getattr(self, name)))
-            check_number(name, getattr(self, name), **bounds)
+            self._set(name, check_number(name, getattr(self, name), **bounds))
 
         for name in ("ipc", "width", "depth", "outer_loops", "zeta_S", "batch_real", "batch_theta"):
             number(name, least=1, whole=True)
@@ -223,32 +223,16 @@ class Recipe:
     def schedule(self) -> tuple[int, int]:
         """T and zeta_theta of this run: the fields, or the baseline's values for this ipc if they are None.
 
-        Only where="fixed" uses zeta_theta. Otherwise it is 1 if the baseline has none.
-
         Returns
         -------
         T, zeta_theta : int
 
-        Raises
-        ------
-        ValueError
-            If a field is None and the paper has no value for this ipc.
-
         Source
         ------
-        Section 4.4.
+        Section 4.4. `gmlib.where.baseline` says what holds for an ipc that the paper does not give.
         """
-        T, zeta = FIXED.get(self.ipc, (None, None))
-        T = self.inner_loops or T
-        zeta = self.zeta_theta or zeta or (1 if self.where != "fixed" else None)
-        if T is None or zeta is None:
-            missing = [name for name, value in (("inner_loops", T), ("zeta_theta", zeta)) if value is None]
-            known = ", ".join(map(str, FIXED))
-            raise ValueError(
-                f"the paper has no schedule for ipc={self.ipc} (only for {known}): "
-                f"take one of these, or give {' and '.join(missing)}"
-            )
-        return T, zeta
+        T, zeta = baseline(self.ipc)
+        return self.inner_loops or T, self.zeta_theta or zeta
 
     @property
     def method(self) -> str:
@@ -299,7 +283,8 @@ class Recipe:
         for name in overrides:
             choose({f.name: None for f in fields(cls)}, "recipe field", name)
         diff = choose(BUDGETS, "budget", budget).diff(ipc)
-        if overrides.get("network") == "mlp":
+        network = overrides.get("network")
+        if isinstance(network, str) and network == "mlp":
             named["lr_images"] = 0.01  # the released scripts' rate for this source network
         return cls(**{**diff, **named, **overrides})
 

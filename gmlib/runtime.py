@@ -3,19 +3,77 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from .checks import check_number
+from .checks import check_number, first_sentence, shown
 from .speed.memory import keep_freed_memory
 
 
 class OutOfTime(Exception):
     """The time given to a run is used up. The message says if the work so far was saved for the next call."""
+
+    was_raised = False  # in this process: a batch job asks at its end if something is left
+
+    def __init__(self, *arguments: object):
+        super().__init__(*arguments)
+        if type(self) is OutOfTime:  # `Busy` only says that another process does the work
+            OutOfTime.was_raised = True
+
+
+_stopping = threading.Event()
+
+
+def stop_soon() -> None:
+    """Let every deadline of this process pass now, also where none was given. Work is saved as at a deadline."""
+    _stopping.set()
+
+
+@contextmanager
+def saving_on_signals(enabled: bool = True) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM take effect at the next time that a deadline is checked, when work can be saved.
+
+    A second signal takes effect at once. Outside the main thread nothing is changed.
+
+    Parameters
+    ----------
+    enabled : bool
+        False changes nothing.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        stop_soon()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if not enabled or None in before.values() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    except OutOfTime:
+        if not received:
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            _stopping.clear()
+    if received:
+        signal.raise_signal(received[0])
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
@@ -64,8 +122,8 @@ def device_of(device: torch.device | str | None) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the device {device!r} cannot be used here ({reason}): try cpu") from error
+        reason = first_sentence(error)
+        raise ValueError(f"the device {shown(device)} cannot be used here ({reason}): try cpu") from error
     if found.type == "cpu":
         keep_freed_memory()
     return found
@@ -100,8 +158,20 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
 
 
 def deadline_passed(deadline: float | None) -> bool:
-    """True if this ``time.monotonic()`` has passed. None never passes."""
-    return deadline is not None and time.monotonic() > deadline
+    """True if this ``time.monotonic()`` has passed, or after `stop_soon`. None never passes."""
+    return _stopping.is_set() or (deadline is not None and time.monotonic() > deadline)
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Check that a deadline is a number, as ``time.monotonic()`` gives it, or None.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    if deadline is not None and (not isinstance(deadline, (int, float)) or isinstance(deadline, bool)):
+        raise ValueError(f"deadline={shown(deadline)} does not fit: give a time.monotonic(), or None")
 
 
 def deadline_in(time_budget: float | None) -> float | None:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .checks import first_sentence
+from .checks import check_number, shown
 from .data import Data
-from .files import write_atomically
+from .files import as_json, as_path, check_tensor_path, damaged, read_tensors, write_tensors
 
-SET_FORMAT = "gmlib-set-1"
-STORED_AS_JSON = ("classes", "mean", "std", "recipe")
+SET_FORMAT = "gmlib-set-2"
 STORED_DTYPES = (torch.float16, torch.float32, torch.float64)
+ITS_DATA = "give the data it was made from"
+
+
+class Description(msgspec.Struct):
+    """What the metadata of a stored set hold as JSON, besides its format and its digest."""
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +70,8 @@ class SyntheticSet:
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
+        if not _is_list(self.classes) or not all(isinstance(name, str) for name in self.classes) or not self.classes:
+            raise ValueError(f"classes={self.classes!r} does not fit: give the name of each class")
         C = self.n_classes
         if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
             raise ValueError(f"images and labels must be tensors, not {type(x).__name__} and {type(y).__name__}")
@@ -69,10 +80,11 @@ class SyntheticSet:
                 "synthetic images must be floats of shape (C*ipc, channels, height, width), "
                 f"not {x.dtype} of shape {tuple(x.shape)}"
             )
-        if {len(self.mean), len(self.std)} != {x.shape[1]}:
-            raise ValueError(
-                f"mean {self.mean} and std {self.std} must each be {x.shape[1]} numbers, one per channel"
-            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not _is_list(values) or len(values) != x.shape[1]:
+                raise ValueError(f"{name} {values} does not fit: give {x.shape[1]} numbers, one per channel")
+            for value in values:
+                check_number(name, value, above=0 if name == "std" else -math.inf)
         wrong = y[(y < 0) | (y >= C)]
         if len(wrong):
             raise ValueError(f"label {int(wrong[0])} is outside 0..{C - 1}")
@@ -111,38 +123,47 @@ class SyntheticSet:
         """A dataset of (normalised image, label) pairs for a torch DataLoader."""
         return TensorDataset(self.images.detach(), self.labels)
 
-    def save(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+    def save(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> str:
         """Write the set as a safetensors file, atomically. The same set always gives the same bytes.
 
-        The file's metadata: ``format`` is ``gmlib-set-1``; ``classes``, ``mean``, ``std`` and ``recipe`` are JSON.
+        The file's metadata: ``format`` is ``gmlib-set-2``; ``classes``, ``mean``, ``std`` and ``recipe`` are JSON;
+        ``sha256`` is the digest of everything else in the file.
 
         Parameters
         ----------
         path : path
+            Its name ends in ``.safetensors``, or has no ending.
         dtype : torch.dtype, optional
             Of the stored images: float16, float32 or float64. None takes float64 for float64 images, else float32.
+
+        Returns
+        -------
+        str
+            The digest.
 
         Raises
         ------
         ValueError
-            If the dtype is another one or too small for the images, or the recipe is not JSON.
+            If the name has another ending, the dtype is another one or too small for the images, or the recipe is not
+            JSON.
         OSError
             If the file cannot be written. No partial file remains.
         """
-        dtype = dtype or (torch.float64 if self.images.dtype == torch.float64 else torch.float32)
-        if dtype not in STORED_DTYPES:
-            raise ValueError(f"images cannot be stored as {dtype}: choose from {', '.join(map(str, STORED_DTYPES))}")
-        images = self.images.detach().to("cpu", dtype).contiguous()
+        path = check_tensor_path(path)
+        if dtype is None:
+            dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
+        if not isinstance(dtype, torch.dtype) or dtype not in STORED_DTYPES:
+            raise ValueError(
+                f"images cannot be stored as {shown(dtype)}: choose from {', '.join(map(str, STORED_DTYPES))}"
+            )
+        images = self.images.detach().to("cpu", dtype)
         if not images.isfinite().all():
             raise ValueError(f"the images exceed the range of {dtype}: store them as torch.float32")
-        try:
-            metadata = {key: json.dumps(getattr(self, key)) for key in STORED_AS_JSON}
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"a set's recipe must contain only plain JSON types ({first_sentence(error)})"
-            ) from error
-        tensors = {"images": images, "labels": self.labels.cpu().contiguous()}
-        write_atomically(path, _ordered(to_safetensors(tensors, {"format": SET_FORMAT, **metadata})))
+        description = {
+            name: as_json(getattr(self, name), f"{name} of a set") for name in Description.__struct_fields__
+        }
+        metadata = {"format": SET_FORMAT, **{name: json.dumps(value) for name, value in description.items()}}
+        return write_tensors(path, {"images": images, "labels": self.labels}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SyntheticSet:
@@ -160,31 +181,29 @@ class SyntheticSet:
         ValueError
             If the file is damaged or is not a set of gmlib.
         """
-        if not Path(path).is_file():
+        return cls.load_with_digest(path)[0]
+
+    @classmethod
+    def load_with_digest(cls, path: str | os.PathLike) -> tuple[SyntheticSet, str]:
+        """The same as `load`, and the digest of the file, which says what belongs to it."""
+        path = as_path(path)
+        if not path.is_file():
             raise FileNotFoundError(f"there is no synthetic set {path}: check the path, or make the set first")
+        advice = "make or download it again"
+        tensors, metadata = read_tensors(path, SET_FORMAT, advice)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != SET_FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r} and not {SET_FORMAT!r}")
-                # clone, since safetensors may return memory that is mapped to the file
-                images = file.get_tensor("images").clone()
-                labels = file.get_tensor("labels").clone()
-            classes, mean, std, recipe = (json.loads(metadata[key]) for key in STORED_AS_JSON)
-            images = images if images.dtype == torch.float64 else images.float()
-            return cls(images, labels, tuple(classes), tuple(map(float, mean)), tuple(map(float, std)), dict(recipe))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not a complete gmlib set ({first_sentence(error)}): make or download it again"
-            ) from error
+            if set(tensors) != {"images", "labels"} or tensors["images"].dtype not in STORED_DTYPES:
+                raise ValueError(f"it must hold images, as floats, and labels, not {', '.join(tensors)}")
+            found = {name: json.loads(metadata[name]) for name in Description.__struct_fields__ if name in metadata}
+            described = msgspec.structs.asdict(msgspec.convert(found, Description))
+            images = tensors["images"] if tensors["images"].dtype == torch.float64 else tensors["images"].float()
+            return cls(images, tensors["labels"], **described), metadata["sha256"]
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise damaged(path, error, advice) from error
 
 
-def _ordered(blob: bytes) -> bytes:
-    """The same safetensors file with a sorted JSON header, since safetensors writes it in random order."""
-    end = 8 + int.from_bytes(blob[:8], "little")
-    header = json.dumps(json.loads(blob[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # keeps the tensors after it aligned
-    return len(header).to_bytes(8, "little") + header + blob[end:]
+def _is_list(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str)
 
 
 def images_of(S: SyntheticSet | Data) -> tuple[Tensor, Tensor]:
@@ -206,13 +225,30 @@ def check_pair(S: SyntheticSet | Data, data: Data | None) -> None:
         )
     if data is None:
         return
-    if S.shape != data.shape or tuple(S.classes) != tuple(data.classes):
-        raise ValueError(
-            f"the set has {len(S.classes)} classes of {S.shape} images but {data.name} has {data.n_classes} "
-            f"of {data.shape}: give the data it was made from"
-        )
+    if S.shape != data.shape:
+        raise ValueError(f"the set has images of {S.shape} but {data.name} of {data.shape}: {ITS_DATA}")
+    ours, theirs = list(S.classes), list(data.classes)
+    if ours != theirs:
+        alone = _names(name for name in ours if name not in theirs)
+        missing = _names(name for name in theirs if name not in ours)
+        if alone and missing:
+            difference = f"has {alone} where {data.name} has {missing}"
+        elif alone:
+            difference = f"has {alone}, which {data.name} lacks"
+        elif missing:
+            difference = f"lacks {missing} of {data.name}"
+        else:
+            difference = f"has the classes of {data.name} in another order"
+        raise ValueError(f"the set {difference}: {ITS_DATA}")
     if (tuple(S.mean), tuple(S.std)) != (data.mean, data.std):
         raise ValueError(
             f"the set is normalised by mean {tuple(S.mean)} and std {tuple(S.std)} but {data.name} by {data.mean} "
             f"and {data.std}: use the same numbers for both"
         )
+
+
+def _names(classes: Iterable[str]) -> str:
+    """The first of these classes by name; empty if there is none."""
+    names = list(classes)
+    listed = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"the class{'es' if len(names) > 1 else ''} {listed}" if names else ""

@@ -12,6 +12,8 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
+
 from .checks import require, unknown
 
 MAX_STEPS = 50  # the released scripts' bound on updating until overfitting
@@ -19,6 +21,31 @@ VALIDATION_BATCH = 256  # real images, drawn once per t, that represent T in the
 
 # Images per class -> (T, zeta_theta) of the baseline; the paper gives no others (Section 4.4).
 FIXED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+
+
+def baseline(ipc: int) -> tuple[int, int]:
+    """T and zeta_theta of the baseline for any number of images per class.
+
+    Where the paper gives no values, T is ``ipc``, but at most 50, as at all points that it gives. zeta_theta lies on
+    the straight line between its neighbours, rounded. Below 10 it is 50, and above 50 it is 10.
+
+    Parameters
+    ----------
+    ipc : int
+        Images per class.
+
+    Returns
+    -------
+    T, zeta_theta : int
+
+    Source
+    ------
+    Section 4.4 for the values in ``FIXED``. The rule between them is ours.
+    """
+    if ipc in FIXED:
+        return FIXED[ipc]
+    given = sorted(FIXED)[1:]
+    return min(ipc, given[-1]), round(np.interp(ipc, given, [FIXED[n][1] for n in given]))
 
 
 def fixed(t: int, zeta: int) -> int:

@@ -288,7 +288,7 @@ def test_pulls_compares_the_gradients_of_a_run_with_batchnorm():
 @pytest.mark.parametrize(
     ("fields", "options", "message"),
     [
-        ({}, {"S": noise_set(make_data(counts=(12, 12)), 2)}, "3 of"),
+        ({}, {"S": noise_set(make_data(counts=(12, 12)), 2)}, "class '2'"),
         ({}, {"S": noise_set(make_data(), 5)}, "5 images"),
         ({}, {"S": 3}, "SyntheticSet"),
         ({}, {"k": -1}, "k=-1"),

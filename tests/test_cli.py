@@ -70,6 +70,7 @@ def test_values_of_fields_are_json_or_words(tmp_path):
         (["condense", "digits", "--out", "x", "--set", "lr_images"], "value"),
         (["condense", "digits", "--out", "missing/x"], "folder"),
         (["evaluate", "missing.safetensors", "--data", "digits"], "missing.safetensors"),
+        (["condense", "digits", "--out", "set.pt"], "set.pt would be a safetensors file"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(words, said, tmp_path, monkeypatch, capsys):
@@ -319,4 +320,4 @@ def test_a_cell_with_a_damaged_file_does_not_stop_the_others(tmp_path, loads, ca
     assert [line.split(": ")[0] for line in printed.out.splitlines()] == [
         f"made-up, IPC 1, {method}, set 0" for method in ("DC", "MD")
     ]
-    assert printed.err.startswith("gmlib: made-up, IPC 1, M, set 0: the checkpoint ") and printed.err.count("\n") == 1
+    assert printed.err.startswith(f"gmlib: made-up, IPC 1, M, set 0: {folder}") and printed.err.count("\n") == 1

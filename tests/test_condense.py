@@ -1,6 +1,7 @@
 """Phase 1: condense is repeatable, can be continued, stops safely, and its sets beat random images."""
 
 import errno
+import json
 import math
 import os
 import time
@@ -9,12 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import kill_and_continue, make_data, tiny_recipe
+from messages import refuses
 
 import gmlib as gm
 from gmlib import how
 from gmlib.algorithm import State, algorithm_1
 from gmlib.analysis.matching import losses_along
-from gmlib.checkpoint import Checkpoint, Progress
+from gmlib.checkpoint import FORMAT, Checkpoint, OuterIteration, Progress
+from gmlib.files import read_tensors, write_tensors
 from gmlib.lines import fresh_network, initial
 from gmlib.runtime import OutOfTime, generator
 
@@ -132,6 +135,12 @@ def test_a_new_generator_continues_from_any_state_with_the_same_bits(name, steps
     assert list(algorithm_1(data, recipe, state)) == [], "the run is complete"
 
 
+def so_far(state):
+    """A run in this state, with some history."""
+    history = [{"k": k, "loss": 1.0, "theta_steps": 0, "seconds": 0.0, "detections": []} for k in range(state.k)]
+    return Progress(state, history, [OuterIteration(state.k, [1.0] * state.t, theta_steps=state.t)])
+
+
 @pytest.mark.parametrize("steps", ["called", "recorded"])
 @pytest.mark.parametrize("name", CONTINUED)
 def test_a_state_written_inside_an_outer_iteration_continues_with_the_same_bits(name, steps, tmp_path, request):
@@ -142,7 +151,7 @@ def test_a_state_written_inside_an_outer_iteration_continues_with_the_same_bits(
     state = State.initial(data, recipe)
     for n, _ in enumerate(algorithm_1(data, recipe, state), start=1):
         path = tmp_path / f"{n}.safetensors"
-        Checkpoint(path, data, [recipe]).write([Progress(state)])
+        Checkpoint(path, data, [recipe]).write([so_far(state)])
         (read,) = (run.state for run in Checkpoint(path, data, [recipe]).progress(data))
         assert equal_bits(bits(read), whole[n - 1][0])
         for _ in algorithm_1(data, recipe, read):
@@ -265,12 +274,114 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(tmp_path):
             condense(data, tiny_recipe(), checkpoint=path)
         assert path.read_bytes() == before[:length]
     gm.coreset("random", data, 1).save(path)
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="its format is 'gmlib-set"):
         condense(data, tiny_recipe(), checkpoint=path)
     with pytest.raises(ValueError, match="is a folder"):
         condense(data, tiny_recipe(), checkpoint=tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         condense(data, tiny_recipe(), checkpoint=tmp_path / "nowhere" / "checkpoint")
+
+
+def states(**changes):
+    """A change of the state of the run in the metadata of a checkpoint."""
+
+    def spoil(tensors, metadata):
+        (state,) = json.loads(metadata["states"])
+        inside = changes.get("inside", {})
+        merged = state["inside"] | inside if isinstance(inside, dict) else inside
+        metadata["states"] = json.dumps([state | changes | {"inside": merged}])
+
+    return spoil
+
+
+def tensor(name, change):
+    """A change of a tensor of a checkpoint. None removes it."""
+
+    def spoil(tensors, metadata):
+        tensors[name] = change(tensors[name]) if name in tensors else change
+        if tensors[name] is None:
+            del tensors[name]
+
+    return spoil
+
+
+SPOILT = {
+    "k": states(k=99),
+    "k negative": states(k=-1),
+    "k true": states(k=True),
+    "t": states(inside={"t": 99}),
+    "history": states(history=[]),
+    "history null": states(history=None),
+    "a loss is a word": states(inside={"losses": ["x", "y"]}),
+    "too few losses": states(inside={"losses": []}),
+    "inside null": states(inside=None),
+    "an unknown key": states(inside={"more": 1}),
+    "diverged": states(diverged=["x"]),
+    "no momentum of S": tensor("0.momentum", lambda x: None),
+    "no S": tensor("0.S", lambda x: None),
+    "S of one class": tensor("0.S", lambda x: x[:2].clone()),
+    "S in float64": tensor("0.S", lambda x: x.double()),
+    "S with NaN": tensor("0.S", lambda x: x * math.nan),
+    "momentum of one class": tensor("0.momentum", lambda x: x[:2].clone()),
+    "a snapshot of one class": tensor("0.snapshot-1", lambda x: x[:2].clone()),
+    "no weight of theta": tensor("0.theta.0.weight", lambda x: None),
+    "another weight of theta": tensor("0.theta.0.weight", lambda x: x[:1].clone()),
+    "no momentum of theta": lambda tensors, _: [tensors.pop(n) for n in list(tensors) if n.startswith("0.momentum.")],
+    "an unknown tensor": tensor("0.more", torch.zeros(1)),
+    "no states": lambda _, metadata: metadata.pop("states"),
+    "states null": lambda _, metadata: metadata.update(states="null"),
+    "states broken": lambda _, metadata: metadata.update(states="["),
+    "two states": lambda _, m: m.update(states=json.dumps(json.loads(m["states"]) * 2)),
+    "runs null": lambda _, metadata: metadata.update(runs="null"),
+    "recipes null": lambda _, metadata: metadata.update(runs='{"recipes": null, "data": "", "dtype": ""}'),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A checkpoint inside the second outer iteration."""
+    path = tmp_path_factory.mktemp("stopped") / "checkpoint.safetensors"
+    for _ in range(5):
+        with pytest.raises(OutOfTime):
+            condense(*for_stopped(), checkpoint=path, snapshots=[1], deadline=time.monotonic())
+    return path
+
+
+def for_stopped():
+    return make_data(dtype=torch.float32), tiny_recipe(ipc=2, outer_loops=3, inner_loops=3, zeta_theta=1)
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_checkpoint_that_does_not_fit_its_run_is_damaged(name, stopped, tmp_path):
+    """Its digest is right, so only its contents can tell."""
+    tensors, metadata = read_tensors(stopped, FORMAT, "")
+    assert {"0.S", "0.momentum", "0.snapshot-1", "0.theta.0.weight"} <= set(tensors)
+    path = tmp_path / "checkpoint.safetensors"
+    write_tensors(path, tensors, {key: value for key, value in metadata.items() if key != "sha256"})
+    Checkpoint(path, *for_stopped_alone())  # nothing is wrong yet
+    SPOILT[name](tensors, metadata)
+    write_tensors(path, tensors, {key: value for key, value in metadata.items() if key != "sha256"})
+    before = path.read_bytes()
+    with refuses(ValueError, str(path), "is damaged", "delete it"):
+        condense(*for_stopped(), checkpoint=path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def for_stopped_alone():
+    data, recipe = for_stopped()
+    return data, [recipe]
+
+
+def test_a_start_deletes_what_a_killed_write_of_the_checkpoint_left(tmp_path):
+    (tmp_path / ".checkpoint.safetensors.0123456789abcdef.tmp").write_bytes(b"half")
+    Checkpoint(tmp_path / "checkpoint.safetensors", *for_stopped_alone())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_json_lacks_is_stored_as_none():
+    found = OuterIteration(0, [1.0, 2.0], 3, [[0, 1, math.nan, math.inf], [1, 2, 0.5, 0.25]], 0.1)
+    assert found.entry["detections"] == found.so_far["detections"] == [[0, 1, None, None], [1, 2, 0.5, 0.25]]
+    assert found.entry["loss"] == 1.5 and "losses" not in found.entry
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -301,7 +412,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"dataset": "MNIST"}, "'MNIST'.*'made-up'"),
-        ({"ipc": 13, "inner_loops": 1, "zeta_theta": 1}, "ipc=13.*from 1 to 12"),
+        ({"ipc": 13, "init": "real", "inner_loops": 1, "zeta_theta": 1}, "ipc=13.*from 1 to 12"),
         ({"depth": 4}, "too small.*depth 4"),
     ],
 )
@@ -341,7 +452,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_before_any_work(tmp_p
 def test_snapshots_outside_the_run():
     with pytest.raises(ValueError, match="snapshots=3"):
         condense(make_data(), tiny_recipe(), snapshots=3)
-    with pytest.raises(ValueError, match="snapshot 3"):
+    with pytest.raises(ValueError, match="snapshot=3"):
         condense(make_data(), tiny_recipe(), snapshots=[3])
 
 

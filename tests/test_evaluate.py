@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -154,10 +155,75 @@ def test_a_set_that_does_not_fit_the_data_is_refused():
     S = gm.coreset("random", data, 1)
     with refuses(ValueError, "mean (0.9,)", str(data.mean)):
         gm.evaluate(dataclasses.replace(S, mean=(0.9,)), data, **QUICK)
-    with refuses(ValueError, "2 classes", "has 3"):
+    with refuses(ValueError, "lacks", "'2'"):
         gm.evaluate(S, make_data((3, 3, 3), dtype=torch.float32), **QUICK)
     with refuses(ValueError, "SyntheticSet", "list"):
         gm.evaluate([1], data, **QUICK)
+
+
+@pytest.fixture
+def two_diverge(monkeypatch):
+    """The networks 0 and 3 end with NaN, if the list of trained networks is not None."""
+    numbers = [None]
+    train = evaluation._train
+
+    def train_some(group, *args):
+        trained = train(group, *args)
+        if numbers == [None]:
+            return trained
+        numbers.extend(group)
+        with torch.no_grad():
+            for j, network in zip(group, trained, strict=True):
+                if j in (0, 3):
+                    network[-1].bias[0] = math.nan
+        return trained
+
+    monkeypatch.setattr(evaluation, "_train", train_some)
+    return numbers
+
+
+def test_networks_that_diverge_have_no_accuracy(two_diverge, caplog):
+    data = make_data(dtype=torch.float32, n_test=90)
+    S, five = gm.coreset("random", data, 3), {**QUICK, "n_networks": 5}
+    whole = gm.evaluate(S, data, **five).accuracies
+    two_diverge.clear()
+    found = gm.evaluate(S, data, **five)
+    assert (found.n, found.trained, found.failed) == (3, 5, (0, 3)) and "2 of 5" in caplog.text
+    assert found.accuracies == (whole[1], whole[2], whole[4]) and "n = 3, 2 diverged" in str(found)
+    assert found.first(4).accuracies == found.accuracies[:2] and found.first(4).failed == (0, 3)
+    assert found.first(1).n == 0 and math.isnan(found.first(1).mean) and "1 diverged" in str(found.first(1))
+    two_diverge.clear()
+    again = gm.evaluate(S, data, **five, known=found.first(4))
+    assert (again.accuracies, again.failed, two_diverge) == (found.accuracies, found.failed, [4])
+
+
+def test_a_learning_rate_that_is_too_high_gives_no_accuracy():
+    """Class 0 has most of the test images, so NaN counted as class 0 would look good."""
+    data = make_data((4, 4), dtype=torch.float32, n_test=90)
+    S = gm.coreset("random", data, 3)
+    found = gm.evaluate(S, data, **{**QUICK, "epochs": 60}, lr=1e12)
+    assert found.n == 0 and found.trained == QUICK["n_networks"]
+
+
+def test_a_last_image_for_batchnorm_joins_the_batch_before():
+    data = make_data((5, 5, 5), (1, 4, 4), dtype=torch.float32)
+    S = gm.coreset("random", data, 3)  # 9 images: 4, 4 and 1
+    options = {**QUICK, "width": 4, "depth": 2, "batch": 4}
+    assert gm.evaluate(S, data, "convnet:norm=batch", **options).n == QUICK["n_networks"]
+    with refuses(ValueError, "batch=1", "2"):
+        gm.evaluate(S, data, "convnet:norm=batch", **{**options, "batch": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("deadline", "soon"), ("each", 5), ("known", "x"), ("known", [True]), ("known", [101.0])]
+)
+def test_slips_are_refused_before_any_training(trained, name, value):
+    data = make_data(dtype=torch.float32)
+    with refuses(ValueError, name):
+        gm.evaluate(gm.coreset("random", data, 1), data, **QUICK, **{name: value})
+    with refuses(ValueError, "Data", "NoneType"):
+        gm.evaluate(gm.coreset("random", data, 1), None, **QUICK)
+    assert not trained
 
 
 def test_augmented_training_differs_and_repeats():
@@ -306,12 +372,15 @@ def test_groups_continue_after_known_networks_and_stop_at_the_deadline(trained, 
     rest = gm.evaluate(S, data, **five, side_by_side=2, known=whole.accuracies[:2], each=seen.append)
     assert rest.accuracies == whole.accuracies and [len(group) for group in trained] == [2, 1]
     assert [e.accuracies for e in seen] == [whole.accuracies[:4], whole.accuracies]
-    passed = iter([False, True])
-    monkeypatch.setattr(evaluation, "deadline_passed", lambda deadline: next(passed))
-    seen.clear()
-    with refuses(OutOfTime, "3 of 5 networks", "run again"):
-        gm.evaluate(S, data, **five, side_by_side=3, each=seen.append)
-    assert [e.accuracies for e in seen] == [whole.accuracies[:3]]
+    steps = 1 + QUICK["epochs"]  # the time is checked before each group and before each step
+    for in_time in (steps, steps + 2):  # until the second group, and into its training
+        calls = itertools.count()
+        monkeypatch.setattr(evaluation, "deadline_passed", lambda _, n=in_time, calls=calls: next(calls) >= n)
+        seen.clear()
+        with refuses(OutOfTime, "3 of 5 networks", "run again"):
+            gm.evaluate(S, data, **five, side_by_side=3, each=seen.append)
+        assert [e.accuracies for e in seen] == [whole.accuracies[:3]] and next(calls) == in_time + 1
+    monkeypatch.undo()
     assert gm.evaluate(S, data, **five, known=whole.accuracies, side_by_side=3).accuracies == whole.accuracies
 
 
@@ -518,7 +587,7 @@ def test_a_test_in_bfloat16_predicts_the_classes_of_float32(any_size, monkeypatc
     assert torch.equal(testing.predict(network, x)[testing.CHECKED :], rough[testing.CHECKED :])
     again.clear()
     network[-1].bias.data[1] = math.nan
-    assert torch.equal(testing.predict(network, x), torch.ones_like(exact)) and sum(again) == len(x)
+    assert torch.equal(testing.predict(network, x), -torch.ones_like(exact)) and sum(again) == len(x)
 
 
 def test_small_tests_and_other_machines_stay_in_float32(any_size, monkeypatch):

@@ -317,7 +317,7 @@ def test_valid_names(name, expected):
     ("name", "word"),
     [
         ("vit:norm=batch", "'vit'"),
-        (None, "NoneType"),
+        (None, "None"),
         ([], r"\[\]"),
         ("convnet:bias=no", "'bias'"),
         ("convnet:width=3", "'width'"),

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_data
+from safetensors import safe_open
+from stored import change
 
 import gmlib as gm
 import gmreport as report
@@ -48,6 +50,9 @@ def problems(root):
             wrong.append("another recipe hash than its recipe's")
         if S.recipe != recipe:
             wrong.append("the set has another recipe than run.json")
+        with safe_open(run / "set.safetensors", framework="pt") as file:
+            if file.metadata()["sha256"] != record["set"]:
+                wrong.append("the set is not that of run.json")
         if S.ipc != recipe["ipc"]:
             wrong.append(f"{S.ipc} images per class in the set")
         if record["data"]["name"] != recipe["dataset"] or not re.fullmatch(
@@ -236,26 +241,18 @@ def test_bfloat16_is_no_change_and_tf32_is_one(results):
     assert "made-up/ipc1/DC/set1: budget paper, changed in the place of paper" in problems(results)
 
 
-def change(path, **changes):
-    content = json.loads(path.read_text())
-    for name, value in changes.items():
-        content[name] = {**content[name], **value} if isinstance(value, dict) else value
-    path.write_text(json.dumps(content))
-
-
 def store_again(path, **changes):
     replace(gm.SyntheticSet.load(path), **changes).save(path)
 
 
 DAMAGE = {
-    "another recipe hash than its recipe's": lambda run: change(run / "run.json", recipe_hash="0" * 64),
-    "its recipe cannot be made again": lambda run: change(run / "run.json", recipe={"wide": 4}),
     "its recipe is of DC and not of M": lambda run: change(run / "run.json", recipe={"what": "intra"}),
     "budget lite in the place of paper": lambda run: change(run / "run.json", budget="lite"),
     "its recipe is not that of the budget paper": lambda run: change(run / "run.json", recipe={"outer_loops": 2}),
     "holds the run of another place": lambda run: change(run / "run.json", recipe={"seed": 5}),
     "the set has another recipe than run.json": lambda run: store_again(run / "set.safetensors", recipe={"ipc": 1}),
-    "no fingerprint of made-up": lambda run: change(run / "run.json", data={"fingerprint": ""}),
+    "no fingerprint of made-up": lambda run: change(run / "run.json", data={"name": "digits"}),
+    "the set is not that of run.json": lambda run: store_again(run / "set.safetensors", classes=("a", "b", "c")),
     "a checkpoint was left": lambda run: (run / "checkpoint.safetensors").write_bytes(b""),
     "accuracy-convnet.json does not hold the accuracies of up to 2 networks": lambda run: change(
         run / "accuracy-convnet.json", accuracies=[1.0, 2.0, 3.0]
@@ -271,6 +268,17 @@ DAMAGE = {
 def test_each_check_can_fail(sentence, results):
     DAMAGE[sentence](results / "made-up" / "ipc1" / "M" / "set0")
     assert f"made-up/ipc1/M/set0: {sentence}" in problems(results)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"recipe_hash": "0" * 64}, {"recipe": {"wide": 4}}, {"data": {"fingerprint": ""}}],
+    ids=["recipe hash", "recipe", "fingerprint"],
+)
+def test_a_record_that_does_not_fit_is_not_even_read(changes, results):
+    change(results / "made-up" / "ipc1" / "M" / "set0" / "run.json", **changes)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        problems(results)
 
 
 def test_another_protocol_is_found(results):

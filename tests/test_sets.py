@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from gmlib.files import write_atomically
-from gmlib.sets import SyntheticSet
+from gmlib.data import Data
+from gmlib.files import write_atomically, write_tensors
+from gmlib.sets import SyntheticSet, check_pair
 
 
 def make_set(dtype=torch.float32, ipc=2, shape=(3, 4, 5), **changes):
@@ -76,7 +77,7 @@ def test_the_file_is_plain_safetensors_and_always_the_same(tmp_path):
     with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
         metadata = file.metadata()
         assert torch.equal(file.get_tensor("images"), make_set().images)
-    assert metadata["format"] == "gmlib-set-1"
+    assert metadata["format"] == "gmlib-set-2" and len(metadata["sha256"]) == 64
     assert json.loads(metadata["recipe"])["method"] == "MDA" and json.loads(metadata["classes"])[2] == "müll"
 
 
@@ -124,25 +125,64 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path):
     ("tensors", "metadata", "word"),
     [
         ({}, None, "format is None"),
-        ({}, {"format": "gmlib-set-2"}, "'gmlib-set-2'"),
+        ({}, {"format": "gmlib-set-1"}, "'gmlib-set-1'"),
         ({}, {"recipe": None}, "recipe"),
         ({}, {"classes": "[broken"}, "Expecting value"),
-        ({}, {"mean": '"x"'}, "float"),
-        ({}, {"recipe": "3"}, "not iterable"),
+        ({}, {"classes": "[]"}, "classes"),
+        ({}, {"classes": "[1, 2]"}, "str"),
+        ({}, {"mean": '"x"'}, "array"),
+        ({}, {"mean": "[NaN]"}, "mean=nan"),
+        ({}, {"std": "[0.0]"}, "std=0.0"),
+        ({}, {"std": "[-0.5]"}, "std=-0.5"),
+        ({}, {"std": "[true]"}, "bool"),
+        ({}, {"recipe": "3"}, "object"),
         ({}, {"std": "[1, 2]"}, "1 numbers"),
         ({"labels": torch.tensor([0, 2])}, {}, "label 2"),
         ({"images": torch.full((2, 1, 3, 3), float("nan"))}, {}, "NaN"),
+        ({"images": torch.zeros(2, 1, 3, 3, dtype=torch.int8)}, {}, "floats"),
         ({"images": None}, {}, "images"),
     ],
 )
-def test_safetensors_files_that_are_not_sets_are_refused(tensors, metadata, word, tmp_path):
+def test_files_that_hold_no_set_are_refused(tensors, metadata, word, tmp_path):
+    """Their digests are right."""
     whole = {"images": torch.zeros(2, 1, 3, 3), "labels": torch.tensor([0, 1])} | tensors
-    if metadata is not None:
-        valid = {"format": "gmlib-set-1", "classes": '["a", "b"]', "mean": "[0.5]", "std": "[0.5]", "recipe": "{}"}
-        metadata = {key: value for key, value in (valid | metadata).items() if value is not None}
-    save_file({k: v for k, v in whole.items() if v is not None}, tmp_path / "set.safetensors", metadata)
-    with refuses(ValueError, "set.safetensors", word):
+    valid = {"format": "gmlib-set-2", "classes": '["a", "b"]', "mean": "[0.5]", "std": "[0.5]", "recipe": "{}"}
+    metadata = {"a": "b"} if metadata is None else {k: v for k, v in (valid | metadata).items() if v is not None}
+    write_tensors(tmp_path / "set.safetensors", {k: v for k, v in whole.items() if v is not None}, metadata)
+    with refuses(ValueError, "set.safetensors is damaged", word, "delete it"):
         SyntheticSet.load(tmp_path / "set.safetensors")
+
+
+def test_a_set_without_a_digest_is_refused(tmp_path):
+    metadata = {"format": "gmlib-set-2", "classes": '["a"]', "mean": "[0.5]", "std": "[0.5]", "recipe": "{}"}
+    tensors = {"images": torch.zeros(1, 1, 3, 3), "labels": torch.tensor([0])}
+    save_file(tensors, tmp_path / "set.safetensors", metadata)
+    with refuses(ValueError, "set.safetensors is damaged"):
+        SyntheticSet.load(tmp_path / "set.safetensors")
+
+
+@pytest.mark.parametrize("name", ["x.pt", "set.npz", "set.json"])
+def test_a_name_of_another_kind_of_file_is_refused(name, tmp_path):
+    with refuses(ValueError, name, ".safetensors"):
+        make_set().save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    make_set().save(tmp_path / "set")
+    assert SyntheticSet.load(tmp_path / "set").ipc == 2
+
+
+def test_the_home_folder_may_be_spelled_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    make_set().save("~/set.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.safetensors"]
+    assert SyntheticSet.load("~/set.safetensors").ipc == 2
+
+
+@pytest.mark.parametrize("path", [None, 3, "a\0b"])
+def test_what_is_no_path_is_named(path):
+    for call in (make_set().save, SyntheticSet.load):
+        with refuses(ValueError, "path", repr(path)):
+            call(path)
 
 
 # ---- the set itself ----------------------------------------------------------------------------------------
@@ -169,6 +209,15 @@ def test_pixels_are_clipped_and_the_dataset_is_normalised():
         ({"images": torch.full((6, 3, 4, 5), float("nan"))}, "NaN or infinite"),
         ({"images": torch.full((6, 3, 4, 5), float("-inf"))}, "NaN or infinite"),
         ({"mean": (0.5,)}, "3 numbers"),
+        ({"mean": None}, "3 numbers"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "mean=nan"),
+        ({"std": (0.5, 0.5, 0.0)}, "std=0"),
+        ({"std": (0.5, 0.5, -1.0)}, "std=-1"),
+        ({"std": (0.5, 0.5, "x")}, "std='x'"),
+        ({"classes": ()}, "classes"),
+        ({"classes": None}, "classes"),
+        ({"classes": "abc"}, "classes"),
+        ({"classes": (1, 2, 3)}, "classes"),
         ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, "label 3"),
         ({"labels": torch.tensor([-1, 0, 1, 1, 2, 2])}, "label -1"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, 2])}, "sorted"),
@@ -180,6 +229,24 @@ def test_pixels_are_clipped_and_the_dataset_is_normalised():
 def test_images_and_labels_that_do_not_fit_are_refused(changes, word):
     with refuses(ValueError, word):
         make_set(**changes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("ant", "cow", "müll"), ["the class 'bee' where", "the class 'cow'"]),
+        (("ant", "bee"), ["the class 'müll', which"]),
+        (("ant", "bee", "müll", "cow"), ["lacks the class 'cow' of"]),
+        (("bee", "ant", "müll"), ["another order"]),
+        (tuple("abcdefgh"), ["where d has the classes 'a', 'b', 'c', 'd', 'e' and 3 more"]),
+    ],
+)
+def test_a_set_of_other_classes_names_those_that_differ(classes, words):
+    y = torch.arange(len(classes))
+    images = torch.rand(len(y), 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    data = Data.from_arrays("d", images, y, images, y, classes=classes)
+    with refuses(ValueError, *words):
+        check_pair(make_set(), data)
 
 
 # ---- write_atomically --------------------------------------------------------------------------------------

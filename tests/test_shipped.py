@@ -10,6 +10,7 @@ import jupytext
 import pytest
 import torch
 from conftest import make_data
+from stored import change, content_of
 
 import gmlib as gm
 from gmlib import recipe as recipes
@@ -233,19 +234,17 @@ def test_the_descents_that_come_with_the_repository(results, data):
             place / "reach.json", options, lambda S=S: gm.reach(S, data=data, device="cpu", progress=False, **options)
         )
     shutil.copy(place / "reach.json", results / "lite" / "made-up" / "ipc1" / "DC" / "set0" / "reach.json")
-    made_with = layout.read_json(
-        place / "reach.json", "seconds", "device", "device_name", "commit", "threads", "torch"
-    )
+    made_with = content_of(place / "reach.json")
     assert made_with["seconds"] > 0 and made_with["threads"] == 1
     before, after = (
-        layout.read_json(results / "made-up" / "ipc1" / "M" / "set0" / name)["seconds"] for name in FILES_OF_A_RUN
+        content_of(results / "made-up" / "ipc1" / "M" / "set0" / name)["seconds"] for name in FILES_OF_A_RUN
     )
     found = overview.made_with(results).set_index("folder").loc["made-up/ipc1"]
-    descended = sum(layout.read_json(path)["seconds"] for path in results.glob("made-up/*/*/*/reach.json"))
+    descended = sum(content_of(path)["seconds"] for path in results.glob("made-up/*/*/*/reach.json"))
     assert found["seconds"] == pytest.approx(before + after + descended) and found["sets"] == 1, (
         "noise does not count as a set"
     )
-    assert '--tables "Table 3" "Section 5" --methods M noise --precision float32' in found["command"]
+    assert "--tables 'Table 3' 'Section 5' --methods M noise --precision float32" in found["command"]
     t = readback.stored_descents(results)
     assert t.groupby(["budget", "method", "set"], sort=False).size().to_dict() == {
         ("paper", "M", 0): 4, ("paper", "noise", 0): 4, ("lite", "DC", 0): 4
@@ -271,16 +270,16 @@ def test_how_the_results_were_made(results, data):
         "made-up/ipc1/M/set0/run.json": 3600.0,
         "made-up/ipc1/M/set0/accuracy-convnet.json": 120.0,
     }.items():
-        content = json.loads((results / path).read_text())
         machine = {"device": "cuda", "device_name": "a GPU", "commit": "0123456789ab"}
-        (results / path).write_text(json.dumps({**content, "seconds": seconds, **machine}))
+        change(results / path, seconds=seconds, **machine)
     t = overview.made_with(results).set_index("folder")
     assert list(t.index) == ["made-up/ipc1", "lite/made-up/ipc1", "lite/made-up/ipc10", "lite/made-up/whole"]
     assert t[["sets", "networks"]].values.tolist() == [[1, 3], [3, 12], [1, 3], [0, 2]]
-    options = """CAMPAIGN='--tables "Table 3" --methods M --precision float32'"""
-    command = f'make results BUDGET=paper DATASETS="made-up" IPC="1" {options}'
+    campaign = ".venv/bin/python workflow/campaign.py --budget"
+    options = "--tables 'Table 3' --methods M --precision float32"
+    command = f"{campaign} paper --datasets made-up --ipc 1 {options}"
     assert t.loc["made-up/ipc1"].tolist() == [1, 3, 3720.0, "a GPU", "0123456789ab", command]
-    whole = """make results BUDGET=lite DATASETS="made-up" CAMPAIGN='--tables "Whole data"'"""
+    whole = f"{campaign} lite --datasets made-up --tables 'Whole data'"
     assert t.loc["lite/made-up/whole", "command"] == whole
     assert t.loc["lite/made-up/ipc1", "device"].endswith(", 1 thread")
     text = overview.readme(f"before\n{overview.BEGIN}\nstale{overview.END}\nafter\n", results)
@@ -288,8 +287,7 @@ def test_how_the_results_were_made(results, data):
         f"\n\n{overview.END}\nafter\n"
     )
     assert (
-        f"| `made-up/ipc1` | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | `{t.loc['made-up/ipc1', 'command']}` |"
-        in text
+        f"| <code>made-up/ipc1</code> | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | <code>{command}</code> |" in text
     )
     assert "stale" not in text and overview.readme(text, results) == text
 

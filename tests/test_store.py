@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,13 +17,16 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_data
+from messages import refuses
 from safetensors.torch import load_file
+from stored import change, content_of
 
 import gmlib as gm
 from gmlib import condensation, evaluation, how
 from gmlib import recipe as recipes
 from gmlib.checks import as_list
-from gmlib.runs import layout, locks, provenance, readback, shipped, store
+from gmlib.files import json_digest, read_tensors, write_json, write_tensors
+from gmlib.runs import layout, locks, overview, provenance, readback, shipped, store
 from gmlib.runtime import OutOfTime, deadline_in
 from gmlib.speed import training
 from gmlib.speed.memory import PeakMemory
@@ -141,13 +145,16 @@ def test_phase_2_continues_network_by_network(data, tmp_path, monkeypatch):
     assert len(count) == 1
 
 
-def test_a_recipe_that_was_changed_after_the_run_is_refused(data, tmp_path):
+def test_a_record_that_was_changed_after_the_run_is_refused(data, tmp_path):
     path = run(data, tmp_path).folder / "run.json"
     record = json.loads(path.read_text())
-    assert record["recipe_hash"] == layout.recipe_hash(record["recipe"]) and len(record["recipe_hash"]) == 64
-    path.write_text(json.dumps({**record, "recipe": {**record["recipe"], "outer_loops": 7}}))
-    with pytest.raises(ValueError, match="changed after"):
-        run(data, tmp_path)
+    assert record["recipe_hash"] == json_digest(record["recipe"]) and len(record["recipe_hash"]) == 64
+    for changes in ({"recipe": {**record["recipe"], "outer_loops": 7}}, {"seconds": 0}):
+        path.write_text(json.dumps({**record, **changes}))
+        with pytest.raises(ValueError, match=r"run\.json is damaged .*changed"):
+            run(data, tmp_path)
+    path.write_text(json.dumps(record))  # other spaces are no other content
+    run(data, tmp_path)
 
 
 def test_seconds_count_what_came_before_a_restart(data, tmp_path):
@@ -211,7 +218,7 @@ def test_a_run_that_continued_at_another_commit_names_both(data, tmp_path, monke
     run(data, tmp_path, networks=1)
     at("c")
     run(data, tmp_path, networks=2)
-    commits = {path.name: layout.read_json(path)["commit"] for path in folder.glob("*.json")}
+    commits = {path.name: content_of(path)["commit"] for path in folder.glob("*.json")}
     assert commits == {"run.json": "a, b", "accuracy-convnet.json": "b, c"}
     before = contents(folder)
     for name in ("checkpoint.safetensors", "checkpoint-last-good.safetensors", "begun.json", ".0123456789abcdef.tmp"):
@@ -283,9 +290,8 @@ def test_another_recipe_or_other_data_in_the_folder_is_an_error(data, tmp_path):
         ({"device": "cudax"}, "'cudax'"),
         ({"method": "XX"}, "'XX': choose from DC, M, .*, random"),
         ({"budget": "huge"}, "budget 'huge'"),
-        ({"ipc": 9}, "ipc=9"),
         ({"method": "random", "ipc": 9}, "ipc=9"),
-        ({"snapshots": [9]}, "snapshot 9"),
+        ({"snapshots": [9]}, "snapshot=9"),
         ({"lr_images": -1.0}, "lr_images=-1.0"),
         ({"dtype": torch.int8}, "int8"),
     ],
@@ -366,10 +372,12 @@ def test_a_sweep_out_of_time_says_what_it_left(data, tmp_path):
     ("call", "words"),
     [
         ({"methods": ["DC", "XX"]}, "'XX'"),
-        ({"ipc": [1, 99]}, "ipc=99"),
-        ({"ipc": [1, 5]}, "ipc=5"),
+        ({"methods": ["random"], "ipc": [1, 99]}, "ipc=99"),
         ({"networks": -1}, "networks=-1"),
+        ({"networks": 10**9}, "networks=10{9}"),
+        ({"trace_networks": 10**9}, "trace_networks=10{9}"),
         ({"sets": 0}, "sets=0"),
+        ({"sets": 10**9}, "sets=10{9}"),
     ],
 )
 def test_a_sweep_checks_everything_before_it_starts(call, words, data, tmp_path):
@@ -798,14 +806,21 @@ def foreign_checkpoint(job):
     (other.folder / store.CHECKPOINT).replace(job.folder / store.CHECKPOINT)
 
 
+def foreign_record(job):
+    """Put a finished run of another recipe there."""
+    (other,) = plan(job.data, job.folder / "other", (job.method,), lr_images=0.7)
+    do(other)
+    for name in ("run.json", "set.safetensors"):
+        (other.folder / name).replace(job.folder / name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lambda job: (job.folder / "run.json").write_text("{"), r"run\.json is damaged"),
-        (lambda job: (job.folder / "run.json").write_text('{"recipe": {}, "data": {}, "method": "", "budget": ""}'),
-         "holds a run with"),
+        (foreign_record, "holds a run with lr_images=0.7"),
         (lambda job: (job.folder / store.BEGUN).write_text("{"), r"begun\.json is damaged"),
-        (lambda job: (job.folder / store.CHECKPOINT).write_bytes(b"damaged"), "checkpoint .* is damaged"),
+        (lambda job: (job.folder / store.CHECKPOINT).write_bytes(b"damaged"), "checkpoint.* is damaged"),
         (foreign_checkpoint, "belongs to another run, with lr_images=0.7"),
     ],
     ids=["damaged run.json", "another run", "damaged begun.json", "damaged checkpoint", "another checkpoint"],
@@ -913,3 +928,240 @@ def test_a_source_network_in_the_name_of_a_method(data, tmp_path):
     for coreset in ("random", "herding"):
         with pytest.raises(ValueError, match=f"{coreset}@mlp names a source network, .*: write {coreset}$"):
             run(data, tmp_path, f"{coreset}@mlp")
+
+
+# ---- stored files are checked
+
+
+def accuracies_of(values, **changes):
+    return lambda folder: change(folder / "accuracy-convnet.json", accuracies=values, **changes)
+
+
+WRONG = {
+    "above 100": accuracies_of([150.0, 50.0]),
+    "below 0": accuracies_of([-5.0, 50.0]),
+    "true": accuracies_of([True, 50.0]),
+    "null": accuracies_of([None, 50.0]),
+    "a word": accuracies_of(["50", 50.0]),
+    "no list": accuracies_of(None),
+    "none at all": accuracies_of([]),
+    "a million": accuracies_of([50.0] * 10**6),
+    "a network that failed twice": accuracies_of([50.0], failed=[1, 1]),
+    "a network that failed and is not there": accuracies_of([50.0], failed=[7]),
+    "a protocol without epochs": accuracies_of([50.0, 50.0], protocol={"epochs": None}),
+    "a seed below 0": accuracies_of([50.0, 50.0], seed=-1),
+    "no digest of a set": accuracies_of([50.0, 50.0], set="x"),
+    "NaN": lambda folder: (folder / "accuracy-convnet.json").write_text('{"accuracies": [NaN]}'),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_accuracies_that_cannot_be_are_refused_and_never_averaged(name, stored_run, data):
+    root, folder = stored_run
+    WRONG[name](folder)
+    before = contents(root)
+    for read in (lambda: run(data, root, networks=3), lambda: readback.load_results(root)):
+        with refuses(ValueError, "accuracy-convnet.json is damaged", "delete it"):
+            read()
+    assert contents(root) == before
+
+
+@pytest.fixture(scope="module")
+def stored_once(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes.BUDGETS, "tiny", TINY)
+        patch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)
+        run(make_data((8, 8, 8), dtype=torch.float32, n_test=30), root, snapshots=(0, 4))
+    return root
+
+
+@pytest.fixture
+def stored_run(stored_once, tmp_path):
+    """A folder of runs with one run, and the folder of this run."""
+    root = shutil.copytree(stored_once, tmp_path / "runs")
+    return root, root / "made-up" / "ipc1" / "DC" / "set0"
+
+
+def nulls(content, place=()):
+    """The paths of all values in nested dicts, and of the first element of each list."""
+    items = content.items() if isinstance(content, dict) else list(enumerate(content))[:1]
+    for key, value in items:
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from nulls(value, (*place, key))
+
+
+@pytest.mark.parametrize("name", ["run.json", "accuracy-convnet.json", "trace.json"])
+@pytest.mark.parametrize("value", [None, "x", -1, {}], ids=str)
+def test_a_stored_value_of_another_kind_is_refused_or_harmless(name, value, stored_run, data):
+    """Never an error from inside. The digest is right each time."""
+    root, folder = stored_run
+    whole, refused = (folder / name).read_bytes(), 0
+    for place in nulls(content_of(folder / name)):
+        content = content_of(folder / name)
+        parent = content
+        for key in place[:-1]:
+            parent = parent[key]
+        parent[place[-1]] = value
+        if "recipe" in content and isinstance(content["recipe"], dict) and "recipe_hash" in content:
+            content["recipe_hash"] = (
+                json_digest(content["recipe"]) if place[0] == "recipe" else content["recipe_hash"]
+            )
+        write_json(folder / name, content)
+        for read in (
+            lambda: store.plan_run(data, "DC", 1, budget="tiny", results_dir=root),
+            lambda: readback.load_results(root),
+            lambda: shipped.load(folder),
+            lambda: overview.made_with(root),
+        ):
+            try:
+                read()
+            except ValueError as error:
+                refused += 1
+                assert str(folder) in str(error) and "delete" in str(error) and ". " not in str(error), error
+        (folder / name).write_bytes(whole)
+    assert refused > 10
+
+
+def test_a_set_of_another_run_does_not_get_these_accuracies(stored_run, data):
+    root, folder = stored_run
+    other = run(data, root, seed=1).folder
+    shutil.copy(other / "set.safetensors", folder)
+    for read in (lambda: run(data, root), lambda: shipped.load(folder)):
+        with pytest.raises(ValueError, match=r"set\.safetensors is not the set"):
+            read()
+
+
+def test_accuracies_of_a_set_that_is_gone_are_refused_before_a_new_one_is_made(stored_run, data, monkeypatch):
+    root, folder = stored_run
+    (folder / "run.json").unlink()
+    monkeypatch.setattr(store, "condense_together", None)
+    for name in ("accuracy-convnet.json", "trace.json"):
+        with refuses(ValueError, name, "another set", "delete it"):
+            run(make_data((8, 8, 8), dtype=torch.float32, n_test=30, seed=9), root)
+        (folder / name).unlink()
+
+
+def test_accuracies_of_another_set_are_refused(stored_run, data):
+    root, folder = stored_run
+    other = run(data, root, seed=1).folder
+    for name in ("accuracy-convnet.json", "trace.json"):
+        before = (folder / name).read_bytes()
+        change(folder / name, set=content_of(other / "run.json")["set"])
+        for read in (lambda: run(data, root), lambda: shipped.load(folder)):
+            with refuses(ValueError, name, "another set"):
+                read()
+        (folder / name).write_bytes(before)
+    run(data, root)
+
+
+def test_networks_trained_on_other_data_are_refused(data, tmp_path):
+    options = {"budget": "tiny", "device": "cpu", "results_dir": tmp_path, "progress": False}
+    store.whole_data(data, **options)
+    with refuses(ValueError, "accuracy-convnet.json", "other data"):
+        store.whole_data(make_data((8, 8, 8), dtype=torch.float32, n_test=30, seed=9), **options)
+
+
+def test_snapshots_of_another_set_or_that_are_damaged_are_refused(stored_run, data):
+    root, folder = stored_run
+    path = folder / "snapshots.safetensors"
+    whole = path.read_bytes()
+    tensors, metadata = read_tensors(path, store.SNAPSHOTS_FORMAT, "")
+    del metadata["sha256"]
+    for wrong in (
+        (tensors, metadata | {"set": "0" * 64}),
+        ({"k0": tensors["k0"][:1].clone()}, metadata),
+        ({"k0": tensors["k0"] * math.nan}, metadata),
+        ({"other": tensors["k0"]}, metadata),
+    ):
+        write_tensors(path, *wrong)
+        with refuses(ValueError, "snapshots.safetensors is damaged", "delete it"):
+            run(data, root)
+    path.write_bytes(whole[:-1])
+    with refuses(ValueError, "snapshots.safetensors is damaged"):
+        run(data, root)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": None},
+        {"columns": {"a": [1, 2, 3]}},
+        {"columns": {"more": [1, 2]}},
+        {"dtypes": {"a": "no dtype"}},
+        {"columns": {"a": ["x", "y"]}},
+        {"settings": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_table_is_named(changes, tmp_path):
+    path = tmp_path / "t.json"
+    store.cached_table(path, {}, lambda: pd.DataFrame({"a": [1.5, 2.5], "b": [1, 2]}))
+    change(path, **changes)
+    with refuses(ValueError, "t.json is damaged", "delete it"):
+        store.cached_table(path, {}, pytest.fail)
+
+
+@pytest.mark.parametrize("settings", [{"lr": math.nan}, {"S": torch.zeros(1)}])
+def test_settings_that_json_lacks_are_refused_before_the_table_is_made(settings, tmp_path):
+    with refuses(ValueError, "settings", "JSON"):
+        store.cached_table(tmp_path / "t.json", settings, pytest.fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_diverged_is_stored_and_counts_as_done(data, tmp_path, monkeypatch):
+    outcomes = iter([50.0, math.nan, 70.0, 80.0, 90.0])
+    monkeypatch.setattr(evaluation, "accuracy", lambda *_: next(outcomes))
+    found = run(data, tmp_path, "random", networks=3).evaluation
+    assert (found.accuracies, found.failed) == ((50.0, 70.0), (1,))
+    assert run(data, tmp_path, "random", networks=3).evaluation == found
+    assert run(data, tmp_path, "random", networks=2).evaluation == found.first(2)
+    more = run(data, tmp_path, "random", networks=4).evaluation
+    assert (more.accuracies, more.failed) == ((50.0, 70.0, 80.0), (1,))
+    table = readback.load_results(tmp_path)
+    assert table["accuracy"].tolist() == [50.0, 70.0, 80.0]
+
+
+def test_a_set_with_a_diverged_network_is_complete_once_all_are_trained(stored_run, monkeypatch):
+    root, folder = stored_run
+    results = folder_of_tiny(root)
+    change(folder / "accuracy-convnet.json", accuracies=[50.0], failed=[0])
+    assert readback.stored_accuracies(results)[["accuracy", "diverged"]].values.tolist() == [[50.0, 1]]
+    (S,) = shipped.condensed(results)
+    assert S.accuracy.trained == 2
+    change(folder / "accuracy-convnet.json", accuracies=[50.0], failed=[])
+    assert readback.stored_accuracies(results).empty and len(readback.unfinished_accuracies(results)) == 1
+
+
+def test_the_threads_of_every_part_of_a_run_are_recorded(data, tmp_path):
+    with pytest.raises(OutOfTime):
+        run(data, tmp_path, deadline=AfterOneLook())
+    torch.set_num_threads(2)
+    record = run(data, tmp_path, networks=1).record
+    torch.set_num_threads(1)
+    r = run(data, tmp_path, networks=2)
+    trained = content_of(r.folder / "accuracy-convnet.json")
+    assert (record["threads"], trained["threads"]) == ([1, 2], [2, 1])
+    assert {"1 then 2 threads", "2 then 1 threads"} == {
+        overview._device(part).rpartition(", ")[2] for part in (record, trained)
+    }
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../../elsewhere", "/etc", "x" * 275, "~"])
+def test_every_data_set_has_a_folder_of_its_own_inside_the_results(name, tmp_path):
+    for folder, depth in (
+        (layout.run_folder(tmp_path, name, 1, "DC", 0), 4),
+        (layout.whole_data_folder(tmp_path, name), 2),
+    ):
+        inside = folder.resolve().relative_to(tmp_path.resolve())
+        assert len(inside.parts) == depth and max(map(len, inside.parts)) < 150
+
+
+def test_results_may_be_named_with_a_tilde(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert run(data, "~/runs", "random").folder.is_relative_to(tmp_path / "runs")
+    assert len(readback.load_results("~/runs")) == 2
+    store.cached_table("~/t.json", {}, lambda: pd.DataFrame({"a": [1]}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "runs", "t.json"]

@@ -329,7 +329,7 @@ def test_bad_input_is_refused_before_any_work(tmp_path):
         ([of_method("DC"), "M"], {}, "str"),
         ([of_method("DC"), of_method("M")], {"snapshots": [(1,)]}, "1 entries for 2 recipes"),
         ([of_method("DC"), of_method("M")], {"checkpoint": [tmp_path / "a"] * 2}, "the same checkpoint"),
-        ([of_method("DC"), of_method("M")], {"snapshots": [(1,), (9,)]}, "snapshot 9"),
+        ([of_method("DC"), of_method("M")], {"snapshots": [(1,), (9,)]}, "snapshot=9"),
     ):
         with pytest.raises(ValueError, match=message):
             together(data, recipes, **{"checkpoint": tmp_path / "file", **options})

@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ import torch
 from ..checks import check_number, choose
 from ..condensation import Diverged
 from ..data import Data
+from ..files import as_path
 from ..runtime import OutOfTime
 from .jobs import Job, choose_recipe, plan_run
 from .store import do
@@ -78,7 +78,7 @@ def read_cells(path: str | os.PathLike) -> list[Cell]:
     FileNotFoundError
         If there is no such file.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"there is no file {path}: name a CSV with one line for each cell")
     lines: list[tuple[str, list[str]]] = []

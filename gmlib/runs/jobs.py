@@ -13,14 +13,15 @@ import torch
 from ..checks import as_list, check_number, choose
 from ..condensation import check
 from ..coresets import CORESETS, recipe_of
-from ..data import Data
+from ..data import Data, check_data
 from ..evaluation import Evaluation, Protocol, resolve_protocol
-from ..files import slug
+from ..files import as_json, path_or, slug
 from ..recipe import BUDGETS, METHODS, Recipe
 from ..sets import STORED_DTYPES
-from .layout import read_evaluation, read_json, recipe_hash, run_folder
+from .layout import MOST_NETWORKS, read_evaluation, read_record, read_trace, run_folder
 from .provenance import PLACE
 
+NO_SET = "no set yet"  # in the place of its digest, so that accuracies of an earlier set are refused
 CHANGED = ", changed"  # follows the budget's name if the recipe is not the budget's
 
 
@@ -158,14 +159,15 @@ def plan_run(
     ValueError
         As in `store.run`.
     """
+    check_data(data)
     size = choose(BUDGETS, "budget", budget)
     chosen, recipe = choose_recipe(method, data.name, ipc, budget, seed, overrides)
     check(data, recipe, () if chosen else snapshots)
     n_networks = size.networks if networks is None else networks
-    check_number("networks", n_networks, least=1, whole=True)
+    n_networks = check_number("networks", n_networks, least=1, below=MOST_NETWORKS + 1, whole=True)
     n_trace = n_networks if trace_networks is None else trace_networks
-    check_number("trace_networks", n_trace, least=0, whole=True)
-    if dtype not in (None, *STORED_DTYPES):
+    n_trace = check_number("trace_networks", n_trace, least=0, below=MOST_NETWORKS + 1, whole=True)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in STORED_DTYPES):
         raise ValueError(f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}")
     targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(as_list(targets)))
     if not targets:
@@ -180,7 +182,9 @@ def plan_run(
         n_networks=n_networks,
         protocol=Protocol(recipe.width, recipe.depth, size.epochs),
         targets=targets,
-        folder=run_folder(results_dir or default_folder(budget), data.name, ipc, chosen or recipe.method, seed),
+        folder=run_folder(
+            path_or(results_dir, default_folder(budget)), data.name, ipc, chosen or recipe.method, seed
+        ),
         snapshots=() if chosen else tuple(snapshots),
         n_trace=n_trace,
         dtype=dtype,
@@ -191,9 +195,11 @@ def plan_run(
             "epochs": size.coreset_epochs,
         },
     )
-    stored_record(job)
+    as_json({"recipe": job.made_by, "data": [data.name, data.origin, *data.classes]}, "what is stored of a run")
+    of = (stored_record(job) or {"set": NO_SET})["set"]
     for network in targets:
-        stored_evaluation(job.folder, network, seed, resolve_protocol(data, data, network, job.protocol))
+        stored_evaluation(job.folder, network, seed, resolve_protocol(data, data, network, job.protocol), of)
+    read_trace(job.folder / "trace.json", of)
     return job
 
 
@@ -205,41 +211,50 @@ def stored_record(job: Job) -> dict[str, Any] | None:
     ValueError
         If the folder holds another run, or the file is damaged.
     """
-    path = job.folder / "run.json"
-    if not path.is_file():
+    if not (job.folder / "run.json").is_file():
         return None
-    record = read_json(path, "recipe", "data", "method", "budget")
+    record = read_record(job.folder)
     stored = record["recipe"]
     asked = job.made_by
     if asked.get("precision") == "auto":  # what was measured then counts
         asked = asked | {"precision": stored.get("precision")}
-    if record.get("recipe_hash", recipe_hash(stored)) != recipe_hash(stored):
-        raise ValueError(f"the recipe in {path} was changed after the run: delete the folder or restore the file")
     name = _first_difference(stored, asked)
     if name is not None:
         raise ValueError(
             f"{job.folder} holds a run with {name}={stored.get(name)!r}, but {name}={asked.get(name)!r} is "
             "needed: delete it or choose another results_dir"
         )
-    if record["data"].get("fingerprint") != job.data.fingerprint:
+    if record["data"]["fingerprint"] != job.data.fingerprint:
         raise ValueError(
             f"{job.folder} was made from another copy of {job.data.name}: delete it or choose another results_dir"
         )
     return record
 
 
-def stored_evaluation(folder: Path, network: str, seed: int, protocol: Mapping[str, Any]) -> Evaluation | None:
+def stored_evaluation(
+    folder: Path, network: str, seed: int, protocol: Mapping[str, Any], of: str
+) -> Evaluation | None:
     """The stored accuracies of one architecture; None if there are none.
+
+    Parameters
+    ----------
+    folder : Path
+    network : str
+    seed : int
+    protocol : mapping
+        A resolved one.
+    of : str
+        What they belong to, see `gmlib.runs.layout.read_accuracies`.
 
     Raises
     ------
     ValueError
-        If the networks were trained with another seed or by another protocol, or the file is damaged.
+        If the networks were trained on another set, with another seed or by another protocol, or the file is damaged.
     """
     path = folder / f"accuracy-{slug(network)}.json"
     if not path.is_file():
         return None
-    stored = read_evaluation(path)
+    stored = read_evaluation(path, of)
     found = {"seed": stored.seed, **stored.protocol}
     asked = {"seed": seed, **protocol}
     name = _first_difference(found, asked)

@@ -1,36 +1,194 @@
-"""Where the files of a run are, and how they are written, read and checked."""
+"""Where the files of a run are, and how they are written, read and checked.
+
+Each kind of JSON file has a `msgspec.Struct` here that says what it must hold. Keys that it does not name are kept.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta
+
+from ..checkpoint import HistoryEntry
 from ..evaluation import Evaluation
-from ..files import slug, write_atomically
-from ..recipe import BUDGETS
+from ..files import as_path, fit, json_digest, read_json, slug
+from ..recipe import BUDGETS, Recipe
+from ..sets import SyntheticSet
 
 # By the paper's protocol a set counts from this many networks on. The paper trains 50 (Section 4.1), but the sets are
 # the sample, and the mean of ten networks adds little to how much sets differ.
 LEAST_NETWORKS = 10
+MOST_NETWORKS = 10_000  # on one set; a file with more accuracies is damaged
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Seconds = Annotated[float, Meta(ge=0)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+OuterLoops = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]  # a number, as a key
+
+
+class MadeWith(msgspec.Struct):
+    """`gmlib.runs.provenance.made_with_here`: in every JSON file of a run but trace.json."""
+
+    gmlib: str
+    commit: str | None
+    python: str
+    torch: str
+    device: str
+    device_name: str
+    threads: Positive | list[Positive]
+
+
+class Timed(msgspec.Struct):
+    """What all files of finished work hold."""
+
+    seconds: Seconds
+
+
+class Origin(msgspec.Struct):
+    """The data in a run.json."""
+
+    name: str
+    fingerprint: Digest
+    origin: str
+
+
+class AnyRecipe(msgspec.Struct):
+    """What every recipe in a run.json holds. A coreset has a method too, another set all fields of `Recipe`."""
+
+    dataset: str
+    ipc: Positive
+    seed: Count
+    method: str = ""
+
+
+class Record(msgspec.Struct):
+    """run.json. ``set`` is the digest of set.safetensors."""
+
+    method: str
+    budget: str
+    recipe: dict[str, Any]
+    recipe_hash: Digest
+    data: Origin
+    set: Digest
+    peak_memory_bytes: Seconds | None
+    history: list[HistoryEntry]
+    made_together: Positive = 1
+
+    def __post_init__(self) -> None:
+        if self.recipe_hash != json_digest(self.recipe):
+            raise ValueError("the recipe was changed after the run")
+        try:
+            fit(self.recipe, AnyRecipe)
+            made = self.recipe.get("method") or Recipe(**self.recipe).method
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"its recipe does not fit: {error}") from error
+        if self.method != made:
+            raise ValueError(f"the recipe makes {made}, but the method is named {self.method}")
+
+
+class StoredProtocol(msgspec.Struct):
+    """`gmlib.Protocol.resolve`."""
+
+    width: Positive
+    depth: Positive
+    epochs: Positive
+    optimiser: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    batch: Positive
+    augment: str
+    precision: str
+
+
+class StoredEvaluation(msgspec.Struct):
+    """The part of an accuracy-<network>.json that a trace.json has too. ``failed`` are networks that diverged."""
+
+    network: str
+    seed: Count
+    accuracies: Annotated[list[Percent], Meta(max_length=MOST_NETWORKS)]
+    protocol: StoredProtocol
+    seconds: Seconds
+    failed: Annotated[list[Count], Meta(max_length=MOST_NETWORKS)] = []
+
+    def __post_init__(self) -> None:
+        trained = len(self.accuracies) + len(self.failed)
+        if not trained or self.failed != sorted({j for j in self.failed if j < trained}):
+            raise ValueError(f"failed={self.failed} does not fit its {len(self.accuracies)} accuracies")
+
+
+class Belongs(msgspec.Struct):
+    """What accuracies belong to: ``set`` is the digest of a set, or the fingerprint of the data if there is none."""
+
+    set: Digest
+
+
+class StoredTrace(msgspec.Struct):
+    """trace.json: evaluations by number of outer iterations."""
+
+    trace: dict[OuterLoops, StoredEvaluation]
+
+
+class StoredTable(msgspec.Struct):
+    """reach.json, pulls.json and other tables."""
+
+    settings: dict[str, Any]
+    columns: dict[str, list[Any]]
+    dtypes: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if set(self.columns) != set(self.dtypes) or len({len(column) for column in self.columns.values()}) > 1:
+            raise ValueError("its columns do not fit together")
 
 
 def run_folder(results_dir: str | os.PathLike, dataset: str, ipc: int, method: str, seed: int) -> Path:
     """The folder of one run: <dataset>/ipc<N>/<method>/set<seed>."""
-    return Path(results_dir, slug(dataset), f"ipc{ipc}", slug(method), f"set{seed}")
+    return as_path(results_dir) / slug(dataset) / f"ipc{ipc}" / slug(method) / f"set{seed}"
 
 
 def whole_data_folder(results_dir: str | os.PathLike, dataset: str) -> Path:
     """The folder of the networks trained on all training images."""
-    return Path(results_dir, slug(dataset), "whole")
+    return as_path(results_dir) / slug(dataset) / "whole"
 
 
-def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """The sha256, in hexadecimal digits, of a recipe as JSON with sorted names and without spaces."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def read_record(run: Path) -> dict[str, Any]:
+    """The run.json in the folder of a run.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    return read_json(run / "run.json", Record, MadeWith, Timed, advice="the rest of its folder, and run again")
+
+
+def load_set(run: Path, record: Mapping[str, Any]) -> SyntheticSet:
+    """The set in the folder of a run.
+
+    Parameters
+    ----------
+    run : Path
+    record : mapping
+        Its run.json.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no set.
+    ValueError
+        If it is damaged, or not the one that run.json describes.
+    """
+    path = run / "set.safetensors"
+    S, digest = SyntheticSet.load_with_digest(path)
+    if digest != record["set"]:
+        raise ValueError(f"{path} is not the set of the run.json next to it: delete {run} and run again")
+    return S
 
 
 def evaluation_to_json(e: Evaluation) -> dict[str, Any]:
@@ -39,6 +197,7 @@ def evaluation_to_json(e: Evaluation) -> dict[str, Any]:
         "network": e.network,
         "seed": e.seed,
         "accuracies": list(e.accuracies),
+        "failed": list(e.failed),
         "protocol": e.protocol,
         "seconds": e.seconds,
     }
@@ -47,57 +206,54 @@ def evaluation_to_json(e: Evaluation) -> dict[str, Any]:
 def evaluation_from_json(stored: Mapping[str, Any]) -> Evaluation:
     """The evaluation that `evaluation_to_json` stored."""
     return Evaluation(
-        accuracies=tuple(stored["accuracies"]),
+        accuracies=tuple(map(float, stored["accuracies"])),
         network=stored["network"],
         seed=stored["seed"],
         protocol=stored["protocol"],
         seconds=stored["seconds"],
+        failed=tuple(stored.get("failed", ())),
     )
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """The evaluation in an accuracy-<network>.json.
+def read_accuracies(path: Path, of: str | None = None) -> dict[str, Any]:
+    """The content of an accuracy-<network>.json.
+
+    Parameters
+    ----------
+    path : Path
+    of : str, optional
+        The digest of the set, or the fingerprint of the data, that the networks must have been trained on.
 
     Raises
     ------
     ValueError
-        If the file is damaged.
+        If the file is damaged, or the networks were trained on something else.
     """
-    return evaluation_from_json(read_json(path, "network", "seed", "accuracies", "protocol", "seconds"))
+    content = read_json(path, StoredEvaluation, Belongs, MadeWith)
+    _check_set(path, content, of)
+    return content
 
 
-def read_trace(path: Path) -> dict[int, Evaluation]:
+def read_evaluation(path: Path, of: str | None = None) -> Evaluation:
+    """The evaluation in an accuracy-<network>.json, with the parameters and errors of `read_accuracies`."""
+    return evaluation_from_json(read_accuracies(path, of))
+
+
+def read_trace(path: Path, of: str | None = None) -> dict[int, Evaluation]:
     """The evaluations in a trace.json by number of outer iterations; empty if there is no such file.
 
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
+    Parameters and errors are those of `read_accuracies`.
     """
-    return {int(k): evaluation_from_json(e) for k, e in read_json(path).items()} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    content = read_json(path, StoredTrace, Belongs)
+    _check_set(path, content, of)
+    return {int(k): evaluation_from_json(e) for k, e in content["trace"].items()}
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises
-    ------
-    ValueError
-        If the file holds no JSON object, or one without these keys.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        missing = [key for key in keys if key not in content]
-        if missing or not isinstance(content, dict):
-            raise ValueError(f"it lacks {', '.join(missing) or 'everything'}")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from error
-    return content
+def _check_set(path: Path, content: Mapping[str, Any], of: str | None) -> None:
+    if of is not None and content["set"] != of:
+        raise ValueError(f"{path} belongs to another set or other data: delete it and run again")
 
 
 def is_complete(budget: str, n: int) -> bool:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import shlex
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..checks import require
+from ..checks import as_list, require
 
 require("pandas", "analysis")
 
 import pandas as pd
 
-from .layout import read_evaluation, read_json
+from ..files import read_json
+from .layout import MadeWith, StoredTable, Timed, evaluation_from_json, read_accuracies, read_record
 from .shipped import (
     MEASUREMENTS,
     changes_in,
     files_of,
     order_key,
     probe_folders,
-    read_record,
     results_folder,
     spell_changes,
 )
@@ -67,12 +69,12 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
     rows = []
     for folder, runs in runs_in.items():
         accuracies = [path for run in runs for path in sorted(run.glob("accuracy-*.json"))]
-        trained = [read_evaluation(path) for path in accuracies]
         made_by = {run: read_record(run) for run in runs if (run / "run.json").is_file()}
         records = list(made_by.values())
+        contents = [read_accuracies(path, made_by.get(path.parent, {}).get("set")) for path in accuracies]
+        trained = [evaluation_from_json(content) for content in contents]
         measured = [path for name in MEASUREMENTS for run in runs for path in run.glob(name)]
-        needed = ("seconds", "device", "device_name", "commit", "threads")
-        stored = records + [read_json(path, *needed) for path in [*accuracies, *measured]]
+        stored = [*records, *contents, *(read_json(path, StoredTable, Timed, MadeWith) for path in measured)]
         ipc = None if folder.name == "whole" else int(folder.name.removeprefix("ipc"))
         methods = {record["method"] for record in records}
         tables = _tables(methods, {e.network for e in trained}, {path.name for path in measured}, ipc)
@@ -95,7 +97,7 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
                 tables=tables,
                 methods=methods,
                 precision=precisions.pop() if len(precisions) == 1 and "precision" not in changes else "auto",
-                change=f" --change {spell_changes(changes)}" if changes else "",
+                changes=[spell_changes({name: value}) for name, value in sorted(changes.items())],
             ),
         }
         rows.append(row)
@@ -127,15 +129,16 @@ def _command(
     tables: Collection[str],
     methods: Collection[str],
     precision: str,
-    change: str,
+    changes: Collection[str],
 ) -> str:
-    at = "" if ipc is None else f' IPC="{ipc}"'
-    quoted = " ".join(f'"{name}"' for name in tables)
-    spelled = [f'"{m}"' if "*" in m else m for m in sorted(methods, key=order_key)]  # the shell would expand a *
-    only = f" --methods {' '.join(spelled)}" if spelled else ""
-    exact = "" if precision == "auto" else f" --precision {precision}"
-    options = f"--tables {quoted}{only}{exact}{change}"
-    return f"make results BUDGET={budget} DATASETS=\"{dataset}\"{at} CAMPAIGN='{options}'"
+    """A line for the shell. It starts the campaign itself: make would read a $ in a name."""
+    words = [".venv/bin/python", "workflow/campaign.py", "--budget", budget, "--datasets", dataset]
+    words += [] if ipc is None else ["--ipc", str(ipc)]
+    words += ["--tables", *tables]
+    words += ["--methods", *sorted(methods, key=order_key)] if methods else []
+    words += [] if precision == "auto" else ["--precision", precision]
+    words += ["--change", *changes] if changes else []
+    return shlex.join(words)
 
 
 def readme(text: str, results_dir: str | os.PathLike | None = None) -> str:
@@ -156,10 +159,35 @@ def readme(text: str, results_dir: str | os.PathLike | None = None) -> str:
         )
     lines = ["| folder | sets | networks | time | device | commit | command |", "| --- " * 7 + "|"]
     for r in made_with(results_dir).itertuples():
-        cells = [f"`{r.folder}`", r.sets, r.networks, _duration(r.seconds), r.device, r.commit, f"`{r.command}`"]
+        folder, device, commit, command = map(in_markdown, (r.folder, r.device, r.commit, r.command))
+        cells = [f"<code>{folder}</code>", r.sets, r.networks, _duration(r.seconds)]
+        cells += [device, commit, f"<code>{command}</code>"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     body = "\n".join(lines) if len(lines) > 2 else "No run is here yet."
     return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+
+
+def in_markdown(text: object) -> str:
+    """A name in Markdown, so that it is shown as it is.
+
+    Everything written into Markdown from a file or from a caller goes through this function: it may hold HTML, links
+    or the marks of Markdown. Line breaks become spaces.
+
+    Parameters
+    ----------
+    text : object
+        It is shown as ``str(text)``.
+
+    Returns
+    -------
+    str
+        With a numeric character reference for each mark. Not for the inside of backticks.
+    """
+    line = " ".join(str(text).split())
+    marks = r"[\\`*{}\[\]<>|$&~]|(?<![^\W_])_|_(?![^\W_])"  # _ means nothing inside a word
+    line = re.sub(marks, lambda mark: f"&#{ord(mark[0])};", line)
+    starts = r"\A\d+[.)](?=\s|\Z)|\A[^\w\s&.,/'\"]"  # of a list, a heading, a rule or a comment
+    return re.sub(starts, lambda mark: f"{mark[0][:-1]}&#{ord(mark[0][-1])};", line)
 
 
 def _listed(words: Iterable[str]) -> str:
@@ -169,8 +197,8 @@ def _listed(words: Iterable[str]) -> str:
 def _device(part: dict[str, Any]) -> str:
     if part["device"] != "cpu":
         return part["device_name"]
-    n = part["threads"]
-    return f"{part['device_name']}, {n} thread{'s' if n > 1 else ''}"
+    threads = as_list(part["threads"])
+    return f"{part['device_name']}, {' then '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..checks import as_list
+
 HOME = Path(__file__).resolve().parents[2]  # the repository, if gmlib is used from a checkout
 # Where runs/ and results/ are: the repository, or the working directory if gmlib is used outside a checkout.
 PLACE = HOME if (HOME / "pyproject.toml").is_file() else Path()
@@ -32,10 +34,18 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def made_with_here(device: torch.device, before: Mapping[str, Any]) -> dict[str, Any]:
-    """`environment`, with the commits of earlier parts of the same work in front of its own."""
+    """`environment`, with the commits and threads of earlier parts of the same work in front of its own.
+
+    "commit" lists several with commas. "threads" is a number, or a list if the parts had different numbers: the same
+    seed gives the same bits only for one number of threads.
+    """
     here = environment(device)
     commits = [*(before.get("commit") or "").split(", "), here["commit"] or ""]
-    return here | {"commit": ", ".join(dict.fromkeys(filter(None, commits))) or None}
+    threads = list(dict.fromkeys([*as_list(before.get("threads", [])), here["threads"]]))
+    return here | {
+        "commit": ", ".join(dict.fromkeys(filter(None, commits))) or None,
+        "threads": threads[0] if len(threads) == 1 else threads,
+    }
 
 
 def _processor() -> str:

@@ -14,21 +14,36 @@ from typing import Any
 
 from ..checks import require
 from ..evaluation import Evaluation
+from ..files import as_path, read_json
 from ..recipe import BUDGETS
 
 require("pandas", "analysis")
 
+import msgspec
 import pandas as pd
 
 from .jobs import CHANGED
-from .layout import is_complete, read_evaluation, read_json
+from .layout import Positive, StoredTable, is_complete, read_evaluation, read_record
 from .shipped import changes_in, evaluations, files_of, load, method_of, results_folder, stored_runs
 from .store import Run, cached_table
 
 COLUMNS = ["dataset", "ipc", "method", "budget", "set", "network", "net", "accuracy"]
+FURTHER = ["precision", "diverged"]
 SET_COLUMNS = [
     "dataset", "ipc", "method", "seed", "budget", "images", "bytes", "network", "accuracy", "std", "n", "path",
 ]  # fmt: skip
+
+
+class DescentSettings(msgspec.Struct):
+    """What `stored_descents` needs from the settings in a reach.json."""
+
+    max_steps: Positive
+
+
+class StoredDescents(msgspec.Struct):
+    """reach.json."""
+
+    settings: DescentSettings
 
 
 def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
@@ -49,7 +64,7 @@ def load_results(results_dir: str | os.PathLike) -> pd.DataFrame:
     ValueError
         If a file is damaged.
     """
-    return _load(Path(results_dir))[COLUMNS]
+    return _load(as_path(results_dir))[COLUMNS]
 
 
 def stored_accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
@@ -58,7 +73,8 @@ def stored_accuracies(results_dir: str | os.PathLike | None = None) -> pd.DataFr
     Returns
     -------
     DataFrame
-        The columns of `load_results`, and precision: that of the recipe, "" for a coreset.
+        The columns of `load_results`; precision: that of the recipe, "" for a coreset; diverged: how many more
+        networks were trained on the set and diverged.
 
     Raises
     ------
@@ -81,22 +97,22 @@ def unfinished_accuracies(results_dir: str | os.PathLike | None = None) -> pd.Da
 
 def _load_all(results_dir: str | os.PathLike | None) -> pd.DataFrame:
     found = [table for table in map(_load, _folders(results_dir)) if len(table)]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*COLUMNS, "precision"])
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*COLUMNS, *FURTHER])
 
 
 def _load(root: Path) -> pd.DataFrame:
-    """The rows of `load_results` with the precision of the recipe."""
+    """The rows of `load_results` with the further columns of `stored_accuracies`."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no results folder {root}: run something first, or name another folder")
     rows = []
     for path in sorted(root.glob("*/ipc*/*/set*/run.json")):
-        record = read_json(path, "recipe", "method", "budget")
+        record = read_record(path.parent)
         budget, precision = _budget(record), record["recipe"].get("precision", "")
         for file in sorted(path.parent.glob("accuracy-*.json")):
-            stored = read_json(file, "network", "accuracies")
-            found = rows_of(record | {"budget": budget}, stored["network"], stored["accuracies"])
-            rows += [row | {"precision": precision} for row in found]
-    return pd.DataFrame(rows, columns=[*COLUMNS, "precision"])
+            stored = read_evaluation(file, record["set"])
+            found = rows_of(record | {"budget": budget}, stored.network, stored.accuracies)
+            rows += [row | {"precision": precision, "diverged": len(stored.failed)} for row in found]
+    return pd.DataFrame(rows, columns=[*COLUMNS, *FURTHER])
 
 
 def _budget(record: Mapping[str, Any]) -> str:
@@ -112,7 +128,7 @@ def complete(results: pd.DataFrame) -> pd.DataFrame:
 
 def _is_complete(results: pd.DataFrame) -> pd.Series:
     """For each row whether its set has enough networks."""
-    n = results.groupby(COLUMNS[:-2])["net"].transform("size")
+    n = results.groupby(COLUMNS[:-2])["net"].transform("size") + results.get("diverged", 0)
     enough = [is_complete(*pair) for pair in zip(results["budget"], n, strict=True)]
     return pd.Series(enough, results.index, dtype=bool)
 
@@ -216,7 +232,7 @@ def stored_descents(results_dir: str | os.PathLike | None = None) -> pd.DataFram
     Section 5.
     """
     tables = []
-    for path, of, settings, rows in _measurements(results_dir, "reach.json"):
+    for path, of, settings, rows in _measurements(results_dir, "reach.json", StoredDescents):
         trained = evaluations(path.parent)
         of["accuracy"] = trained["convnet"].mean if "convnet" in trained else math.nan
         of["max_steps"] = settings["max_steps"]
@@ -244,12 +260,14 @@ def stored_pulls(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     ------
     Section 3.3.
     """
-    tables = [rows.assign(**of)[[*of, *rows]] for _, of, _, rows in _measurements(results_dir, "pulls.json")]
+    tables = [
+        rows.assign(**of)[[*of, *rows]] for _, of, _, rows in _measurements(results_dir, "pulls.json", StoredTable)
+    ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _measurements(
-    results_dir: str | os.PathLike | None, name: str
+    results_dir: str | os.PathLike | None, name: str, kind: type
 ) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any], pd.DataFrame]]:
     """(path, columns that identify the run, settings, rows) of every file of that name in the folders of runs."""
     root = results_folder(results_dir)
@@ -262,5 +280,5 @@ def _measurements(
             "budget": budget[0] if budget else "paper",
             "set": int(seed.removeprefix("set")),
         }
-        settings = read_json(path, "settings")["settings"]
+        settings = read_json(path, kind)["settings"]
         yield path, of, settings, cached_table(path, settings, pd.DataFrame)  # only reads: the file exists

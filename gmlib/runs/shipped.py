@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from ..checks import choose
+from ..checks import check_number, choose, shown
 from ..coresets import CORESETS
 from ..evaluation import Evaluation
-from ..files import slug
+from ..files import as_path, path_or, slug
 from ..recipe import BUDGETS, METHODS, Recipe
 from ..sets import SyntheticSet
 from .jobs import CHANGED
-from .layout import is_complete, read_evaluation, read_json, read_trace
+from .layout import is_complete, load_set, read_evaluation, read_record, read_trace
 from .provenance import PLACE
 
 FOLDER = PLACE / "results"
@@ -83,7 +83,7 @@ def results_folder(results_dir: str | os.PathLike | None = None) -> Path:
     FileNotFoundError
         If there is no such folder. An installed gmlib comes without results.
     """
-    root = Path(results_dir or FOLDER)
+    root = path_or(results_dir, FOLDER)
     if not root.is_dir():
         raise FileNotFoundError(
             f"there are no results at {root}: they come with the repository, so clone it or name another results_dir"
@@ -100,7 +100,7 @@ def folder(budget: str, results_dir: str | os.PathLike | None = None) -> Path:
         For an unknown budget.
     """
     choose(BUDGETS, "budget", budget)
-    return Path(results_dir or FOLDER) / ("" if budget == "paper" else budget)
+    return path_or(results_dir, FOLDER) / ("" if budget == "paper" else budget)
 
 
 def load_condensed(
@@ -137,6 +137,11 @@ def load_condensed(
     FileNotFoundError
         If there is no folder of results.
     """
+    for name, value in {"dataset": dataset, "method": method}.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={shown(value)} does not fit: give the name of a {name}")
+    ipc = check_number("ipc", ipc, least=1, whole=True)
+    seed = check_number("seed", seed, least=0, whole=True)
     if budget is not None:
         choose(BUDGETS, "budget", budget)
     runs = stored_runs(results_dir)
@@ -167,7 +172,7 @@ def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet
     for run in stored_runs(results_dir):
         S = load(run["path"])
         budget = S.budget.removesuffix(CHANGED)
-        complete = {network: e for network, e in S.evaluations.items() if is_complete(budget, e.n)}
+        complete = {network: e for network, e in S.evaluations.items() if is_complete(budget, e.trained)}
         sets.append(replace(S, evaluations=complete))
     return sets
 
@@ -188,7 +193,7 @@ def probes(results_dir: str | os.PathLike | None = None) -> list[tuple[str, Cond
 
 def probe_folder(changes: Mapping[str, Any], results_dir: str | os.PathLike | None = None) -> Path:
     """Where runs with these recipe fields changed go: results/probes/lr_images=0.01, laid out like results/."""
-    return Path(results_dir or FOLDER) / PROBES / slug(spell_changes(changes).replace(" ", ","))
+    return path_or(results_dir, FOLDER) / PROBES / slug(spell_changes(changes).replace(" ", ","))
 
 
 def probe_folders(root: Path) -> list[Path]:
@@ -269,14 +274,16 @@ def method_of(run: Path) -> str:
 
 
 def evaluations(run: str | os.PathLike) -> dict[str, Evaluation]:
-    """The accuracies in the folder of a run, by architecture.
+    """The accuracies in the folder of a run, or of networks trained on all images, by architecture.
 
     Raises
     ------
     ValueError
-        If a file is damaged.
+        If a file is damaged, or the accuracies are not of its set.
     """
-    found = [read_evaluation(path) for path in sorted(Path(run).glob("accuracy-*.json"))]
+    run = as_path(run)
+    of = read_record(run)["set"] if (run / "run.json").is_file() else None  # networks trained on all images have none
+    found = [read_evaluation(path, of) for path in sorted(run.glob("accuracy-*.json"))]
     return {e.network: e for e in found}
 
 
@@ -286,29 +293,18 @@ def load(run: str | os.PathLike) -> CondensedSet:
     Raises
     ------
     ValueError
-        If a file is damaged.
+        If a file is damaged, or they do not belong together.
     """
-    run = Path(run)
-    S = SyntheticSet.load(run / "set.safetensors")
+    run = as_path(run)
     record = read_record(run)
+    S = load_set(run, record)
     return CondensedSet(
         **{name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")},
-        history=record.get("history") or [],
+        history=record["history"],
         record=record,
         evaluations=evaluations(run),
-        trace=read_trace(run / "trace.json"),
+        trace=read_trace(run / "trace.json", record["set"]),
     )
-
-
-def read_record(run: Path) -> dict[str, Any]:
-    """The run.json in the folder of a run.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged.
-    """
-    return read_json(run / "run.json", "recipe", "method", "budget", "data")
 
 
 def files_of(root: Path, pattern: str) -> list[Path]:

@@ -3,14 +3,19 @@
 One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/::
 
     set.safetensors          the synthetic set (`SyntheticSet.load`)
-    run.json                 recipe, versions, device, seconds, peak memory, history, and which data
+    run.json                 recipe, versions, device, seconds, peak memory, history, which data, and which set
     accuracy-<network>.json  the accuracy of each network trained on the set, written after each network
     snapshots.safetensors    on request: S after some outer iterations
     trace.json               the accuracies of networks trained on these
     checkpoint.safetensors, begun.json    only while S is unfinished
 
 results/<dataset>/whole/accuracy-<network>.json holds networks trained on all training images. Every file is written
-atomically, and run.json only when S is finished. What is stored is read back and never done again.
+atomically, and run.json only when S is finished. What is stored is read back and never done again. Every file holds
+the sha256 of its content, and all but the first hold that of the set as "set" (of the data, if there is no set). A
+damaged file, or one of another set, is refused in one sentence that says what to delete.
+
+A run that is stopped and continued gives the same bits as one without a stop, on one machine with one number of
+threads. "threads" lists the numbers of all parts of the work, if they differ.
 
 If several sets were made together, "made_together" in run.json is their number. Of the work that they shared,
 "seconds" counts an equal part, but "peak_memory_bytes" is the peak of all of them.
@@ -18,7 +23,6 @@ If several sets were made together, "made_together" in run.json is their number.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -30,24 +34,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 
 from ..checkpoint import Checkpoint
-from ..checks import as_list, check_number, choose, require
+from ..checks import as_list, check_number, choose, require, shown
 from ..condensation import Diverged, condense_together
 from ..coresets import coreset
-from ..data import Data
+from ..data import Data, check_data
 from ..draws import groups
 from ..evaluation import Evaluation, Protocol, evaluate, resolve_protocol
-from ..files import slug, write_atomically
+from ..files import (
+    as_json,
+    as_path,
+    damaged,
+    json_digest,
+    path_or,
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    slug,
+    write_json,
+    write_tensors,
+)
+from ..networks import parse_name
 from ..recipe import BUDGETS
 from ..runtime import OutOfTime, deadline_passed, device_of, progress_bar
 from ..sets import SyntheticSet
 from ..speed.memory import PeakMemory
 from .jobs import CHANGED, Job, default_folder, plan_run, stored_evaluation, stored_record
-from .layout import evaluation_to_json, read_json, read_trace, recipe_hash, whole_data_folder, write_json
+from .layout import (
+    MOST_NETWORKS,
+    MadeWith,
+    StoredTable,
+    evaluation_to_json,
+    load_set,
+    read_accuracies,
+    read_trace,
+    whole_data_folder,
+)
 from .locks import Busy, locked
 from .provenance import environment, made_with_here
 
@@ -67,7 +90,10 @@ __all__ = [
     "whole_data",
 ]
 
+SNAPSHOTS_FORMAT = "gmlib-snapshots-1"
+MOST_SETS = 1000  # of one method in a sweep
 CHECKPOINT = "checkpoint.safetensors"
+SNAPSHOTS = "snapshots.safetensors"
 BEGUN = "begun.json"
 
 
@@ -259,9 +285,12 @@ def sweep(
         As `run`.
     """
     methods, ipcs = as_list(methods), as_list(ipc)
+    check_data(data)
     sets = choose(BUDGETS, "budget", budget).sets if sets is None else sets
-    check_number("sets", sets, least=1, whole=True)
-    check_number("seed", seed, least=0, whole=True)
+    sets = check_number("sets", sets, least=1, below=MOST_SETS + 1, whole=True)
+    seed = check_number("seed", seed, least=0, whole=True)
+    if not isinstance(trace, Mapping | None):
+        raise ValueError(f"trace={shown(trace)} does not fit: give {{(method, ipc): numbers of outer iterations}}")
     jobs = []
     for n in ipcs:
         for s in range(seed, seed + sets):
@@ -275,11 +304,13 @@ def sweep(
     with progress_bar(f"{data.name}, {budget} budget", len(jobs), "set", progress) as bar:
         for job in jobs:
             try:
-                runs.append(do(job, others=jobs if together else (), partly=True, **how_run))
+                found = do(job, others=jobs if together else (), partly=True, **how_run)
             except OutOfTime:
                 if not any((r.S.ipc, r.record["method"]) == (job.recipe.ipc, job.method) for r in runs):
                     left[data.name, job.recipe.ipc, job.method] = "the time budget was used up"
-            bar.update()
+            else:
+                runs.append(found)
+                bar.update(len(found.evaluations) == len(job.targets))  # only a finished set counts
     return runs, left
 
 
@@ -325,15 +356,21 @@ def whole_data(
     ------
     Table 3, last column.
     """
+    check_data(data)
+    parse_name(network)  # an unknown name is refused here
     size = choose(BUDGETS, "budget", budget)
     n = size.networks if networks is None else networks
-    check_number("networks", n, least=1, whole=True)
-    check_number("seed", seed, least=0, whole=True)
+    n = check_number("networks", n, least=1, below=MOST_NETWORKS + 1, whole=True)
+    seed = check_number("seed", seed, least=0, whole=True)
     sizes = {name: value for name, value in size.recipe.items() if name in ("width", "depth")}
     how_trained = Protocol(**{**sizes, "epochs": size.epochs, **protocol})
-    folder = whole_data_folder(results_dir or default_folder(budget), data.name)
+    folder = whole_data_folder(path_or(results_dir, default_folder(budget)), data.name)
+    device = device_of(device)
     with locked(folder, deadline, wait):
-        return _evaluated(folder, data, data, network, n, seed, how_trained, device_of(device), progress, deadline)
+        remove_leftovers(folder)
+        return _evaluated(
+            folder, data, data, data.fingerprint, network, n, seed, how_trained, device, progress, deadline
+        )
 
 
 def cached_table(
@@ -376,7 +413,8 @@ def cached_table(
     Busy
         If another process works in the folder and ``wait`` is False.
     """
-    path = Path(path)
+    path = as_path(path)
+    settings = as_json(settings, "settings")
     if path.is_file():
         return _read_table(path, settings)
     if deadline_passed(deadline):
@@ -394,10 +432,13 @@ def cached_table(
 
 def _read_table(path: Path, settings: dict[str, Any]) -> pd.DataFrame:
     pd = require("pandas", "analysis")
-    content = read_json(path, "settings", "columns", "dtypes")
-    if content["settings"] != json.loads(json.dumps(settings)):
+    content = read_json(path, StoredTable)
+    if content["settings"] != settings:
         raise ValueError(f"{path} was made with other settings: delete it or choose another results_dir")
-    return pd.DataFrame(content["columns"]).astype(content["dtypes"])
+    try:
+        return pd.DataFrame(content["columns"]).astype(content["dtypes"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise damaged(path, error) from error
 
 
 def _table_to_json(table: pd.DataFrame) -> dict[str, Any]:
@@ -413,22 +454,25 @@ def _do(
     job: Job, others: Sequence[Job], device: torch.device, progress: bool, deadline: float | None, partly: bool
 ) -> Run:
     """Both phases of one run, in a folder that is locked."""
+    remove_leftovers(job.folder)
     record = stored_record(job)
     if record is None:
         if deadline_passed(deadline):
             raise OutOfTime(f"out of time before {job.folder} was started: run again to continue")
         record = _make(job, others, device, progress, deadline)
     _clean(job.folder)  # a killed process may have left something
-    S = SyntheticSet.load(job.folder / "set.safetensors")
+    S, of = load_set(job.folder, record), record["set"]
     n, seed = job.n_networks, job.recipe.seed
     evaluations: dict[str, Evaluation] = {}
     trace = {}
     try:
-        for network in sorted(job.targets, key=lambda network: not _is_evaluated(job, network)):  # stored ones first
+        for network in sorted(
+            job.targets, key=lambda network: not _is_evaluated(job, network, of)
+        ):  # stored ones first
             evaluations[network] = _evaluated(
-                job.folder, S, job.data, network, n, seed, job.protocol, device, progress, deadline
+                job.folder, S, job.data, of, network, n, seed, job.protocol, device, progress, deadline
             )
-        trace = _traced(job, S, evaluations[job.source], device, progress, deadline)
+        trace = _traced(job, S, of, evaluations[job.source], device, progress, deadline)
     except OutOfTime:
         if not (partly and evaluations):
             raise
@@ -438,15 +482,15 @@ def _do(
 
 def _clean(folder: Path) -> None:
     """Delete what only an unfinished run needs."""
-    for pattern in ("checkpoint*.safetensors", BEGUN, ".*.tmp"):
+    for pattern in ("checkpoint*.safetensors", BEGUN):
         for leftover in folder.glob(pattern):
             leftover.unlink()
 
 
-def _is_evaluated(job: Job, network: str) -> bool:
+def _is_evaluated(job: Job, network: str, of: str) -> bool:
     protocol = resolve_protocol(job.data, job.data, network, job.protocol)
-    stored = stored_evaluation(job.folder, network, job.recipe.seed, protocol)
-    return stored is not None and stored.n >= job.n_networks
+    stored = stored_evaluation(job.folder, network, job.recipe.seed, protocol, of)
+    return stored is not None and stored.trained >= job.n_networks
 
 
 def _make(
@@ -498,8 +542,7 @@ def _is_shareable(job: Job) -> bool:
 
 def _can_be_made(job: Job) -> bool:
     """False if there is a run.json, whatever is in it. ValueError if an unfinished run cannot be continued."""
-    if (job.folder / BEGUN).is_file():
-        read_json(job.folder / BEGUN)
+    _begun(job)
     Checkpoint(job.folder / CHECKPOINT, job.data, [job.recipe])
     return not (job.folder / "run.json").is_file()
 
@@ -537,23 +580,29 @@ def _condense(jobs: Sequence[Job], device: torch.device, progress: bool, deadlin
 
 def _begin(job: Job, device: torch.device) -> dict[str, Any]:
     """What the set is made with. It is kept for the process that continues, perhaps at another commit."""
-    path = job.folder / BEGUN
-    made_with = made_with_here(device, read_json(path) if path.is_file() else {})
-    write_json(path, made_with)
+    made_with = made_with_here(device, _begun(job))
+    write_json(job.folder / BEGUN, made_with)
     return made_with
 
 
+def _begun(job: Job) -> dict[str, Any]:
+    """What earlier processes wrote for the one that continues; empty if there were none."""
+    path = job.folder / BEGUN
+    return read_json(path, MadeWith) if path.is_file() else {}
+
+
 def _store(job: Job, S: SyntheticSet, made_with: Mapping[str, Any], seconds: float, peak: float) -> dict[str, Any]:
-    S.save(job.folder / "set.safetensors", job.dtype)
+    digest = S.save(job.folder / "set.safetensors", job.dtype)
     if S.snapshots:
-        tensors = {f"k{k}": images.to("cpu", job.dtype).contiguous() for k, images in S.snapshots.items()}
-        write_atomically(job.folder / "snapshots.safetensors", to_safetensors(tensors))
+        tensors = {f"k{k}": images.to("cpu", job.dtype) for k, images in S.snapshots.items()}
+        write_tensors(job.folder / SNAPSHOTS, tensors, {"format": SNAPSHOTS_FORMAT, "set": digest})
     record = {
         "method": job.method,
         "budget": job.budget,
         "recipe": S.recipe,
-        "recipe_hash": recipe_hash(S.recipe),
+        "recipe_hash": json_digest(S.recipe),
         "data": {"name": job.data.name, "fingerprint": job.data.fingerprint, "origin": job.data.origin},
+        "set": digest,
         **made_with,
         "seconds": seconds,
         "peak_memory_bytes": None if math.isnan(peak) else peak,
@@ -567,6 +616,7 @@ def _evaluated(
     folder: Path,
     S: SyntheticSet | Data,
     data: Data,
+    of: str,
     network: str,
     n: int,
     seed: int,
@@ -575,54 +625,73 @@ def _evaluated(
     progress: bool,
     deadline: float | None,
 ) -> Evaluation:
-    """Phase 2: train and test networks, from the first that is not stored. Each is stored as it is done."""
+    """Phase 2: train and test networks, from the first that is not stored. Each is stored as it is done.
+
+    ``of`` is the digest of the set, or the fingerprint of the data.
+    """
     path = folder / f"accuracy-{slug(network)}.json"
-    stored = stored_evaluation(folder, network, seed, resolve_protocol(S, data, network, protocol))
-    if stored and stored.n >= n:
+    stored = stored_evaluation(folder, network, seed, resolve_protocol(S, data, network, protocol), of)
+    if stored and stored.trained >= n:
         return stored.first(n)
-    made_with = made_with_here(device, read_json(path) if stored else {})
+    made_with = {"set": of, **made_with_here(device, read_accuracies(path, of) if stored else {})}
 
     def store(found: Evaluation) -> None:
         write_json(path, evaluation_to_json(_with_time_of(stored, found)) | made_with)
 
     found = evaluate(
         S, data, network, n, seed, protocol=protocol, device=device, progress=progress,
-        known=stored.accuracies if stored else (), each=store, deadline=deadline,
+        known=stored or (), each=store, deadline=deadline,
     )  # fmt: skip
     return _with_time_of(stored, found)
 
 
+def _snapshots(folder: Path, S: SyntheticSet, of: str) -> dict[int, SyntheticSet]:
+    """The stored snapshots of S, whose digest is ``of``, by number of outer iterations."""
+    path = folder / SNAPSHOTS
+    if not path.is_file():
+        return {}
+    advice = "the rest of its folder, and run again"
+    tensors, metadata = read_tensors(path, SNAPSHOTS_FORMAT, advice)
+    try:
+        if metadata.get("set") != of:
+            raise ValueError("it belongs to another set")
+        images = {int(name.removeprefix("k")): x for name, x in tensors.items()}
+        return {k: replace(S, images=images[k].to(S.images.dtype)) for k in sorted(images)}
+    except ValueError as error:
+        raise damaged(path, error, advice) from error
+
+
 def _traced(
-    job: Job, S: SyntheticSet, final: Evaluation, device: torch.device, progress: bool, deadline: float | None
+    job: Job,
+    S: SyntheticSet,
+    of: str,
+    final: Evaluation,
+    device: torch.device,
+    progress: bool,
+    deadline: float | None,
 ) -> dict[int, tuple[SyntheticSet, Evaluation]]:
     """The stored snapshots of S with their accuracies, which are measured if they are missing."""
-    snapshots = job.folder / "snapshots.safetensors"
-    if not snapshots.is_file() or job.n_trace == 0:
+    if job.n_trace == 0:
         return {}
-    try:
-        tensors = load_file(snapshots)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{snapshots} is damaged ({error}): delete {job.folder} and run again") from error
     path = job.folder / "trace.json"
-    stored = read_trace(path)
+    stored = read_trace(path, of)
 
     def store(k: int, before: Evaluation | None, found: Evaluation) -> None:
         stored[k] = _with_time_of(before, found)
-        write_json(path, {str(at): evaluation_to_json(e) for at, e in stored.items()})
+        write_json(path, {"set": of, "trace": {str(at): evaluation_to_json(e) for at, e in stored.items()}})
 
     trace = {}
-    for k in sorted(int(name.removeprefix("k")) for name in tensors):
-        S_k = replace(S, images=tensors[f"k{k}"].to(S.images.dtype))
+    for k, S_k in _snapshots(job.folder, S, of).items():
         before = stored.get(k)
         if before and (before.network, before.seed, before.protocol) != (final.network, final.seed, final.protocol):
             before = None
-        if before is None or before.n < job.n_trace:
-            if torch.equal(S_k.images, S.images) and final.n >= job.n_trace:
+        if before is None or before.trained < job.n_trace:
+            if torch.equal(S_k.images, S.images) and final.trained >= job.n_trace:
                 store(k, None, final.first(job.n_trace))
             else:
                 evaluate(
                     S_k, job.data, final.network, job.n_trace, job.recipe.seed, protocol=job.protocol,
-                    device=device, progress=progress, known=before.accuracies if before else (),
+                    device=device, progress=progress, known=before or (),
                     each=partial(store, k, before), deadline=deadline,
                 )  # fmt: skip
         trace[k] = (S_k, stored[k].first(job.n_trace))

@@ -32,7 +32,7 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (N,) int64.
+        (N,) int64, -1 for an image with an output that is NaN or infinite.
     """
     network.eval()
     exact = fast_forward(network, x)
@@ -45,9 +45,9 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
         with attempt:
             size = min(memory.chunk or PASS, fits)
             # On CUDA, and for other networks, `fast_forward` has returned the network both times.
-            classes = _logits(exact, x, size) if rough is exact else _logits_in_two_steps(exact, rough, x, size)
+            logits = _logits(exact, x, size) if rough is exact else _logits_in_two_steps(exact, rough, x, size)
     network.train()
-    return classes.argmax(1)
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
 def _logits(forward: Forward, x: Tensor, size: int) -> Tensor:

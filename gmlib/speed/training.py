@@ -58,25 +58,42 @@ def train_one_pass(
     memory = runner.memory_theta if runner and runner.memory_theta else _memory_for(network, batch)
     step: Step = partial(_step, [fast_forward(network, x)], optimiser, memory, pass_size(network, x), ())
     if runner is None:
-        _one_pass(step, memory, x[None], y, batch, [rng])
+        _one_pass(step, memory, x[None], y, batch, [rng], has_batchnorm(network))
         return
     runner.memory_theta = memory
 
     def recorded(*inputs: Tensor) -> None:
         runner.record(("theta", memory.chunk), step, *inputs)
 
-    _one_pass(recorded, memory, x[None], y, batch, [rng])
+    _one_pass(recorded, memory, x[None], y, batch, [rng], has_batchnorm(network))
 
 
 def _memory_for(network: nn.Module, batch: int) -> Memory:
     return Memory(largest=1 if has_batchnorm(network) else batch)  # BatchNorm needs the batch whole
 
 
-def _one_pass(step: Step, memory: Memory, x: Tensor, y: Tensor, batch: int, rngs: Sequence[torch.Generator]) -> None:
-    """Call ``step`` on shuffled mini-batches. Network j has its own rngs[j] and images x[j]; y (n,) is shared."""
+def _one_pass(
+    step: Step,
+    memory: Memory,
+    x: Tensor,
+    y: Tensor,
+    batch: int,
+    rngs: Sequence[torch.Generator],
+    whole: bool,
+    before_step: Callable[[], None] | None = None,
+) -> None:
+    """Call ``step`` on shuffled mini-batches. Network j has its own rngs[j] and images x[j]; y (n,) is shared.
+
+    If ``whole``, a last mini-batch of one image joins the one before, because BatchNorm cannot normalise it.
+    """
     order = torch.stack([torch.randperm(len(y), generator=rng) for rng in rngs]).to(y.device, non_blocking=y.is_cuda)
     j = torch.arange(len(rngs), device=y.device)[:, None]
-    for chosen in order.split(batch, 1):
+    batches = list(order.split(batch, 1))
+    if whole and len(batches) > 1 and batches[-1].shape[1] == 1:
+        batches[-2:] = [torch.cat(batches[-2:], 1)]
+    for chosen in batches:
+        if before_step:
+            before_step()
         images, labels = x[j, chosen], y[chosen]
         for attempt in memory:
             with attempt:
@@ -155,6 +172,7 @@ def fit(
     batch: int = 256,
     vary: Callable[[Tensor], Tensor] | None = None,
     as_recorded: Callable[[Step], Step] | None = None,
+    before_step: Callable[[], None] | None = None,
 ) -> Networks:
     """Train networks in place by the protocol of phase 2: the learning rate is divided by 10 after half the epochs.
 
@@ -182,6 +200,8 @@ def fit(
         x -> a varied copy of it, (networks, n, channels, height, width) for several networks. Called once per epoch.
     as_recorded : callable, optional
         From `step_recorder`: turns a step into a recorded one. On CUDA several networks then run on several streams.
+    before_step : callable, optional
+        Called before each step. An error that it raises ends the training.
 
     Returns
     -------
@@ -216,7 +236,7 @@ def fit(
             else:
                 group["lr"] = lr / 10
         varied = (x if vary is None else vary(x)).expand(len(networks), *x.shape)
-        _one_pass(step, memory, varied, y, batch, rngs)
+        _one_pass(step, memory, varied, y, batch, rngs, has_batchnorm(networks[0]), before_step)
     optimisation.zero_grad()  # gradients of a recorded step would keep its memory
     return network
 
