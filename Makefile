@@ -7,13 +7,15 @@ BIN := .venv/bin
 SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*) requirements.lock
 REPORT := book/_build/html/index.html
 
-.PHONY: help setup book test lint unit wheel notebooks again strict bench results clean
+.PHONY: help setup ready links book test lint unit wheel notebooks again strict bench faults results clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install gmlib, its extras and the report"
+	@echo "make links   make the links in book/ again, for a copy of the repository that came without them"
 	@echo "make lint, unit, wheel, notebooks, again, strict   the parts of make test"
 	@echo "make bench   compare gmlib with plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
+	@echo "make faults  kill runs, damage files and give bad inputs, into results/faults.json (the page What it survives)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
 
 # ---- set-up: once, and again only if a list of dependencies changed
@@ -31,9 +33,16 @@ setup: .venv/.installed
 
 # ---- the report
 
-book: setup runs/.made-by runs/.read
+book: setup ready runs/.made-by runs/.read
 	$(BIN)/jupyter-book build book
 	@echo "The report is at $(CURDIR)/$(REPORT)"
+
+# One sentence for a copy without links, or for Jupyter Book 2, which ends with status 0 and builds nothing.
+ready: setup
+	@$(BIN)/python -m gmreport.ready book
+
+links:
+	for name in _config.yml _toc.yml notebooks; do rm -f book/$$name && ln -s ../$$name book/$$name || exit 1; done
 
 # jupyter-cache sees only the text of a notebook's cells: after a change in gmlib the cached pages and the smoke runs on digits
 # are out of date. Runs on other data are left alone.
@@ -74,7 +83,7 @@ notebooks: setup runs/.made-by
 again: setup
 	$(BIN)/python tests/check_notebooks.py build/papermill again
 
-strict: setup runs/.made-by runs/.read
+strict: setup ready runs/.made-by runs/.read
 	$(BIN)/jupyter-book build -W -n --keep-going book
 	$(BIN)/python tests/check_book.py book/_build/html
 
@@ -92,6 +101,11 @@ results: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# ---- kills, damaged files, full disks and bad inputs, for the page "What it survives"
+
+faults: setup
+	$(BIN)/python tests/faults.py --out results/faults.json
 
 clean:
 	rm -rf book/_build build runs/smoke/digits runs/smoke/*/digits runs/.made-by

@@ -7,11 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import make_data
+from jupyter_client.kernelspec import get_kernel_spec
 
+from gmlib import runtime
+from gmlib.runs import store
 from gmreport import batch
 
 # papermill warns about MyST; `batch` hides that, but pytest makes warnings errors again.
@@ -171,7 +177,62 @@ def test_files_that_are_not_a_notebook_are_refused(tmp_path, capsys):
     assert not Path("folder").exists()
 
 
-def test_a_signal_stops_the_kernel_and_nothing_is_written(tmp_path):
+def start(out: str = "out.ipynb") -> subprocess.Popen:
+    """Start a job; its connection file goes to the folder "runtime"."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gmreport.batch", "page.md", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JUPYTER_RUNTIME_DIR": "runtime", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def kernel_of(job: subprocess.Popen) -> int:
+    """Wait until the kernel says "started" and its process id."""
+    return int(next(line for line in job.stdout if line.startswith("started")).split()[1])
+
+
+def has_ended(process: int) -> bool:
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def wait_until(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.05)
+
+
+def test_a_signal_saves_the_checkpoint_and_leaves_nothing_else(tmp_path):
+    """The run is short of the minute after which a checkpoint is written anyway."""
+    code = """
+import os
+import gmlib as gm
+from gmlib.runs import store
+data = gm.load_data("digits")
+print("started", os.getpid(), flush=True)
+store.sweep(data, "DC", 1, budget="smoke", sets=1, outer_loops=10**6, device="cpu", results_dir="results")
+print("the cell ended")
+"""
+    page(tmp_path, code + "\n```\n\n```{code-cell} ipython3\nprint('the next cell')")
+    job = start()
+    kernel = kernel_of(job)
+    folder = tmp_path / "results" / "digits" / "ipc1" / "DC" / "set0"
+    wait_until((folder / "begun.json").exists)
+    time.sleep(1)
+    job.send_signal(signal.SIGTERM)
+    log, message = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM and "the cell ended" in log and "the next cell" not in log
+    assert "stopped" in message and message.count("\n") == 1
+    assert (folder / "checkpoint.safetensors").exists() and has_ended(kernel)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jupyter", "page.md", "results"]
+
+
+def test_a_second_signal_ends_a_cell_that_does_not(tmp_path):
     code = """
 import os, time
 from tqdm import tqdm
@@ -179,25 +240,100 @@ print("started", os.getpid(), tqdm(range(3)).mininterval, flush=True)
 time.sleep(600)
 """
     before = sorted([*tmp_path.rglob("*"), Path(page(tmp_path, code))])
-    jobs = {
-        number: subprocess.Popen(
-            [sys.executable, "-m", "gmreport.batch", "page.md", f"out-{number}.ipynb"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    for number, job in jobs.items():
-        _, kernel, seconds = next(line for line in job.stdout if line.startswith("started")).split()
-        assert float(seconds) == 10  # between two states of a progress bar
-        job.send_signal(number)
-        _, message = job.communicate(timeout=60)
-        assert job.returncode == 128 + number
-        assert message.startswith("gmreport.batch: stopped") and message.count("\n") == 1
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(kernel), 0)
+    job = start()
+    line = next(line for line in job.stdout if line.startswith("started")).split()
+    assert float(line[2]) == 10  # between two states of a progress bar
+    job.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert job.poll() is None, "it waits for the end of the cell"
+    job.send_signal(signal.SIGTERM)
+    _, message = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGINT and message.count("\n") == 1
+    assert has_ended(int(line[1]))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_killed_job_leaves_no_kernel_and_its_folder_goes_at_the_next_start(tmp_path):
+    page(tmp_path, "import os, time\nprint('started', os.getpid(), flush=True)\nif device != 'cuda': time.sleep(600)")
+    job = start()
+    kernel = kernel_of(job)
+    assert batch.main(["page.md", "out.ipynb"]) == 2, "one job for one OUT"
+    job.kill()
+    job.communicate()
+    wait_until(lambda: has_ended(kernel))
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"page.md"}
+    assert left == {"kernel.json", "out.ipynb", ".lock"}, "of Jupyter, only the test's own kernel.json"
+    assert [path.parent.name for path in tmp_path.rglob("kernel.json")] == ["python3"]
+    assert batch.main(["page.md", "out.ipynb", "-p", "device", "cuda"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jupyter", "out.ipynb", "page.md"]
+
+
+def test_time_that_was_used_up_has_its_own_status(tmp_path, capsys):
+    code = """
+from gmlib.runtime import OutOfTime
+try:
+    raise OutOfTime("something is left") if device == "cpu" else ValueError
+except (OutOfTime, ValueError):
+    print("not run")
+"""
+    assert batch.main([page(tmp_path, code), "out.ipynb"]) == 3
+    log = capsys.readouterr()
+    assert "run again" in log.err and log.err.count("\n") == 1 and "the time budget was used up, see" in log.out
+    assert [output.text for output in outputs("out.ipynb")] == ["not run\n"]
+    assert "gmreport" not in nbformat.read("out.ipynb", 4).metadata
+    assert batch.main(["page.md", "out.ipynb", "-p", "device", "None"]) == 0
+
+
+def test_only_finished_sets_count(monkeypatch, tmp_path):
+    """The bar of a sweep, and whether something is left. A stored set needs no time."""
+    monkeypatch.setattr(runtime.OutOfTime, "was_raised", False)
+    monkeypatch.setattr(store, "progress_bar", bar := Bar())
+    options = {"budget": "smoke", "sets": 2, "networks": 1, "device": "cpu", "results_dir": tmp_path}
+    changes = {"outer_loops": 1, "width": 2, "depth": 1, "batch_real": 2, "inner_loops": 1, "zeta_theta": 1}
+    data = make_data()
+    assert len(store.sweep(data, "DC", 1, **options | {"sets": 1}, **changes)[0]) == 1
+    assert (bar.n, runtime.OutOfTime.was_raised) == (1, False)
+    runs, _ = store.sweep(data, "DC", 1, **options, **changes, deadline=time.monotonic() - 1)
+    assert (len(runs), bar.n, runtime.OutOfTime.was_raised) == (1, 1, True)
+    with pytest.raises(ValueError, match="sets"):
+        store.sweep(data, "DC", 1, **options | {"sets": 10**9}, **changes)
+
+
+class Bar:
+    """A progress bar that counts, in the place of `progress_bar`."""
+
+    def __call__(self, *words, **options):
+        self.n = 0
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, n=1):
+        self.n += n
+
+
+BOMB = "[" + ", ".join(f"&a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]" for i in range(9)) + "]"
+
+
+@pytest.mark.parametrize("value", [BOMB, "[" * 5000 + "]" * 5000, "9" * 20_000, "1e999", "nan", "[1, -inf]"])
+def test_a_value_that_is_no_value_is_refused_at_once(value, tmp_path, capsys):
+    assert batch.main([page(tmp_path), "out.ipynb", "-p", "ipc", value]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and len(message) < 200
+    assert not Path("out.ipynb").exists()
+
+
+def test_papermill_and_jupyter_book_take_this_python_too(tmp_path):
+    page(tmp_path, "import sys\nprint(sys.prefix)")
+    command = [Path(sys.executable).with_name("papermill"), "myst://page.md", "out.ipynb"]
+    subprocess.run(command, capture_output=True, check=True)
+    assert [output.text.strip() for output in outputs("out.ipynb")] == [sys.prefix]
+    batch.use_this_python()
+    assert Path(get_kernel_spec("python3").resource_dir).is_relative_to(sys.prefix)
 
 
 def test_papermill_reads_myst(tmp_path):

@@ -660,9 +660,11 @@ def test_only_some_tables_and_methods(tmp_path, few_stages, capsys):
 
 
 def campaign_options(row):
-    """The options in the command of a row of `overview.made_with`."""
-    words = dict(word.partition("=")[::2] for word in shlex.split(row.command.removeprefix("make results ")))
-    return words, shlex.split(words["CAMPAIGN"])
+    """The budget, data set and IPC in the command of a row of `overview.made_with`, and its other options."""
+    python, script, *words = shlex.split(row.command)
+    assert (python, script) == (".venv/bin/python", "workflow/campaign.py")
+    more = words.index("--tables")
+    return dict(zip(words[:more:2], words[1:more:2], strict=True)), words[more:]
 
 
 def test_sets_with_a_change_go_to_their_own_folder(tmp_path, few_stages, capsys):
@@ -759,7 +761,7 @@ def test_the_pull_of_each_part_of_the_loss_is_stored_with_the_set(small, tmp_pat
     assert stored[again.columns].equals(again)
     (row,) = overview.made_with(folder).itertuples()
     assert row.sets == row.networks == 0 and row.seconds > 0
-    assert row.command.endswith("""CAMPAIGN='--tables "Section 3.3" --methods MD MDA'""")
+    assert row.command.endswith(" --tables 'Section 3.3' --methods MD MDA")
     assert run(folder, "--dry-run", ipc=(10,)) == 0 and capsys.readouterr().out.splitlines()[-1] == "0 of 4 are left"
 
 
@@ -863,7 +865,7 @@ def test_the_readme_is_true_after_each_piece(tmp_path, few_stages, monkeypatch):
     assert run(folder) == 0 and seen == [True] * 13
     text = (folder / "README.md").read_text()
     assert text.startswith("# Results\n") and text.endswith(f"{overview.END}\nmore\n") and "stale" not in text
-    assert "| `tiny/made-up/ipc1` | 6 | 20 |" in text
+    assert "| <code>tiny/made-up/ipc1</code> | 6 | 20 |" in text
 
 
 def test_the_command_in_the_readme_makes_what_is_in_the_folder(tmp_path, few_stages, capsys):
@@ -872,8 +874,8 @@ def test_the_command_in_the_readme_makes_what_is_in_the_folder(tmp_path, few_sta
     for row in overview.made_with(folder).itertuples():
         capsys.readouterr()
         words, more = campaign_options(row)
-        assert (words["BUDGET"], words["DATASETS"]) == ("tiny", "made-up")
-        assert run(folder, *more, "--dry-run", ipc=words.get("IPC", "1").split()) == 0
+        assert (words["--budget"], words["--datasets"]) == ("tiny", "made-up")
+        assert run(folder, *more, "--dry-run", ipc=words.get("--ipc", "1").split()) == 0
         listed = capsys.readouterr().out.splitlines()
         n = listed[-1].removeprefix("0 of ").removesuffix(" are left")
         assert int(n) == {"tiny/made-up/ipc1": 12, "tiny/made-up/ipc10": 2, "tiny/made-up/whole": 1}[row.folder]

@@ -1,15 +1,19 @@
 """The rules for the paper's numbers, bounds and orderings, on made-up runs with intervals computed by hand."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 import gmreport as report
 from gmlib import Recipe
 from gmlib.evaluation import Evaluation
+from gmlib.files import json_digest, write_json
 from gmlib.runs import layout, readback
+from gmlib.runs.provenance import environment
 from gmreport import paper
 from gmreport.claims import OUTCOMES
 
@@ -166,9 +170,13 @@ def store(root, method="DC", seed=0, networks=10, budget="paper", **changes):
         recipe = Recipe.for_method(method, "MNIST", 1, "paper", seed, **changes).as_dict()
     folder = layout.run_folder(root, "MNIST", 1, method, seed)
     folder.mkdir(parents=True)
-    layout.write_json(folder / "run.json", {"recipe": recipe, "method": method, "budget": budget})
-    accuracies = [91.6 + 0.1 * seed] * networks
-    layout.write_json(folder / "accuracy-convnet.json", {"network": "convnet", "accuracies": accuracies})
+    digest = json_digest(recipe)
+    made_with = {**environment(torch.device("cpu")), "seconds": 1.0}
+    of = {"name": "MNIST", "fingerprint": digest, "origin": ""}
+    record = {"recipe": recipe, "recipe_hash": digest, "method": method, "budget": budget, "data": of, "set": digest}
+    write_json(folder / "run.json", record | made_with | {"peak_memory_bytes": None, "history": []})
+    e = replace(evaluation([91.6 + 0.1 * seed] * networks), seed=seed)
+    write_json(folder / "accuracy-convnet.json", layout.evaluation_to_json(e) | made_with | {"set": digest})
 
 
 def test_which_stored_runs_count(tmp_path):

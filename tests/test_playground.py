@@ -278,19 +278,26 @@ def test_bad_choices_are_answered_in_one_sentence(panel, tmp_path):
     assert panel._thread is None and "every distance" in message(panel)
     assert "# every distance" in panel._code.value
     c["d1"].value = 1
-    c["ipc"].value = 500
+    c["ipc"].value, c["init"].value = 500, "real"
     assert "500" in finish(panel.run, panel) and panel.S is None  # a class of digits has fewer images
-    c["ipc"].value = 1
+    c["ipc"].value, c["init"].value = 1, "noise"
     panel.data_dir = tmp_path
     c["dataset"].value = "MNIST"
     assert "MNIST" in finish(panel.run, panel) and list(tmp_path.iterdir()) == []
+
+
+def test_a_size_is_for_image_files():
+    panel = report.Playground(["imagefolder:mine", "digits"], size=16)
+    assert 'load_data("imagefolder:mine", size=16)' in panel.code.replace("'", '"')
+    panel.controls["dataset"].value = "digits"
+    assert "size" not in panel.code and "digits" in panel.code
 
 
 def test_a_choice_that_fails_leaves_the_last_run_as_it_is(panel):
     panel._draw = panel.stop
     finish(panel.run, panel)
     S = panel.S
-    panel.controls["ipc"].value = 500
+    panel.controls["ipc"].value, panel.controls["init"].value = 500, "real"
     finish(panel.run, panel)
     assert panel.S is S and not panel.buttons["go on"].disabled
     assert finish(panel.go_on, panel).startswith(("Done", "Stopped"))

@@ -21,6 +21,7 @@ _NAMES = {
         "pulls_sentence saving_sentence schedule_sentence steps_table time_to timed_with timing_sentence"
     ),
     "deviations": "deviations_sentence deviations_table find_deviations probes probes_table recipe_departures",
+    "faults": "faults_sentence faults_table stored_faults",
     "figures": (
         "accuracy_figure alignment_figure cost_figure distance_figure image_grid loss_figure overfitting_figure "
         "paths_figure plane_distances pulls_figure reach_figure schedule_figure sets_figure time_figure "
@@ -34,10 +35,10 @@ _NAMES = {
         "precision_effect precision_pairs precision_pairs_table stored_together together_sentence together_table"
     ),
     "sliders": "Slider trace_slider",
-    "style": "COLOURS STYLE colour method_order show source use_style",
+    "style": "COLOURS STYLE colour in_figure md method_order show source use_style",
     "summaries": (
-        "Verdict Verdicts alike best_method components components_sentence compression matching spreads "
-        "spreads_sentence summarise verdict verdicts"
+        "Verdict Verdicts alike best_method components components_sentence compression data_sentence matching "
+        "spreads spreads_sentence summarise verdict verdicts"
     ),
     "tables": (
         "Table accuracy_table components_table distance_names matching_table neighbours_table noise_table text_table"

@@ -6,17 +6,58 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from IPython.display import Markdown
 
-from gmlib.runs.layout import read_json
+from gmlib.files import read_json
 from gmlib.runs.shipped import results_folder
 
 from .style import counted
 from .tables import Table, filled
 
 Stored = Mapping[str, Mapping[str, Any]]  # name of the file -> what benchmarks/bench.py wrote
+
+
+class Environment(msgspec.Struct):
+    """Of a stored run."""
+
+    device: str
+    device_name: str
+    threads: int
+    torch: str
+    gmlib: str
+    commit: str | None
+
+
+class Machine(msgspec.Struct):
+    """Its speed: operations per second by precision, and bytes per second."""
+
+    products: dict[str, float]
+    copying: float
+
+
+class OneRun(msgspec.Struct):
+    """When it was, and on which machine."""
+
+    date: str
+    machine: Machine
+
+
+class Settings(msgspec.Struct):
+    """What was asked for."""
+
+    precision: str
+
+
+class Benchmarks(msgspec.Struct):
+    """A file that benchmarks/bench.py wrote."""
+
+    environment: Environment
+    settings: Settings
+    runs: Annotated[list[OneRun], msgspec.Meta(min_length=1)]
+    cases: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -92,13 +133,14 @@ def stored_benchmarks(folder: str | os.PathLike | None = None) -> dict[str, dict
     ValueError
         If a file is damaged.
     """
-    return read_stored("benchmarks", folder, "environment", "settings", "runs", "cases")
+    return read_stored("benchmarks", folder, Benchmarks)
 
 
-def read_stored(place: str, folder: str | os.PathLike | None, *keys: str) -> dict[str, dict[str, Any]]:
-    """The JSON files with these keys in a folder, by name without .json. None is ``place`` in the results."""
+def read_stored(place: str, folder: str | os.PathLike | None, kind: type) -> dict[str, dict[str, Any]]:
+    """The JSON files of a kind in a folder, by name without .json. None is ``place`` in the results."""
     root = results_folder(folder) if folder else results_folder() / place
-    return {path.stem: read_json(path, *keys) for path in sorted(root.glob("*.json"))}
+    files = sorted(root.glob("*.json"))
+    return {path.stem: read_json(path, kind, advice="measure again", sealed=False) for path in files}
 
 
 def benchmarks_table(stored: Mapping[str, Any]) -> Table:

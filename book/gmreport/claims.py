@@ -23,7 +23,7 @@ from gmlib.runs.layout import LEAST_NETWORKS
 from . import paper
 from .deviations import Departure, protocol_departures
 from .orders import cells_by_outcome
-from .style import counted, per_class
+from .style import counted, md, per_class
 from .summaries import OUTCOMES as VERDICTS
 from .summaries import SLACK, summarise, within
 from .tables import Table, accuracy_table
@@ -242,7 +242,7 @@ def claims_sentence(found: pd.DataFrame, orders: pd.DataFrame) -> Markdown:
         others = ", ".join(dict.fromkeys(budget for budget in budgets if budget != "paper"))
         first = (
             f"**Of the paper's {len(found)} numbers, {(budgets == 'paper').sum()} were run by its own protocol, and "
-            f"{(budgets != 'paper').sum()} with another budget only{f' ({others})' if others else ''}.**"
+            f"{(budgets != 'paper').sum()} with another budget only{f' ({md(others)})' if others else ''}.**"
         )
     every = counted(orders["id"].nunique(), "ordering")
     tested = orders[orders["run"] > 0]
@@ -251,12 +251,12 @@ def claims_sentence(found: pd.DataFrame, orders: pd.DataFrame) -> Markdown:
         second = f"None of its {every} was run."
     else:
         by_budget = [
-            f"budget {budget}, {cells_by_outcome(rows)}" for budget, rows in own.groupby("budget", sort=False)
+            f"budget {md(budget)}, {cells_by_outcome(rows)}" for budget, rows in own.groupby("budget", sort=False)
         ]
         n = own["id"].nunique()
         second = f"**Of its {every}, {n} {'was' if n == 1 else 'were'} run: {'; '.join(by_budget)}.**"
     for (table, data, budget), rows in tested[tested["data"] != ""].groupby(["table", "data", "budget"], sort=False):
-        second += f" On other data, {table}, {data}, budget {budget}, {cells_by_outcome(rows)}."
+        second += f" On other data, {table}, {md(data)}, budget {md(budget)}, {cells_by_outcome(rows)}."
     counts = found["outcome"].value_counts()
     outcomes = ", ".join(f"{name} {counts[name]}" for name in OUTCOMES if name in counts)
     return Markdown(f"{first} {second} Outcomes of all {len(found)} numbers: {outcomes}.")
@@ -414,10 +414,11 @@ def substitutes_sentence(name: str, results: pd.DataFrame) -> Markdown:
             continue
         spread = common.max() - common.min()
         line = (
-            f"The paper prints accuracies on both {on} and {other}, at {per_class(ipc)}, for {len(common)} methods "
-            f"that match gradients. They span {spread[on]:.1f} points on {on} and {spread[other]:.1f} on {other}."
+            f"The paper prints accuracies on both {on} and {md(other)}, at {per_class(ipc)}, for {len(common)} "
+            f"methods that match gradients. They span {spread[on]:.1f} points on {on} and "
+            f"{spread[other]:.1f} on {md(other)}."
         )
         if spread[other] < spread[on]:
-            line += f" On {other} the choice matters less, and a different order there refutes nothing."
+            line += f" On {md(other)} the choice matters less, and a different order there refutes nothing."
         lines.append(line)
     return Markdown("\n\n".join(lines))

@@ -15,7 +15,7 @@ from gmlib.runs.store import Run
 
 from .figures import overfitting
 from .paper import published
-from .style import counted, method_order, per_class
+from .style import counted, md, method_order, per_class
 from .tables import Table, filled
 
 
@@ -105,11 +105,11 @@ def log_sentence(log: Mapping) -> Markdown:
     """Which run a log of detections in results/overfitting/ comes from, by its own fields."""
     recipe = Recipe(**log["recipe"])
     size = f"width {recipe.width} and {recipe.batch_real} real images per class and update"
-    length = f"{counted(log['outer_iterations'], 'outer iteration')}, stopped {log['stopped']}"
+    length = f"{counted(log['outer_iterations'], 'outer iteration')}, stopped {md(log['stopped'])}"
     return Markdown(
-        f"The log **{log['data']['name']}** is from {log['data']['origin']}, made with a ConvNet of {size} "
+        f"The log **{md(log['data']['name'])}** is from {md(log['data']['origin'])}, made with a ConvNet of {size} "
         f"(in the paper {Recipe.width} and {Recipe.batch_real}). "
-        f"Method {recipe.method}, {per_class(recipe.ipc)}, {length}."
+        f"Method {md(recipe.method)}, {per_class(recipe.ipc)}, {length}."
     )
 
 
@@ -135,7 +135,7 @@ def schedule_sentence(name: str, seen: Sequence[Sequence[int]], learned: Sequenc
     falls = learned[-1] < learned[0]
     has = "has" if falls and not outside else "does not have"
     return Markdown(
-        f"- {name}, {counted(len(seen), 'outer iteration')}: the learned schedule is "
+        f"- {md(name)}, {counted(len(seen), 'outer iteration')}: the learned schedule is "
         f"`steps:{','.join(map(str, learned))}`, {sum(learned)} steps against Eq. 12's {sum(eq12)}. "
         f"It {'falls' if falls else 'does not fall'}, and Eq. 12 lies {lies}: **it {has} Eq. 12's shape**."
     )
@@ -159,9 +159,9 @@ def pulls_sentence(name: str, pulls: pd.DataFrame) -> Markdown:
         less = f", that of the others is at most {_share(others.max())}" if len(others) else ""
         step = f"its step goes from {_share(begin['step'][most])} of |S| to {_share(end['step'][most])}{less}"
         lines.append(
-            f"- {name}, {method}: in {counted(int(end['steps'].iloc[0]), 'step')} of theta L(S, θ) goes from "
+            f"- {md(name)}, {md(method)}: in {counted(int(end['steps'].iloc[0]), 'step')} of theta L(S, θ) goes from "
             f"{begin['loss_S'].iloc[0]:.2f} to {end['loss_S'].iloc[0]:.2f} nats. Then the part that moves S most is "
-            f"**{', '.join(most)}**: {step}. "
+            f"**{md(', '.join(most))}**: {step}. "
             f"The norm of its gradient goes to {end['gradient'][most] / begin['gradient'][most]:.0%} of its first "
             "value."
         )
@@ -303,9 +303,9 @@ def saving_sentence(costs: pd.DataFrame, base: str = "MD", shorter: str = "MDA")
     fewer = 1 - steps[shorter] / steps[base]
     share, low, high = _interval(100 * rows["seconds_moving"] / rows["seconds"])
     text = (
-        f"{schedule} {base} takes {steps[base]:.0f} steps of theta in an outer iteration. They take {share:.0f} % of "
-        f"its time here (95% interval {low:.0f} to {high:.0f}). {shorter} takes {steps[shorter]:.0f} steps, "
-        f"{abs(100 * fewer):.0f} % "
+        f"{schedule} {md(base)} takes {steps[base]:.0f} steps of theta in an outer iteration. They take "
+        f"{share:.0f} % of its time here (95% interval {low:.0f} to {high:.0f}). {md(shorter)} takes "
+        f"{steps[shorter]:.0f} steps, {abs(100 * fewer):.0f} % "
     )
     if fewer <= 0:
         return Markdown(f"{text}more: **it costs {-share * fewer:.0f} % of the time and saves none**.")
@@ -334,6 +334,7 @@ def timing_sentence(costs: pd.DataFrame, method: str = "MD", base: str = "DC", t
         In percentage points.
     """
     ratios = _ratios(costs, method, base)
+    method, base = md(method), md(base)
     value, low, _ = _interval(ratios)
     half = value - low
     if math.isnan(half):
@@ -387,7 +388,7 @@ def time_to(along: pd.DataFrame, base: str = "DC") -> Markdown:
         From `costs.accuracy_over_time`.
     """
     if base not in set(along["method"]):
-        return Markdown(f"{base} was not run to its end, so there is no accuracy for the others to reach.")
+        return Markdown(f"{md(base)} was not run to its end, so there is no accuracy for the others to reach.")
     looks = along.groupby(["method", "k"], sort=False)[["seconds", "accuracy"]].mean().reset_index()
     end = looks[looks["method"] == base].sort_values("k").iloc[-1]
     times = []
@@ -397,13 +398,13 @@ def time_to(along: pd.DataFrame, base: str = "DC") -> Markdown:
         rows = looks[looks["method"] == method].sort_values("k")
         there = rows[rows["accuracy"] >= end["accuracy"]]
         if len(there):
-            times.append(f"{method} after {_seconds(there['seconds'].iloc[0])} (k = {there['k'].iloc[0]})")
+            times.append(f"{md(method)} after {_seconds(there['seconds'].iloc[0])} (k = {there['k'].iloc[0]})")
         else:
-            times.append(f"{method} not within {_seconds(rows['seconds'].iloc[-1])}")
+            times.append(f"{md(method)} not within {_seconds(rows['seconds'].iloc[-1])}")
     sets = along["set"].nunique()
     networks = along["networks"].min()
     return Markdown(
-        f"**{base} ends at {end['accuracy']:.1f} % after {_seconds(end['seconds'])}.** First at or above that: "
+        f"**{md(base)} ends at {end['accuracy']:.1f} % after {_seconds(end['seconds'])}.** First at or above that: "
         f"{'; '.join(times) or 'no other method was run'}. "
         f"An accuracy is the mean of {counted(networks, 'network')} for each of {counted(sets, 'set')}, measured "
         f"after k = {', '.join(map(str, sorted(looks['k'].unique())))}."

@@ -22,7 +22,7 @@ from gmlib.runs.shipped import CondensedSet, usual_recipe
 from gmlib.runs.store import CHANGED
 
 from . import paper
-from .style import counted
+from .style import counted, md
 from .summaries import CELL, summarise
 from .tables import Table
 
@@ -380,7 +380,7 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
     halves = (judged["high"] - judged["low"]) / 2
     width = f" (its half width is {halves.min():.1f} to {halves.max():.1f} points)" if len(judged) else ""
     counts = Counter(d.what for departures in known["departures"] for d in departures)
-    reasons = [f"{what} ({n})" for what, n in counts.most_common()]
+    reasons = [f"{md(what)} ({n})" for what, n in counts.most_common()]
     if none := sum(not departures for departures in known["departures"]):
         reasons.append(f"nothing in recipe or protocol ({none})")
     difference = known["difference"]

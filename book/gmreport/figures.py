@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 from gmlib import how, where
 from gmlib.recipe import preset
 
-from .style import STYLE, colour, counted, method_order, per_class
+from .style import STYLE, colour, counted, in_figure, method_order, per_class
 from .summaries import checked, select, summarise
 
 MARKED = ("#CC6677", "#DDAA33", "#AA4499", "#117733")  # gradients in a plane
@@ -58,7 +58,7 @@ def accuracy_figure(
             ax.set_xticks(range(len(methods)), names, **slant)
             ax.set_xlim(-0.6, len(methods) - 0.4)
             dataset, ipc, budget = cell
-            ax.set_title(f"{dataset}, {per_class(ipc)}" + (f" ({budget})" if several else ""))
+            ax.set_title(f"{in_figure(dataset)}, {per_class(ipc)}" + (f" ({in_figure(budget)})" if several else ""))
             ax.grid(visible=False, axis="x")
         for ax in axes[:, 0]:
             ax.set_ylabel("test accuracy (%)")
@@ -70,7 +70,7 @@ def _named(methods: Iterable[str], labels: Mapping[str, str] | None) -> tuple[li
     labels = labels or {}
     known = method_order(methods)
     ordered = [m for m in labels if m in known] + [m for m in known if m not in labels]
-    return ordered, [labels.get(m, m) for m in ordered]
+    return ordered, [in_figure(labels.get(m, m)) for m in ordered]
 
 
 def _strip(ax, x: float, rows: pd.DataFrame, shade: str, half: float | None) -> None:
@@ -107,11 +107,13 @@ def reach_figure(sums: pd.DataFrame, along: pd.DataFrame) -> Figure:
         left, right = fig.subplots(1, 2)
     for method in method_order(sums["method"]):
         rows = sums[sums["method"] == method]
-        left.plot(rows["min_distance"], rows["accuracy"], "o", color=colour(method), label=method, markersize=5)
+        left.plot(
+            rows["min_distance"], rows["accuracy"], "o", color=colour(method), label=in_figure(method), markersize=5
+        )
     left.set(xlabel="distance to the nearest trap", ylabel="test accuracy (%)")
     left.legend(fontsize=8)
     for method, rows in along.groupby("method"):
-        right.plot(rows["k"], rows["min_distance"], "o-", color=colour(method), label=method, markersize=4)
+        right.plot(rows["k"], rows["min_distance"], "o-", color=colour(method), label=in_figure(method), markersize=4)
     right.set(xlabel="outer iteration k", ylabel="distance to the nearest trap")
     if len(along):
         right.legend(fontsize=8)
@@ -135,7 +137,7 @@ def alignment_figure(table: pd.DataFrame) -> Figure:
     ):
         for shade, (layer, rows) in zip(shades, table.groupby("layer", sort=False), strict=True):
             line = rows.groupby("step")[column].mean()
-            ax.plot(line.index, line.to_numpy(), color=shade, label=layer)
+            ax.plot(line.index, line.to_numpy(), color=shade, label=in_figure(layer))
         ax.set(xlabel="steps of theta on S", ylabel=label)
     axes[1].set_yscale("log")
     axes[0].legend(fontsize=8)
@@ -155,7 +157,8 @@ def transfer_figure(results: pd.DataFrame, sources: Mapping[str, str], targets: 
         Networks.
     """
     means = checked(results).groupby(["method", "network"])["accuracy"].mean().unstack()
-    means = means.reindex(index=list(sources), columns=list(targets)).rename(index=sources)
+    means = means.reindex(index=list(sources), columns=list(targets))
+    means = means.rename(index=lambda method: in_figure(sources[method]), columns=in_figure)
     with sns.axes_style("white", rc=STYLE):
         fig = Figure(figsize=(2.2 + 1.1 * len(targets), 1.2 + 0.5 * len(sources)), layout="constrained")
         ax = fig.subplots()
@@ -222,8 +225,8 @@ def distance_figure(expressions: Sequence[str], gT: Sequence[float], gS: Mapping
         named = zip(gS, marked, cycle(MARKED), (f": {v:.2f}" for v in values), strict=False)
         for name, end, shade, value in [("gT", gT, "black", ""), *named]:
             look = {"color": shade, "linewidth": 2, "markersize": 6, "markevery": [1]}
-            ax.plot([0, end[0]], [0, end[1]], "o-", label=f"{name}{value}", **look)
-        ax.set_title(expression)
+            ax.plot([0, end[0]], [0, end[1]], "o-", label=f"{in_figure(name)}{value}", **look)
+        ax.set_title(in_figure(expression))
         ax.set(aspect="equal", xticks=[], yticks=[])
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9, frameon=False)
     return fig
@@ -281,7 +284,9 @@ def sets_figure(
     (ax,) = fig.axes
     middle = (stacked.shape[2] - 1) / 2
     bottom = ax.images[0].get_array().shape[0] - 1
-    ax.set_yticks(np.linspace(middle, bottom - middle, len(sets)), list(sets), fontsize=9)
+    names = list(map(in_figure, sets))
+    fig.set_figwidth(fig.get_figwidth() + 0.08 * max(map(len, names)))  # inches; a grid of few classes is narrow
+    ax.set_yticks(np.linspace(middle, bottom - middle, len(sets)), names, fontsize=9)
     ax.tick_params(left=False)
     return fig
 
@@ -305,7 +310,7 @@ def paths_figure(table: pd.DataFrame, eps: float) -> Figure:
     for name in method_order(paths):
         rows = paths[name]
         look = {"color": "black" if name == "T" else colour(name), "linewidth": 1.5}
-        left.plot(rows["x"], rows["y"], label=name, **look)
+        left.plot(rows["x"], rows["y"], label=in_figure(name), **look)
         right.plot(rows["step"], rows["gradient_norm"], **look)
         trap = rows[rows["gradient_norm"] < eps][:1]
         for ax, x, y in ((left, "x", "y"), (right, "step", "gradient_norm")):
@@ -361,7 +366,7 @@ def overfitting_figure(losses: pd.DataFrame, k: int) -> Figure:
         worse = steps[rows["i"] > 0][overfitting(rows, "overfit", gap=0.0)]
         ax.plot(worse, rows.loc[worse.index, "loss_T"], ".", color="black", markersize=3, label="L(T) rises")
         chosen = preset(method.partition("@")[0], "", 0)["where"]
-        ax.set_title(f"{method}\n{_UPDATES.get(chosen, chosen)}", fontsize=10)
+        ax.set_title(f"{in_figure(method)}\n{in_figure(_UPDATES.get(chosen, chosen))}", fontsize=10)
     axes[0, 0].set_xlim(0, most)
     axes[0, 0].set_ylim(0, losses[["loss_S", "loss_T"]].to_numpy().max() * 1.03)
     axes[0, 0].legend(fontsize=7, loc="lower left")
@@ -411,8 +416,8 @@ def pulls_figure(pulls: pd.DataFrame) -> Figure:
             shade, marker = looks.get(what, ("#D55E00", "^"))
             dashes = "-" if term.endswith("d1") else (0, (4, 1.5))
             look = {"color": shade, "linestyle": dashes, "markersize": 4}
-            ax.plot(part["steps"], part["step"], marker, label=f"{what}, {term}", **look)
-        ax.set(title=method, xlabel="steps of theta so far", yscale="log")
+            ax.plot(part["steps"], part["step"], marker, label=in_figure(f"{what}, {term}"), **look)
+        ax.set(title=in_figure(method), xlabel="steps of theta so far", yscale="log")
     axes[0].set_ylabel("one step of S, as a share of |S|")
     axes[0].legend(fontsize=7, handlelength=3.5)
     return fig
@@ -440,7 +445,7 @@ def schedule_figure(seen: Mapping[str, Sequence[Sequence[int]]], learned: Mappin
         ax.plot(t, learned[name], drawstyle="steps-mid", color=colour("MDO"), label="learned from it")
         eq12 = list(map(where.adaptive, t))
         ax.plot(t, eq12, drawstyle="steps-mid", color=colour("MDA"), linestyle="--", label="Eq. 12")
-        ax.set_title(f"{name}, {counted(len(log), 'outer iteration')}")
+        ax.set_title(f"{in_figure(name)}, {counted(len(log), 'outer iteration')}")
         ax.set(xlabel="inner iteration t", ylim=(0, where.MAX_STEPS * 1.06))
     axes[0].set_ylabel("steps of theta")
     axes[-1].legend(fontsize=8)
@@ -464,8 +469,15 @@ def cost_figure(costs: pd.DataFrame) -> Figure:
     left = np.zeros(len(methods))
     for (part, alpha), column in zip(opacity.items(), mean, strict=True):
         widths = mean[column].to_numpy()
-        ax.barh(methods, widths, left=left, color=[colour(m) for m in methods], alpha=alpha, edgecolor="white")
-        ax.barh([methods[0]], [0], color="black", alpha=alpha, label=part)  # a grey entry in the legend
+        ax.barh(
+            list(map(in_figure, methods)),
+            widths,
+            left=left,
+            color=[colour(m) for m in methods],
+            alpha=alpha,
+            edgecolor="white",
+        )
+        ax.barh([in_figure(methods[0])], [0], color="black", alpha=alpha, label=part)  # a grey entry in the legend
         left += widths
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
@@ -489,7 +501,7 @@ def time_figure(along: pd.DataFrame) -> Figure:
     for method in method_order(along["method"]):
         runs = along[along["method"] == method].sort_values("k").groupby("set")
         for i, (_, rows) in enumerate(runs):
-            label = "_" if i else method
+            label = "_" if i else in_figure(method)
             ax.plot(rows["seconds"], rows["accuracy"], "o-", color=colour(method), markersize=4, label=label)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -563,5 +575,5 @@ def show_sheet(ax, sheet: np.ndarray, centres: np.ndarray, titles: Sequence[str]
     ax.set(yticks=[], xticks=[])
     ax.spines[:].set_visible(False)
     if titles is not None:
-        ax.set_xticks(centres, titles, fontsize=9)
+        ax.set_xticks(centres, [in_figure(title, 14) for title in titles], fontsize=9)
         ax.tick_params(top=False, bottom=False, labeltop=True, labelbottom=False, pad=2)

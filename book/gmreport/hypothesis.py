@@ -11,7 +11,7 @@ from gmlib.analysis.statistics import RankCorrelation, rank_correlation
 from gmlib.analysis.training import by_eps
 from gmlib.coresets import CORESETS
 
-from .style import counted, method_order
+from .style import counted, md, method_order
 from .tables import Table, text_table
 
 
@@ -105,7 +105,7 @@ def reach_answers(points: pd.DataFrame, condensing: pd.DataFrame | None = None) 
     eps = points["eps"].iloc[0]
     count = f"All {len(sets)} sets, noise included, have a start that reaches ε = {eps:g}."
     if len(without):
-        names = ", ".join(f"{method} {n}" for method, n in without["method"].value_counts(sort=False).items())
+        names = ", ".join(f"{md(method)} {n}" for method, n in without["method"].value_counts(sort=False).items())
         count = (
             f"**From {len(without)} of {counted(len(sets), 'set')}, noise included, no start reaches ε = {eps:g}** "
             f"({names}). They have no distance, so the correlations leave them out."

@@ -59,6 +59,8 @@ class Playground:
         As in `gmlib.condense`.
     data_dir : str, optional
         As in `gmlib.load_data`.
+    size : int or (int, int), optional
+        As in `gmlib.load_data`, for those of the data sets that it applies to.
 
     Attributes
     ----------
@@ -87,13 +89,14 @@ class Playground:
         seed: int = 0,
         device: str | None = None,
         data_dir: str | None = None,
+        size: int | tuple[int, int] | None = None,
     ):
         if isinstance(datasets, str) or not datasets:
             raise ValueError(f"datasets={datasets!r} does not fit: give a list of names")
         first = Recipe.for_method(method, datasets[0], ipc, budget, seed)
         if first.where in where.STOP:
             raise ValueError(f"the steps of {method} are not known in advance: start with another method, such as MD")
-        self.method, self.budget, self.data_dir = method, budget, data_dir
+        self.method, self.budget, self.data_dir, self.size = method, budget, data_dir, size
         self.device = device_of(device)
         # Only the background thread writes the next four. S and its history are copies, so readers need no lock.
         self.data: Data | None = None
@@ -143,13 +146,13 @@ class Playground:
         """Python code that makes the same S without the panel. Raises ValueError as `recipe` does."""
         recipe = self.recipe()
         arguments, changes = self._choice()
-        data_dir = f", data_dir={self.data_dir!r}" if self.data_dir else ""
+        given = "".join(f", {name}={value!r}" for name, value in self._options(recipe.dataset).items())
         evaluation = f"n_networks={self._n_networks}, epochs={BUDGETS[self.budget].epochs}, seed={recipe.seed}"
         return f"""\
 import gmlib as gm
 from gmlib.analysis.matching import angles
 
-data = gm.load_data({recipe.dataset!r}{data_dir})
+data = gm.load_data({recipe.dataset!r}{given})
 recipe = gm.Recipe.for_method(
     {", ".join(map(repr, arguments))},
     {", ".join(f"{name}={value!r}" for name, value in changes.items())},
@@ -157,6 +160,12 @@ recipe = gm.Recipe.for_method(
 S = gm.condense(data, recipe)
 print(angles(S, data, recipe, k=recipe.outer_loops))  # at a network that the run never uses
 print(gm.evaluate(S, data, {evaluation}))"""
+
+    def _options(self, dataset: str) -> dict[str, Any]:
+        """The options of `load_data` for a data set. A size applies to image files only."""
+        is_resized = self.size is not None and dataset.startswith(("imagefolder:", "TinyImageNet"))
+        options = {"data_dir": self.data_dir} if self.data_dir else {}
+        return options | ({"size": self.size} if is_resized else {})
 
     # ---- what the buttons do
 
@@ -226,7 +235,8 @@ print(gm.evaluate(S, data, {evaluation}))"""
         data = self.data
         if data is None or data.name != recipe.dataset:
             self._say("Loading the data.")
-            data = load_data(recipe.dataset, data_dir=self.data_dir, download=False, progress=False).to(self.device)
+            options = self._options(recipe.dataset)
+            data = load_data(recipe.dataset, download=False, progress=False, **options).to(self.device)
         check(data, recipe)
         self.data, self._recipe, self._run = data, recipe, Progress(State.initial(data, recipe))
         self._scores.value = ""

@@ -6,16 +6,31 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pandas as pd
 from IPython.display import Markdown
 
 from gmlib.analysis.statistics import half_width
 
 from .benchmarks import read_stored
-from .style import counted, per_class
+from .style import counted, md, per_class
 from .tables import Table, filled
 
 Stored = Mapping[str, Mapping[str, Any]]  # name of the file -> what benchmarks/together.py wrote
+
+
+class Together(msgspec.Struct):
+    """A file that benchmarks/together.py wrote. The keys of the three tables are ways of making the sets."""
+
+    methods: list[str]
+    images: str
+    seconds: dict[str, list[float]]
+    median: dict[str, float]
+    times_as_fast: dict[str, float]
+    device_name: str
+    threads: int
+    torch: str
+    commit: str | None
 
 
 def stored_together(folder: str | os.PathLike | None = None) -> dict[str, dict[str, Any]]:
@@ -33,8 +48,7 @@ def stored_together(folder: str | os.PathLike | None = None) -> dict[str, dict[s
     ValueError
         If a file is damaged.
     """
-    keys = ("methods", "images", "seconds", "median", "times_as_fast", "device_name", "threads", "torch", "commit")
-    return read_stored("benchmarks/together", folder, *keys)
+    return read_stored("benchmarks/together", folder, Together)
 
 
 def together_sentence(stored: Stored) -> Markdown:
@@ -44,7 +58,7 @@ def together_sentence(stored: Stored) -> Markdown:
     parts = [
         f"{counted(len(m['methods']), 'method')} take {m['median']['apart, float32']:.1f} s per outer iteration one "
         f"after another and {m['median']['together, float32']:.1f} s together, both in float32, and "
-        f"{m['median']['together, bf16']:.1f} s together in bfloat16 ({m['device_name']}, "
+        f"{m['median']['together, bf16']:.1f} s together in bfloat16 ({md(m['device_name'])}, "
         f"{counted(m['threads'], 'thread')})"
         for m in stored.values()
     ]
@@ -111,7 +125,7 @@ def precision_effect(pairs: pd.DataFrame) -> Markdown:
         spread = "" if len(values) < 2 else f" ({values.mean() - half:+.2f} to {values.mean() + half:+.2f})"
         networks = counted(int(some["n"].min()), "network")
         parts.append(
-            f"{dataset}, {per_class(ipc)}, {budget} budget: {values.mean():+.2f} points{spread}, "
+            f"{md(dataset)}, {per_class(ipc)}, {md(budget)} budget: {values.mean():+.2f} points{spread}, "
             f"{counted(len(values), 'pair')} with at least {networks} each"
         )
     return Markdown(

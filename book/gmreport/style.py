@@ -1,4 +1,8 @@
-"""The common look of the pages: colours, figure style, pictures with alternative text, source code."""
+"""The common look of the pages: colours, figure style, pictures with alternative text, source code.
+
+Names come from files and callers, and may hold anything. So they are shown through `md` in Markdown and `in_figure`
+in a figure. HTML is made with ``html.escape`` in `Table`, `Slider` and `img` only.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,17 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
+from gmlib.runs.overview import in_markdown
+
+md = in_markdown  # a short name, since every name on a page goes through it
+
 # Paul Tol's "muted" scheme, which colour-blind readers can tell apart.
 COLOURS = {
     "random": "#8C8C8C", "herding": "#999933", "DC": "#332288", "Inter": "#44AA99", "Interleaved": "#88CCEE",
     "M": "#117733", "MD": "#CC6677", "MDO": "#AA4499", "MDA": "#882255",
 }  # fmt: skip
 OTHER_COLOUR = "#555555"  # any other method
+LONGEST = 40  # characters of a name in a figure
 
 # matplotlib contains this font, so a figure looks the same on every machine.
 STYLE = {
@@ -52,6 +61,15 @@ def counted(n: int, what: str) -> str:
 def per_class(ipc: int) -> str:
     """Such as "10 images per class"."""
     return f"{counted(ipc, 'image')} per class"
+
+
+def in_figure(text: object, longest: int = LONGEST) -> str:
+    """A name in a figure, so that it is shown as it is: matplotlib reads text between two $ as maths.
+
+    The end of a long one is left out, because a figure has no room for it.
+    """
+    line = " ".join(str(text).split())
+    return (line if len(line) <= longest else f"{line[:longest]}…").replace("$", r"\$")
 
 
 def png(fig: Figure) -> bytes:

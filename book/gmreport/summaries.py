@@ -36,7 +36,7 @@ from gmlib.recipe import Recipe
 from gmlib.runs.readback import COLUMNS
 from gmlib.runs.store import Run
 
-from .style import counted, method_order, per_class
+from .style import counted, md, method_order, per_class
 
 OUTCOMES = ("held", "reversed", "not decided", "too few sets")  # of a `Verdict`
 SLACK = 1e-9  # for rounding errors such as in 83.8 - 83.2 <= 0.6
@@ -173,6 +173,16 @@ def spreads(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*POOL, "methods", "std", "freedom", "p", "pooled"])
 
 
+def data_sentence(data: Data) -> Markdown:
+    """What the data are: their name, how many images of which size, and their origin."""
+    channels, height, width = data.shape
+    return Markdown(
+        f"**{md(data.name)}**: {len(data.train_labels)} training and {len(data.test_labels)} test images of "
+        f"{height}×{width} pixels, {counted(channels, 'channel')}, {data.n_classes} classes. "
+        f"Source: {md(data.origin)}."
+    )
+
+
 def spreads_sentence(found: pd.DataFrame) -> Markdown:
     """Each pool with its standard deviation and its test of equal variances.
 
@@ -185,8 +195,8 @@ def spreads_sentence(found: pd.DataFrame) -> Markdown:
         return Markdown("No data set and size has two condensed methods with two sets each, so nothing is pooled.")
     several = found["network"].nunique() > 1
     pools = [
-        f"{s.dataset}, IPC {s.ipc}, {s.budget} budget{f', to {s.network}' if several else ''}: {s.methods} methods, "
-        f"{s.std:.2f} points with {s.freedom} degrees of freedom, p = {s.p:.2g}"
+        f"{md(s.dataset)}, IPC {s.ipc}, {md(s.budget)} budget{f', to {md(s.network)}' if several else ''}: "
+        f"{s.methods} methods, {s.std:.2f} points with {s.freedom} degrees of freedom, p = {s.p:.2g}"
         + ("" if s.pooled else " (**not equal: each method has only its own**)")
         for s in found.itertuples()
     ]
@@ -247,7 +257,7 @@ def components_sentence(found: pd.DataFrame) -> Markdown:
     """
 
     def names(chosen: pd.Series) -> str:
-        return ", ".join(f"{c.method} at {c.ipc}" for c in found[chosen].itertuples()) or "none"
+        return ", ".join(f"{md(c.method)} at {c.ipc}" for c in found[chosen].itertuples()) or "none"
 
     better, worse = names(found["ior_low"] > 0), names(found["ior_high"] < 0)
     return Markdown(
@@ -317,10 +327,11 @@ class Verdict:
     outcome: str
 
     def _sentence(self, mark: str) -> str:
-        where = f"{self.dataset}, {per_class(self.ipc)}"
+        show = md if mark else str
+        where = f"{show(self.dataset)}, {per_class(self.ipc)}"
         if self.budget != "paper":
-            where += f", {self.budget} budget"
-        head = f"{where}: {self.better} minus {self.worse} is "
+            where += f", {show(self.budget)} budget"
+        head = f"{where}: {show(self.better)} minus {show(self.worse)} is "
         if self.outcome == "too few sets":
             sets = f"{self.n[0]} and {self.n[1]} sets: an interval needs two of each"
             return f"{head}{self.difference:+.2f} points ({sets}): {mark}{self.outcome}{mark}."
@@ -447,7 +458,7 @@ def best_method(results: pd.DataFrame, best: str, others: Sequence[str], *, netw
     beyond noise, and those in which another one is above it beyond noise.
     """
     if not others:
-        return Markdown(f"We cannot say whether {best} is best: there is nothing to compare it with.")
+        return Markdown(f"We cannot say whether {md(best)} is best: there is nothing to compare it with.")
     cells = top = above = beaten = 0
     results = select(checked(results), network=network) if len(results) else results
     for _, cell in results.groupby(["dataset", "ipc", "budget"], sort=False):
@@ -458,11 +469,11 @@ def best_method(results: pd.DataFrame, best: str, others: Sequence[str], *, netw
         top += all(v.difference > 0 for v in found)
         above += all(v.outcome == "held" for v in found)
         beaten += any(v.outcome == "reversed" for v in found)
-    names = ", ".join(others)
+    names = md(", ".join(others))
     if not cells:
-        return Markdown(f"We cannot say whether {best} is best: no cell has runs of it and of {names}.")
+        return Markdown(f"We cannot say whether {md(best)} is best: no cell has runs of it and of {names}.")
     return Markdown(
-        f"**{best} has the highest mean, against {names}, in {top} of {counted(cells, 'cell')}.** "
+        f"**{md(best)} has the highest mean, against {names}, in {top} of {counted(cells, 'cell')}.** "
         f"It is above all of them beyond noise in {above}, and below one of them beyond noise in {beaten}."
     )
 
@@ -496,8 +507,8 @@ def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markd
         bound = "two standard deviations" if math.isnan(margin) else f"±{margin:.2f}"
         interval = "no interval" if math.isnan(v.low) else f"95% interval {v.low:+.2f} to {v.high:+.2f}"
         lines.append(
-            f"- {v.dataset}, {per_class(v.ipc)}: {one} is like {other} if their difference, {v.difference:+.2f} "
-            f"points ({interval}), is within {bound}: **{outcome}**."
+            f"- {md(v.dataset)}, {per_class(v.ipc)}: {md(one)} is like {md(other)} if their difference, "
+            f"{v.difference:+.2f} points ({interval}), is within {bound}: **{outcome}**."
         )
     return Markdown("\n".join(lines))
 

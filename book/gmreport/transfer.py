@@ -11,7 +11,7 @@ from IPython.display import Markdown
 from gmlib import networks
 from gmlib.runtime import generator
 
-from .style import counted
+from .style import counted, md
 from .summaries import summarise, verdict
 from .tables import Table, accuracy_table
 
@@ -160,7 +160,7 @@ def generalisation(
         The method to compare with.
     """
     found = {
-        f"{source} to {target}": verdict(results, method, control, network=target).outcome
+        f"{md(source)} to {md(target)}": verdict(results, method, control, network=target).outcome
         for method, source in sources.items()
         for target in targets
         if target != source and {method, control} <= _methods(results, target)
@@ -168,7 +168,7 @@ def generalisation(
     if not found:
         return Markdown(
             "We cannot say whether sources generalise: no pair of different networks has runs of the source and of "
-            f"{control}."
+            f"{md(control)}."
         )
     pairs = {outcome: [pair for pair in found if found[pair] == outcome] for outcome in dict.fromkeys(found.values())}
     rest = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in pairs.items() if outcome != "held")
@@ -197,7 +197,7 @@ def best_source(results: pd.DataFrame, best: str, sources: Mapping[str, str], ta
     """
     others = [method for method in sources if method != best]
     compared = [target for target in targets if set(sources) <= _methods(results, target)] if others else []
-    name = sources.get(best, best)
+    name = md(sources.get(best, best))
     if best not in sources or not compared:
         return Markdown(f"We cannot say which source is best: no target has runs of {name} and of all the others.")
     found = {target: [verdict(results, best, other, network=target) for other in others] for target in compared}
@@ -245,7 +245,7 @@ def best_target(results: pd.DataFrame, sources: Mapping[str, str], targets: Sequ
 
     rank = "the best" if few == 1 else f"among the best {few}"
     sentences = [
-        f"**{target} is {rank} of {len(targets)} targets for {count[target]} of "
+        f"**{md(target)} is {rank} of {len(targets)} targets for {count[target]} of "
         f"{counted(len(compared), 'source')}**, and above the rest beyond noise for "
         f"{sum(clearly(target, method) for method in compared)}."
         for target in count.index[count == count.max()]
@@ -258,5 +258,5 @@ def _methods(results: pd.DataFrame, target: str) -> set[str]:
 
 
 def _some(chosen: Sequence[str], of: Sequence[str]) -> str:
-    names = f" ({', '.join(chosen)})" if chosen else ""
+    names = f" ({md(', '.join(chosen))})" if chosen else ""
     return f"{len(chosen)} of {counted(len(of), 'target')}{names}"
