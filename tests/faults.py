@@ -1,0 +1,649 @@
+"""What the library survives: kills, damaged files, full disks, processes side by side, and bad inputs.
+
+    python tests/faults.py --out results/faults.json
+
+Every attempt has one result. held: the right content, or a refusal in one sentence. lost: work that was stored is
+gone, or the work cannot be continued. silent: other content without a word. traceback: an error from inside the
+library. Files that a fault leaves behind are counted as leftovers. `make faults` runs all of it, the tests a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import make_data, tiny_recipe
+
+import gmlib as gm
+from gmlib import cli, files
+from gmlib.runs import readback, shipped, store
+from gmlib.runs.provenance import environment
+
+SLOW = 20.0  # seconds after which a call counts as hanging
+PATTERNS = ("*.tmp", ".*.tmp", "kernel-*.json", ".*.batch")  # files that must not stay behind
+Work = Callable[[Path], None]
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    kind: str
+    what: str
+    tried: int = 0
+    held: int = 0
+    lost: int = 0
+    silent: int = 0
+    traceback: int = 0
+    leftovers: int = 0
+    examples: list[str] = field(default_factory=list)  # of what did not hold
+
+    def count(self, result: str, example: str = "") -> None:
+        """Count one attempt: "held", "lost", "silent" or "traceback"."""
+        self.tried += 1
+        setattr(self, result, getattr(self, result) + 1)
+        if result != "held" and len(self.examples) < 20:
+            self.examples.append(f"{result}: {example}")
+
+    def count_leftovers(self, folder: Path) -> None:
+        """Count files that should not be there any more."""
+        found = [path.name for pattern in PATTERNS for path in folder.rglob(pattern)]
+        self.leftovers += len(set(found))
+        if found:
+            self.examples.append(f"leftover: {found[0]}")
+
+
+# ---- work that is disturbed ------------------------------------------------------------------------------
+
+
+def condense(folder: Path) -> None:
+    """One set with four inner iterations, and a checkpoint after each."""
+    data = make_data(dtype=torch.float32)
+    recipe = tiny_recipe(what="multi", how="d1 + d2", where="adaptive", outer_loops=12, inner_loops=4, ipc=2)
+    S = gm.condense(data, recipe, "cpu", folder / "run.safetensors", False, checkpoint_seconds=0, snapshots=[6])
+    S.save(folder / "set.safetensors")
+
+
+def condense_together(folder: Path) -> None:
+    """Three sets with one checkpoint."""
+    data = make_data(dtype=torch.float32)
+    recipes = [tiny_recipe(what=what, outer_loops=25) for what in ("intra", "inter", "multi")]
+    sets = gm.condense_together(data, recipes, "cpu", folder / "run.safetensors", False, checkpoint_seconds=0)
+    for i, S in enumerate(sets):
+        S.save(folder / f"set{i}.safetensors")
+
+
+def one_run(folder: Path) -> None:
+    """A set, its snapshots and the networks trained on them, in a folder of results."""
+    small = {"width": 4, "depth": 2, "batch_real": 5, "outer_loops": 12, "snapshots": [6]}
+    for method in ("DC", "random"):
+        options = {**small} if method == "DC" else {"width": 4, "depth": 2}
+        store.run(
+            make_data(dtype=torch.float32), method, 1, budget="smoke", networks=1, results_dir=folder / "results",
+            device="cpu", progress=False, **options,
+        )  # fmt: skip
+
+
+def cells(folder: Path) -> None:
+    """`gmlib run` on a file of cells."""
+    path = folder / "cells.csv"
+    path.write_text("dataset,ipc,method,seed,targets\ndigits,1,DC,0,\ndigits,1,M,0,convnet mlp\n")
+    words = ["run", "--cells", path, "--budget", "smoke", "--networks", 1, "--results-dir", folder, "--quiet"]
+    if status := cli.main([*map(str, words), "--device", "cpu"]):
+        raise SystemExit(status)
+
+
+def workflow(folder: Path) -> None:
+    """A campaign over two methods."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
+    import campaign
+
+    words = [
+        "--budget",
+        "smoke",
+        "--datasets",
+        "digits",
+        "--ipc",
+        1,
+        "--tables",
+        "Table 3",
+        "--methods",
+        "random",
+        "M",
+    ]
+    words += ["--results-dir", folder, "--device", "cpu", "--log", folder / "campaign.log"]
+    if status := campaign.main([*map(str, words)]):
+        raise SystemExit(status)
+
+
+WORKS: dict[str, Work] = {
+    "condense": condense,
+    "condense_together": condense_together,
+    "store.run": one_run,
+    "gmlib run": cells,
+    "campaign": workflow,
+}
+CHANGING = {"seconds", "peak_memory_bytes", "sha256", "set", "commit", "device_name", "parts", "set_sha256"}
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What the files of a folder say, without times. Equal for equal results."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name.startswith("set") and path.suffix == ".safetensors":
+            S = gm.SyntheticSet.load(path)
+            found[name] = hashlib.sha256(S.images.numpy().tobytes()).hexdigest()
+        elif path.suffix == ".json" and path.name != "begun.json":
+            found[name] = _without_times(json.loads(path.read_text()))
+    return found
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_times(v) for k, v in value.items() if k not in CHANGING}
+    return [_without_times(v) for v in value] if isinstance(value, list) else value
+
+
+# ---- processes -------------------------------------------------------------------------------------------
+
+
+def start(work: Work, folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Begin work in a process of its own. Returns its number. Its errors go to folder/errors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        torch.set_num_threads(1)
+        errors = os.open(folder / "errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(errors, 1)
+        os.dup2(errors, 2)
+        logging.disable()
+        prepare()
+        work(folder)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}" if is_refusal(error) else traceback.format_exc()
+        os.write(2, f"\n{text}".encode())
+    finally:
+        os._exit(status)
+
+
+def end(pid: int) -> int:
+    """Wait for a process. Returns its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def finish(row: Row, work: Work, folder: Path, expected: dict[str, Any]) -> None:
+    """Do the work again after a fault, to its end, and count the result."""
+    if end(start(work, folder)) != 0:
+        errors = (folder / "errors").read_text().strip()
+        row.count("traceback" if "Traceback" in errors else "lost", f"{row.what}: {errors[-300:]}")
+    else:
+        (folder / "errors").unlink()
+        row.count("held" if content(folder) == expected else "silent", row.what)
+        row.count_leftovers(folder)
+
+
+def expected_of(work: Work, folder: Path) -> tuple[dict[str, Any], float, int]:
+    """Content, seconds and number of file writes of undisturbed work."""
+    writes = folder.with_name("writes")
+
+    def count_writes() -> None:
+        def counted(*args: Any, real: Any = files.os.replace) -> None:
+            with open(writes, "a") as file:
+                file.write(".")
+            real(*args)
+
+        files.os.replace = counted
+
+    started = time.monotonic()
+    if end(start(work, folder, count_writes)) != 0:
+        raise RuntimeError((folder / "errors").read_text())
+    (folder / "errors").unlink()
+    return content(folder), time.monotonic() - started, len(writes.read_text())
+
+
+def kills(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
+    """Kill at random moments, and inside writes: before the new content is complete, and just before and after it
+    replaces the old."""
+    for name in works:
+        work = WORKS[name]
+        with temporary() as at:
+            expected, seconds, n_writes = expected_of(work, at / "whole")
+            row = Row("kill", f"{name}, at random moments")
+            for i in range(tries):
+                pid = start(work, at / str(i))
+                time.sleep(rng.uniform(0, seconds))
+                os.kill(pid, signal.SIGKILL)
+                end(pid)
+                finish(row, work, at / str(i), expected)
+            yield row
+            row = Row("kill", f"{name}, inside a write")
+            for i in range(tries):
+                moment = rng.choice(("written", "before", "after"))
+                folder = at / f"write{i}"
+                end(start(work, folder, partial(die_in_write, rng.randrange(n_writes), moment)))
+                finish(row, work, folder, expected)
+            yield row
+
+
+def die_in_write(nth: int, moment: str) -> None:
+    """Let this process kill itself in its nth write."""
+    calls = itertools.count()
+
+    def dying(*args: Any, real: Any) -> None:
+        mine = next(calls) == nth
+        if moment == "after":
+            real(*args)
+        if mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if moment != "after":
+            real(*args)
+
+    if moment == "written":
+        files.os.fsync = partial(dying, real=os.fsync)
+    else:
+        files.os.replace = partial(dying, real=os.replace)
+
+
+def full_disks(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
+    """Files cannot grow beyond a random size, as on a full disk."""
+    for name in works:
+        work = WORKS[name]
+        row = Row("full disk", name)
+        with temporary() as at:
+            expected, _, _ = expected_of(work, at / "whole")
+            largest = max(path.stat().st_size for path in (at / "whole").rglob("*") if path.is_file())
+            for i in range(tries):
+                folder = at / str(i)
+                status = end(start(work, folder, partial(limit_files, rng.randrange(1, largest))))
+                errors = (folder / "errors").read_text()
+                if status != 0 and "Traceback" in errors:
+                    row.count("traceback", f"{name}: {errors.strip()[-300:]}")
+                    continue
+                row.count_leftovers(folder)
+                finish(row, work, folder, expected)
+        yield row
+
+
+def limit_files(size: int) -> None:
+    """Let writes beyond this size fail with an OSError."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def side_by_side(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
+    """Three processes do the same work in one folder. Works with a folder of results share it."""
+    for name in (name for name in works if name in ("store.run", "gmlib run", "campaign")):
+        work = WORKS[name]
+        row = Row("side by side", f"{name}, three processes")
+        with temporary() as at:
+            expected, seconds, _ = expected_of(work, at / "whole")
+            for i in range(tries):
+                folder = at / str(i)
+                pids = []
+                for _ in range(3):
+                    pids.append(start(work, folder))
+                    time.sleep(rng.uniform(0, seconds / 3))
+                statuses = [end(pid) for pid in pids]
+                if any(statuses):
+                    errors = (folder / "errors").read_text().strip()
+                    row.count("traceback" if "Traceback" in errors else "lost", f"{name}: {errors[-300:]}")
+                else:
+                    (folder / "errors").unlink()
+                    row.count("held" if content(folder) == expected else "silent", name)
+                    row.count_leftovers(folder)
+        yield row
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------
+
+
+def damaged_files(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
+    """Flip one bit of a stored file, or cut it off, and read everything."""
+    with temporary() as at:
+        good = at / "good"
+        make_everything(good)
+        expected = read_everything(good)
+        for path in sorted(path for path in good.rglob("*") if path.is_file() and path.stat().st_size):
+            name = path.relative_to(good)
+            size = path.stat().st_size
+            for fault in ("bit", "cut"):
+                row = Row("one bit flipped" if fault == "bit" else "cut off", str(name))
+                for i in range(tries):
+                    folder = at / "damaged"
+                    shutil.rmtree(folder, ignore_errors=True)
+                    shutil.copytree(good, folder)
+                    blob = bytearray(path.read_bytes())
+                    if fault == "bit":
+                        # half of them in the header of a safetensors file, which is small
+                        place = rng.randrange(min(size, 600) if i % 2 else size)
+                        blob[place] ^= 1 << rng.randrange(8)
+                    else:
+                        del blob[rng.randrange(size) :]
+                    (folder / name).write_bytes(blob)
+                    judge(row, partial(read_everything, folder), lambda found: found == expected, str(name))
+                yield row
+
+
+def make_everything(folder: Path) -> None:
+    """A folder with every kind of file that the library stores, and an unfinished run."""
+    data = make_data(dtype=torch.float32)
+    one_run(folder)
+    small = {"width": 4, "depth": 2, "batch_real": 5}
+    root = folder / "results"
+    store.whole_data(data, budget="smoke", networks=2, results_dir=root, progress=False, width=4, depth=2, epochs=2)
+    S = shipped.load(next(root.glob("*/ipc1/DC/set0")))
+    store.cached_table(
+        next(root.glob("*/ipc1/DC/set0")) / "reach.json", {"max_steps": 5},
+        lambda: gm.reach(S, eps=[0.5], n_starts=2, max_steps=5, width=4, depth=2, progress=False),
+    )  # fmt: skip
+    with suppress(gm.OutOfTime):
+        store.run(
+            data, "M", 1, budget="smoke", networks=2, results_dir=root, progress=False, device="cpu",
+            deadline=time.monotonic() + 0.3, outer_loops=400, **small,
+        )  # fmt: skip
+    assert list(root.glob("*/ipc1/M/set0/checkpoint.safetensors")), "the run is finished: give it less time"
+
+
+def read_everything(folder: Path) -> dict[str, Any]:
+    """All that the report and a user read from a folder of results, and the run that goes on."""
+    root = folder / "results"
+    found: dict[str, Any] = {}
+    for run in shipped.stored_runs(root):
+        S = shipped.load(run["path"])
+        found[str(run["path"].relative_to(root))] = (
+            S.images.tolist(), S.classes, S.mean, S.std, S.recipe, S.record, S.history,
+            S.evaluations, S.trace,
+        )  # fmt: skip
+    found["results"] = readback.load_results(root).to_dict("list")
+    found["reach"] = readback.stored_descents(root).to_dict("list")
+    found["whole"] = readback.stored_whole_data(root)
+    data = make_data(dtype=torch.float32)
+    options = {"budget": "smoke", "networks": 1, "results_dir": root, "device": "cpu", "progress": False}
+    sizes = {"width": 4, "depth": 2}
+    again = store.run(data, "DC", 1, snapshots=[6], outer_loops=12, batch_real=5, **sizes, **options)
+    found["again"] = [again.evaluations, {k: (S.images.tolist(), e) for k, (S, e) in again.trace.items()}]
+    unfinished = next(root.glob("*/ipc1/M/set0"))
+    job = store.plan_run(data, "M", 1, budget="smoke", results_dir=root, outer_loops=400, batch_real=5, **sizes)
+    if (unfinished / "run.json").exists():
+        raise AssertionError("reading must not finish a run")
+    state = store.Checkpoint(unfinished / "checkpoint.safetensors", data, [job.recipe]).progress(data)[0]
+    found["unfinished"] = [
+        state.state.k, state.state.t, state.state.S.tolist(), state.history,
+        store._begun(job),
+    ]  # fmt: skip
+    return json.loads(json.dumps(found, default=str))
+
+
+def judge(row: Row, call: Callable[[], Any], is_right: Callable[[Any], bool], example: str) -> bool:
+    """Count one call: its result must be right, or it is refused in one sentence. Returns True if it raised."""
+    try:
+        with time_limit(SLOW):
+            found = call()
+    except BaseException as error:
+        refused = is_refusal(error)
+        row.count("held" if refused else "traceback", f"{example}: {type(error).__name__}: {str(error)[:200]}")
+        return True
+    row.count("held" if is_right(found) else "silent", example)
+    return False
+
+
+class Hangs(BaseException):
+    """A call took too long."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `Hangs` in the lines inside after this time."""
+
+    def stop(*_: Any) -> None:
+        raise Hangs(f"more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """True for an error that is meant for the caller: one sentence, of a kind that the docs name."""
+    if not isinstance(error, (ValueError, OSError, ModuleNotFoundError, gm.OutOfTime, gm.Diverged)):
+        return False
+    message = str(error)
+    several = "\n" in message or re.search(r"\. [A-Z]", message)
+    return len(message) > 15 and not several and not isinstance(error, UnicodeError)
+
+
+# ---- bad inputs ------------------------------------------------------------------------------------------
+
+
+SOON = object()  # stands for a deadline in some seconds
+BAD: list[Any] = [
+    None, True, -1, 0, 1.5, 10**9, float("nan"), float("inf"), "", "x", "a b/..", b"x", [], [1], ["x"], {}, {"x": 1},
+    object(), np.nan, np.int64(3), np.array([1, 2]), torch.tensor([1.0, 2.0]), Path("nowhere"), print,
+]  # fmt: skip
+
+
+def calls(folder: Path) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], Sequence[str]]]:
+    """(name, function, good arguments, arguments to spoil) for the public functions. Good calls take milliseconds."""
+    data = make_data(dtype=torch.float32)
+    recipe = tiny_recipe()
+    S = gm.condense(data, recipe, "cpu", progress=False)
+    pixels, labels = torch.rand(6, 8, 8), [0, 1, 2, 0, 1, 2]
+    fields = list(recipe.as_dict())
+    protocol = (
+        "epochs",
+        "lr",
+        "momentum",
+        "weight_decay",
+        "batch",
+        "augment",
+        "precision",
+        "optimiser",
+        "width",
+        "depth",
+    )
+    soon = {"deadline": SOON, "progress": False}
+    yield "load_data", gm.load_data, {"name": "digits"}, ("name", "data_dir", "size", "seed")
+    arrays = {
+        "name": "a",
+        "train_images": pixels,
+        "train_labels": labels,
+        "test_images": pixels,
+        "test_labels": labels,
+    }
+    yield "Data.from_arrays", gm.Data.from_arrays, arrays, (*arrays, "classes", "mean", "std", "origin")
+    yield "Recipe", gm.Recipe, {}, fields
+    for_method = {"method": "MD", "dataset": "digits", "ipc": 1, "budget": "smoke", "seed": 0}
+    yield "Recipe.for_method", gm.Recipe.for_method, for_method, (*for_method, "outer_loops", "network", "unknown")
+    condensing = {"data": data, "recipe": recipe, "device": "cpu", **soon}
+    more = ("data", "recipe", "device", "checkpoint", "snapshots", "checkpoint_seconds", "deadline")
+    yield "condense", gm.condense, condensing, more
+    together = {"data": data, "recipes": [recipe], "device": "cpu", **soon}
+    more = ("data", "recipes", "device", "checkpoint", "snapshots", "checkpoint_seconds", "deadline", "finished")
+    yield "condense_together", gm.condense_together, together, more
+    testing = {"S": S, "data": data, "n_networks": 1, "epochs": 1, "width": 4, "depth": 1, "device": "cpu", **soon}
+    own = (
+        "S",
+        "data",
+        "network",
+        "n_networks",
+        "seed",
+        "protocol",
+        "device",
+        "known",
+        "each",
+        "deadline",
+        "side_by_side",
+    )
+    yield "evaluate", gm.evaluate, testing, (*own, *protocol)
+    choosing = {"method": "random", "data": data, "ipc": 1}
+    yield (
+        "coreset",
+        gm.coreset,
+        choosing,
+        ("method", "data", "ipc", "seed", "space", "network", "width", "depth", "epochs"),
+    )
+    reaching = {"S": S, "eps": [0.5], "n_starts": 1, "max_steps": 2, "width": 4, "depth": 1, "progress": False}
+    more = ("S", "eps", "n_starts", "seed", "max_steps", "width", "depth", "lr", "device", "data")
+    yield "reach", gm.reach, reaching, more
+    yield "load_condensed", gm.load_condensed, {"dataset": "digits", "ipc": 1}, (
+        "dataset", "ipc", "method", "seed", "budget", "results_dir",
+    )  # fmt: skip
+    parts = {name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")}
+    yield "SyntheticSet", gm.SyntheticSet, parts, tuple(parts)
+    yield "SyntheticSet.save", S.save, {"path": folder / "s.safetensors"}, ("path", "dtype")
+    yield "SyntheticSet.load", gm.SyntheticSet.load, {"path": folder / "none"}, ("path",)
+    yield "register_network", gm.register_network, {"name": "own", "factory": gm.NETWORKS["mlp"]}, ("name", "factory")
+    running = {
+        "data": data, "method": "DC", "ipc": 1, "budget": "smoke", "networks": 1, "results_dir": folder / "runs",
+        "progress": False, "device": "cpu", "width": 4, "depth": 1, "batch_real": 3, "outer_loops": 1,
+        "deadline": 0.0,
+    }  # fmt: skip
+    more = (
+        "data",
+        "method",
+        "ipc",
+        "budget",
+        "seed",
+        "networks",
+        "targets",
+        "results_dir",
+        "snapshots",
+        "dtype",
+        "what",
+    )
+    yield "store.run", store.run, running, more
+    sweeping = {**running, "methods": ["DC"]}
+    del sweeping["method"], sweeping["outer_loops"], sweeping["batch_real"]
+    yield "store.sweep", store.sweep, sweeping, ("methods", "ipc", "budget", "sets", "seed", "targets", "trace")
+    yield "store.whole_data", store.whole_data, {
+        "data": data, "budget": "smoke", "networks": 1, "results_dir": folder / "runs", "deadline": 0.0,
+        "progress": False, "width": 4, "depth": 1,
+    }, ("data", "network", "budget", "networks", "seed", "results_dir", "epochs", "lr")  # fmt: skip
+
+
+def bad_inputs(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
+    """Every argument of the public functions gets values that do not fit, and some that do. Nothing may be written
+    by a call that is refused."""
+    with temporary() as at:
+        os.chdir(at)
+        for name, function, good, spoiled in calls(at):
+            row = Row("bad input", name)
+            values = [(argument, value) for argument in spoiled for value in BAD]
+            for argument, value in rng.sample(values, min(len(values), tries * len(spoiled))):
+                before = {path for path in at.rglob("*") if path.is_file() and path.name != ".lock"}
+                example = f"{name}({argument}={value!r:.60})"
+                if isinstance(value, int) and value == 10**9 and argument in ("n_starts", "max_steps"):
+                    continue  # a long time, as asked for
+                given = {**good, argument: value}
+                if given.get("deadline") is SOON:
+                    given["deadline"] = time.monotonic() + 5
+                raised = judge(row, partial(function, **given), lambda found: True, example)
+                new = {path for path in at.rglob("*") if path.is_file() and path.name != ".lock"} - before
+                if raised and new:
+                    row.leftovers += len(new)
+                    row.examples.append(f"leftover: {example} wrote {min(new).name}")
+                for path in new:
+                    path.unlink(missing_ok=True)
+            yield row
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+KINDS: dict[str, Callable[[random.Random, int, Sequence[str]], Iterator[Row]]] = {
+    "kills": kills,
+    "disks": full_disks,
+    "side": side_by_side,
+    "files": damaged_files,
+    "inputs": bad_inputs,
+}
+# How often: (all, in the tests). For inputs: values for each argument.
+TRIES = {"kills": (20, 1), "disks": (10, 1), "side": (5, 1), "files": (30, 1), "inputs": (len(BAD), 2)}
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder that is deleted afterwards, also if it is the working directory."""
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        finally:
+            os.chdir(home)
+
+
+def run(
+    kinds: Sequence[str], quick: bool = False, works: Sequence[str] = tuple(WORKS), seed: int = 0
+) -> Iterator[Row]:
+    """The rows of the table, one after another."""
+    torch.set_num_threads(1)
+    for kind in kinds:
+        yield from KINDS[kind](random.Random(f"{kind} {seed}"), TRIES[kind][quick], works)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 1 if something did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
+    parser.add_argument("--quick", action="store_true", help="few attempts, as in the tests")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the table to this JSON file")
+    given = parser.parse_args(arguments)
+    started, rows = time.monotonic(), []
+    names = ("tried", "held", "lost", "silent", "traceback", "leftovers")
+    print(f"{'':62}" + "".join(f"{name:>10}" for name in names))
+    for row in run(given.kinds, given.quick, given.works, given.seed):
+        rows.append(row)
+        print(f"{row.kind + ': ' + row.what:62.62}" + "".join(f"{getattr(row, name):10}" for name in names))
+        for example in row.examples:
+            print(f"    {example}")
+        sys.stdout.flush()
+    total = {name: sum(getattr(row, name) for row in rows) for name in names}
+    print(f"{'all':62}" + "".join(f"{total[name]:10}" for name in names))
+    if given.out:
+        plain = [{key: value for key, value in asdict(row).items() if key != "examples"} for row in rows]
+        machine = environment(torch.device("cpu"))
+        table = {
+            "rows": plain,
+            "commit": machine["commit"],
+            "machine": machine,
+            "seconds": time.monotonic() - started,
+        }
+        files.write_atomically(given.out, (json.dumps(table, indent=1) + "\n").encode())
+    return int(total["held"] < total["tried"] or total["leftovers"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
