@@ -196,7 +196,7 @@ class Checkpoint:
             raise ValueError(f"the checkpoint {self.path} is a folder: name a file in it")
         if not os.access(self.path.parent, os.W_OK | os.X_OK):
             raise PermissionError(f"the folder of the checkpoint {self.path} is not writable: choose another")
-        remove_leftovers(self.path)
+        remove_leftovers(self.path.parent, self.path.name)
         if self.path.exists():
             self._read(self.path, data)
 
@@ -301,7 +301,8 @@ def _run_tensors(run: Progress) -> dict[str, Tensor]:
     state = run.state
     tensors = {f"snapshot-{k}": images for k, images in run.snapshots.items()}
     if run.diverged:
-        return tensors | {"S": run.last_good}
+        finite = {name: images for name, images in tensors.items() if images.isfinite().all()}
+        return finite | {"S": run.last_good}
     tensors["S"] = state.S
     momentum = state.optimiser_S.state[state.S].get("momentum_buffer")
     if momentum is not None:

@@ -401,7 +401,12 @@ def _pieces(images: Images, order: Tensor | None = None) -> Iterator[Tensor]:
     """Parts of the images on the CPU, in this order: uint8, float32 or float64 (n, channels, height, width)."""
     n = min(256, max(1, PIECE // math.prod(images.shape[1:])))
     for i in range(0, len(images), n):
-        part = images[i : i + n] if order is None else images[order[i : i + n].to(getattr(images, "device", "cpu"))]
+        if order is None:
+            part = images[i : i + n]
+        elif isinstance(images, np.ndarray):
+            part = images[order[i : i + n].numpy()]  # numpy takes a tensor of one number for that number
+        else:
+            part = images[order[i : i + n].to(images.device)]
         if isinstance(part, np.ndarray):
             yield torch.from_numpy(np.array(part, np.uint8 if part.dtype == np.uint8 else np.float32, order="C"))
         else:

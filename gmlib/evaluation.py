@@ -264,6 +264,7 @@ def evaluate(
     y_test = data.test_labels.to(device)
     start = time.monotonic()
     found = Evaluation(known.accuracies, network, seed, resolved, failed=known.failed).first(n_networks)
+    before = found.trained
     threads = 1 if side_by_side else _threads(n_networks, x, resolved)
     if side_by_side is None:
         side_by_side = threads if device.type == "cpu" else _group_size(n_networks - found.trained, len(y))
@@ -271,7 +272,8 @@ def evaluate(
 
     def check_time() -> None:
         if deadline_passed(deadline):
-            what_to_do = "run again to continue" if each else "give it more time, or each= to keep partial results"
+            more = "give it more time" if found.trained == before else "run again to continue"
+            what_to_do = more if each else "give it more time, or each= to keep partial results"
             raise OutOfTime(f"out of time after {found.trained} of {n_networks} networks: {what_to_do}")
 
     def train_and_test(numbers: Sequence[int]) -> list[float]:

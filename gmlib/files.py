@@ -32,9 +32,11 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 DIGEST = "sha256"  # the key of the digest in metadata and in JSON
+OTHER_KINDS = (".pt", ".pth", ".pkl", ".pickle", ".npy", ".npz", ".json", ".csv", ".png", ".jpg", ".zip")
 MOST_JSON = 2**28  # bytes: a larger file is no file of a run
 LONGEST_NAME = 100  # bytes of a name in a path. File systems take 255, and names get endings
 TRIES = 5
+TOKEN = "[0-9a-f]" * 16  # the part of a temporary file's name that differs, as a pattern
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows refuses
 
 
@@ -89,7 +91,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         is left.
     """
     path = as_path(path)
-    remove_leftovers(path)
+    remove_leftovers(path.parent, path.name)
     for tries_left in reversed(range(TRIES)):
         # os.replace needs the same disk, so the same folder.
         temporary = path.with_name(f".{slug(path.name)}.{secrets.token_hex(8)}.tmp")
@@ -117,18 +119,24 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             raise OSError(error.errno, f"cannot write {path} ({error.strerror}): {advice}") from error
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files that killed processes left: those of a target, or all in a folder.
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete the temporary files of `write_atomically` that killed processes left in a folder.
 
     What a living process writes is kept. It holds a lock, and Windows deletes no open file.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str, optional
+        The file that was to be written. None takes all.
     """
-    name = "" if path.is_dir() else f"{glob.escape(slug(path.name))}.{'[0-9a-f]' * 16}"
-    for leftover in (path if path.is_dir() else path.parent).glob(f".{name or '*'}.tmp"):
+    target = "*" if name is None else glob.escape(slug(name))
+    for leftover in folder.glob(f".{target}.{TOKEN}.tmp"):
         with suppress(OSError):
             if fcntl is None:
                 leftover.unlink()
                 continue
-            with open(leftover, "rb") as file:
+            with open(leftover, "r+b") as file:  # NFS locks no file that is only read
                 _lock(file, wait=False)
                 leftover.unlink()
 
@@ -236,10 +244,10 @@ def check_tensor_path(path: str | os.PathLike) -> Path:
     Raises
     ------
     ValueError
-        If its name ends like a file of another kind: it must end in ".safetensors", or have no ending.
+        If its name ends like a file of another kind.
     """
     path = as_path(path)
-    if path.suffix.lower() not in ("", ".safetensors"):
+    if path.suffix.lower() in OTHER_KINDS:
         raise ValueError(f"{path} would be a safetensors file: end its name in .safetensors, not in {path.suffix}")
     return path
 

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .checks import check_number, choose
 
 Factory = Callable[..., nn.Module]
-_SEEDING = threading.Lock()  # all threads share torch's global generator
+SEEDING = threading.RLock()  # all threads share torch's global generator
 
 
 # ---- layers ----------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def build(
     parameters = inspect.signature(factory).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     sizes = {key: value for key, value in {"width": width, "depth": depth}.items() if takes_all or key in parameters}
-    with _SEEDING, torch.random.fork_rng(devices=[]):
+    with SEEDING, torch.random.fork_rng(devices=[]):
         # Modules draw their weights from torch's global generator, so seed that one, and only for these lines.
         torch.default_generator.manual_seed(generator.initial_seed())
         if base in BUILT_IN:

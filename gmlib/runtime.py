@@ -41,7 +41,8 @@ def stop_soon() -> None:
 def saving_on_signals(enabled: bool = True) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM take effect at the next time that a deadline is checked, when work can be saved.
 
-    A second signal takes effect at once. Outside the main thread nothing is changed.
+    A second signal takes effect at once. Signals that the process ignores stay ignored. Outside the main thread
+    nothing is changed.
 
     Parameters
     ----------
@@ -56,24 +57,21 @@ def saving_on_signals(enabled: bool = True) -> Iterator[None]:
         received.append(number)
         stop_soon()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if not enabled or None in before.values() or threading.current_thread() is not threading.main_thread():
+    if not enabled or threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     for number in before:
         signal.signal(number, on_signal)
     try:
         yield
-    except OutOfTime:
-        if not received:
-            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
             _stopping.clear()
-    if received:
-        signal.raise_signal(received[0])
+            signal.raise_signal(received[0])  # if it returns, the `OutOfTime` from the block goes on
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:

@@ -184,12 +184,13 @@ class SyntheticSet:
         return cls.load_with_digest(path)[0]
 
     @classmethod
-    def load_with_digest(cls, path: str | os.PathLike) -> tuple[SyntheticSet, str]:
-        """The same as `load`, and the digest of the file, which says what belongs to it."""
+    def load_with_digest(
+        cls, path: str | os.PathLike, advice: str = "make or download it again"
+    ) -> tuple[SyntheticSet, str]:
+        """The same as `load`, and the digest of the file. ``advice`` says what to do after deleting a damaged one."""
         path = as_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no synthetic set {path}: check the path, or make the set first")
-        advice = "make or download it again"
         tensors, metadata = read_tensors(path, SET_FORMAT, advice)
         try:
             if set(tensors) != {"images", "labels"} or tensors["images"].dtype not in STORED_DTYPES:

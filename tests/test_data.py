@@ -420,3 +420,13 @@ def test_the_fingerprint_depends_on_pixels_labels_and_shapes_only():
     changed = [(other_pixel, y, x, y), (x, y, x, other_label), (turned, y, turned, y)]
     fingerprints = {Data.from_arrays("one", *given, **constants).fingerprint for given in changed}
     assert len({one.fingerprint, *fingerprints}) == 4
+
+
+def test_large_images_keep_their_order():
+    """They are read one by one, and have three channels, as each index into numpy has one number."""
+    values = np.array([50, 10, 40, 20], np.uint8)
+    images = np.broadcast_to(values[:, None, None, None], (4, 600, 600, 3)).copy()
+    images[:, 0, 0] = 255 - images[:, 0, 0]
+    data = Data.from_arrays("large", images, [1, 0, 1, 0], images[:2], [1, 0], mean=[0.1] * 3, std=[0.2] * 3)
+    found = (data.train_images[:, :, 1, 1] * 0.2 + 0.1) * 255
+    assert found.round().int().tolist() == [[v] * 3 for v in (10, 20, 50, 40)]

@@ -584,10 +584,10 @@ def test_a_test_in_bfloat16_predicts_the_classes_of_float32(any_size, monkeypatc
     assert torch.equal(testing.predict(network, x), exact) and network.training
     assert dtypes == [None, torch.bfloat16] and testing.CHECKED < sum(again) < 1000, "only a part is computed again"
     monkeypatch.setattr(testing, "SAFETY", 0)
-    assert torch.equal(testing.predict(network, x)[testing.CHECKED :], rough[testing.CHECKED :])
+    assert torch.equal(testing.predict(network, x), rough)
     again.clear()
     network[-1].bias.data[1] = math.nan
-    assert torch.equal(testing.predict(network, x), -torch.ones_like(exact)) and sum(again) == len(x)
+    assert torch.equal(testing.predict(network, x), -torch.ones_like(exact)) and sum(again) > len(x)
 
 
 def test_small_tests_and_other_machines_stay_in_float32(any_size, monkeypatch):

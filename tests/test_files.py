@@ -174,3 +174,12 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert as_path("~/a") == tmp_path / "a" and as_path(tmp_path / "~") == tmp_path / "~"
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    mine = tmp_path / ".mine.tmp"
+    mine.touch()
+    with pytest.raises(OSError, match="cannot write"):
+        files.write_atomically(tmp_path, b"x")
+    files.remove_leftovers(tmp_path)
+    assert mine.exists()

@@ -71,6 +71,18 @@ def test_a_signal_makes_deadlines_pass_until_the_block_ends():
         raise OutOfTime
     handler = signal.getsignal(signal.SIGINT)
     seen = []
+    try:  # a signal that is only noted, or ignored, loses nothing
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        with pytest.raises(OutOfTime), saving_on_signals():
+            signal.raise_signal(signal.SIGINT)
+            raise OutOfTime
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with saving_on_signals():
+            signal.raise_signal(signal.SIGINT)
+            assert not deadline_passed(None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert seen.pop() == signal.SIGINT and not seen
     with saving_on_signals(enabled=False):
         seen.append(signal.getsignal(signal.SIGINT))
     thread = threading.Thread(target=lambda: saving_on_signals().__enter__() or seen.append(signal.getsignal(2)))

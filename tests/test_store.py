@@ -221,7 +221,12 @@ def test_a_run_that_continued_at_another_commit_names_both(data, tmp_path, monke
     commits = {path.name: content_of(path)["commit"] for path in folder.glob("*.json")}
     assert commits == {"run.json": "a, b", "accuracy-convnet.json": "b, c"}
     before = contents(folder)
-    for name in ("checkpoint.safetensors", "checkpoint-last-good.safetensors", "begun.json", ".0123456789abcdef.tmp"):
+    for name in (
+        "checkpoint.safetensors",
+        "checkpoint-last-good.safetensors",
+        "begun.json",
+        ".run.json.0123456789abcdef.tmp",
+    ):
         (folder / name).write_text("{}")
     at("d")
     run(data, tmp_path)

@@ -120,7 +120,7 @@ def test_seconds_add_up(monkeypatch):
     data = make_data(dtype=torch.float32)
 
     def slow(*arguments, real=lines.real_gradients):
-        time.sleep(0.06)
+        time.sleep(0.3)
         return real(*arguments)
 
     monkeypatch.setattr(draws, "real_gradients", slow)
@@ -128,8 +128,8 @@ def test_seconds_add_up(monkeypatch):
     sets = together(data, [of_method(m) for m in ("DC", "M", "MD")])
     whole = time.monotonic() - started
     seconds = [sum(entry["seconds"] for entry in S.history) for S in sets]
-    assert all(0.06 < s < 0.12 for s in seconds), seconds
-    assert 0.18 < sum(seconds) <= whole
+    assert all(0.3 < s < 0.6 for s in seconds), seconds
+    assert 0.9 < sum(seconds) <= whole
 
 
 def test_the_thread_draws_what_the_run_needs(recorded):

@@ -1,6 +1,8 @@
 """Class gradients of networks that are not gmlib's: whatever way is taken, they are those of the plain definition."""
 
 import logging
+import threading
+import time
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from conftest import make_data
 from torch import nn
 
 import gmlib as gm
+from gmlib import networks
 from gmlib.runtime import generator
 from gmlib.speed import gradients, passes, trust
 
@@ -152,6 +155,69 @@ def test_a_comparison_changes_nothing():
     assert not trust.is_right("vmap", gradients._vmap, gradients._loop, network, images, True)
     assert network.calls == 0 and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_hook_or_another_function_is_noticed():
+    network, images = build("eval dropout", 8)
+    first = gradients.class_gradients(network, list(images))
+    network[1].register_forward_hook(lambda layer, x, y: 2 * y)
+    assert same(gradients.class_gradients(network, list(images)), by_definition(network, images))
+    assert not same(first, by_definition(network, images))
+
+
+class Function(nn.Sequential):
+    def __init__(self, function, *layers):
+        super().__init__(*layers)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(super().forward(x))
+
+
+def test_networks_that_differ_in_a_function_are_compared_apart():
+    layers = [nn.Flatten(), nn.Linear(64, 2)]
+    for function in (torch.tanh, lambda y: F.dropout(y, 0.5)):
+        network = Function(function, *layers).double()
+        right = trust.is_right("vmap", gradients._vmap, gradients._loop, network, list(build("gru", 8)[1]), True)
+        assert right == (function is torch.tanh)
+
+
+def test_a_network_that_counts_its_calls_is_compared_once(monkeypatch):
+    class Counting(nn.Sequential):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    network = Counting(*plain(8)).double()
+    images = list(build("gru", 8)[1])
+    for _ in range(3):
+        gradients.class_gradients(network, images, create_graph=True)
+    assert len(trust._RESULTS) <= 3 and network.calls >= 3
+
+
+def test_a_comparison_leaves_the_weights_of_other_threads_alone(monkeypatch):
+    """Networks draw their weights from torch's global generator, in any thread."""
+    network, images = build("eval dropout", 8)
+
+    def weights():
+        return networks.build("mlp", (1, 8, 8), 2, generator=generator(0))[1].weight
+
+    expected, found, begun = weights(), [], threading.Event()
+    real = trust._same_results
+
+    def slow(*arguments):
+        begun.set()
+        time.sleep(0.2)
+        return real(*arguments)
+
+    monkeypatch.setattr(trust, "_same_results", slow)
+    thread = threading.Thread(target=lambda: begun.wait() and found.append(weights()))
+    thread.start()
+    trust.is_right("vmap", gradients._vmap, gradients._loop, network, list(images), True)
+    thread.join()
+    assert torch.equal(found[0], expected)
 
 
 def test_a_batch_whose_images_mix_stays_whole(monkeypatch):

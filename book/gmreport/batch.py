@@ -26,7 +26,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -224,13 +223,20 @@ def _workplace(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(f"cannot write to the folder {out.parent} ({error.strerror}): choose another") from error
     try:
-        for leftover in folder.iterdir():
-            if leftover.name != ".lock":
-                leftover.unlink()
+        _empty(folder)
         yield folder
     finally:
+        _empty(folder)  # while it is locked
         lock.release()
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another job may have taken it
+            (folder / ".lock").unlink()
+            folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    for leftover in folder.iterdir():
+        if leftover.name != ".lock":
+            leftover.unlink()
 
 
 def _run(notebook: Path, out: Path, parameters: dict[str, Any]) -> bool:

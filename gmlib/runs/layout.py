@@ -16,6 +16,7 @@ from msgspec import Meta
 from ..checkpoint import HistoryEntry
 from ..evaluation import Evaluation
 from ..files import as_path, fit, json_digest, read_json, slug
+from ..networks import NETWORKS
 from ..recipe import BUDGETS, Recipe
 from ..sets import SyntheticSet
 
@@ -85,11 +86,19 @@ class Record(msgspec.Struct):
             raise ValueError("the recipe was changed after the run")
         try:
             fit(self.recipe, AnyRecipe)
-            made = self.recipe.get("method") or Recipe(**self.recipe).method
-        except (TypeError, ValueError, AttributeError) as error:
+            made = self.recipe.get("method") or _method(self.recipe)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise ValueError(f"its recipe does not fit: {error}") from error
         if self.method != made:
             raise ValueError(f"the recipe makes {made}, but the method is named {self.method}")
+
+
+def _method(recipe: dict[str, Any]) -> str:
+    """The method of a recipe. Its network may have been registered by the process that made the set."""
+    network = recipe["network"]
+    if isinstance(network, str) and network.partition(":")[0] not in NETWORKS:
+        return f"{Recipe(**recipe | {'network': 'convnet'}).method}@{network}"
+    return Recipe(**recipe).method
 
 
 class StoredProtocol(msgspec.Struct):
@@ -179,13 +188,13 @@ def load_set(run: Path, record: Mapping[str, Any]) -> SyntheticSet:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no set.
     ValueError
-        If it is damaged, or not the one that run.json describes.
+        If it is missing or damaged, or not the one that run.json describes.
     """
     path = run / "set.safetensors"
-    S, digest = SyntheticSet.load_with_digest(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: delete the rest of its folder, and run again")
+    S, digest = SyntheticSet.load_with_digest(path, "the rest of its folder, and run again")
     if digest != record["set"]:
         raise ValueError(f"{path} is not the set of the run.json next to it: delete {run} and run again")
     return S

@@ -110,7 +110,7 @@ def _load(root: Path) -> pd.DataFrame:
         budget, precision = _budget(record), record["recipe"].get("precision", "")
         for file in sorted(path.parent.glob("accuracy-*.json")):
             stored = read_evaluation(file, record["set"])
-            found = rows_of(record | {"budget": budget}, stored.network, stored.accuracies)
+            found = rows_of(record | {"budget": budget}, stored)
             rows += [row | {"precision": precision, "diverged": len(stored.failed)} for row in found]
     return pd.DataFrame(rows, columns=[*COLUMNS, *FURTHER])
 
@@ -156,11 +156,11 @@ def _folders(results_dir: str | os.PathLike | None) -> list[Path]:
 
 def as_table(runs: Collection[Run]) -> pd.DataFrame:
     """The accuracies of these runs in the long form of `load_results`."""
-    rows = [row for r in runs for e in r.evaluations.values() for row in rows_of(r.record, e.network, e.accuracies)]
+    rows = [row for r in runs for e in r.evaluations.values() for row in rows_of(r.record, e)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def rows_of(record: dict[str, Any], network: str, accuracies: Collection[float]) -> list[dict[str, Any]]:
+def rows_of(record: dict[str, Any], e: Evaluation) -> list[dict[str, Any]]:
     """The rows of one run and one architecture in the long form of `load_results`."""
     recipe = record["recipe"]
     same = {
@@ -169,9 +169,10 @@ def rows_of(record: dict[str, Any], network: str, accuracies: Collection[float])
         "method": record["method"],
         "budget": record["budget"],
         "set": recipe["seed"],
-        "network": network,
+        "network": e.network,
     }
-    return [{**same, "net": j, "accuracy": accuracy} for j, accuracy in enumerate(accuracies)]
+    numbers = [j for j in range(e.trained) if j not in e.failed]
+    return [{**same, "net": j, "accuracy": accuracy} for j, accuracy in zip(numbers, e.accuracies, strict=True)]
 
 
 def sets_table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:

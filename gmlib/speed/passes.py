@@ -38,7 +38,12 @@ def pass_size(network: nn.Module, x: Tensor, cpu_cache: int = CPU_CACHE) -> int 
     cpu_cache : int
         Bytes for the widest activation on a CPU.
     """
-    if x.device.type not in ("cpu", "cuda") or mixes_images(network, x):
+    return None if mixes_images(network, x) else fitting(network, x, cpu_cache)
+
+
+def fitting(network: nn.Module, x: Tensor, cpu_cache: int = CPU_CACHE) -> int | None:
+    """`pass_size` for a network that does not mix images, as in eval mode. The parameters are the same."""
+    if x.device.type not in ("cpu", "cuda"):
         return None
     # The first convolution has the widest output: later ones have more channels, but fewer pixels.
     width = next((p.shape[0] for p in network.parameters() if p.ndim == 4), x.shape[1])

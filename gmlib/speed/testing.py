@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .forward import Forward, fast_forward
 from .memory import Memory
-from .passes import CPU_CACHE_TEST, pass_size
+from .passes import CPU_CACHE_TEST, fitting
 from .precision import has_bf16
 
 PASS = 2048  # images in one pass at most
@@ -39,7 +39,7 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
     rough = exact
     if has_bf16(x.device) and x.dtype == torch.float32 and len(x) >= PASS:
         rough = fast_forward(network, x, torch.bfloat16)
-    fits = pass_size(network, x, CPU_CACHE_TEST) or PASS
+    fits = fitting(network, x, CPU_CACHE_TEST) or PASS
     memory = Memory(largest=PASS)
     for attempt in memory:
         with attempt:
@@ -56,13 +56,12 @@ def _logits(forward: Forward, x: Tensor, size: int) -> Tensor:
 
 def _logits_in_two_steps(exact: Forward, rough: Forward, x: Tensor, size: int) -> Tensor:
     """Logits by ``rough``, and by ``exact`` where its error might change the class."""
-    first, rest = x[:CHECKED], x[CHECKED:]
-    first_logits = _logits(exact, first, size)
-    error = _logits(rough, first, size) - first_logits
+    logits = _logits(rough, x, size)
+    some = slice(None, None, max(1, len(x) // CHECKED))  # of all classes, also if images are sorted
+    error = logits[some] - _logits(exact, x[some], size)
     change = (error.amax(1) - error.amin(1)).max()  # of the difference of two logits
-    logits = _logits(rough, rest, size)
     largest, second = logits.topk(2, 1).values.unbind(1)
     close = ~(largest - second > SAFETY * change)  # also where a logit is NaN
     if close.any():
-        logits[close] = _logits(exact, rest[close], size)
-    return torch.cat([first_logits, logits])
+        logits[close] = _logits(exact, x[close], size)
+    return logits

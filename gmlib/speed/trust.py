@@ -11,7 +11,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +30,20 @@ OWN = {
     nn.GroupNorm, nn.BatchNorm2d, networks.LayerNorm, networks.HalvingPool, networks.ResidualBlock,
 }  # fmt: skip
 _RESULTS: dict[Any, bool] = {}  # kind of network, way and images -> the result of a comparison
+_KINDS: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
 
 def is_own(network: nn.Module) -> bool:
     """True if the network consists of the layers of gmlib's networks, without hooks and nothing in place."""
-    return all(
-        type(module) in OWN
-        and not getattr(module, "inplace", False)
-        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    return not _is_hooked(network) and all(
+        type(module) in OWN and not getattr(module, "inplace", False) for module in network.modules()
+    )
+
+
+def _is_hooked(network: nn.Module) -> bool:
+    """True if the forward pass of a module of this network was changed."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         for module in network.modules()
     )
 
@@ -58,7 +66,7 @@ def mixes_images(network: nn.Module, x: Tensor) -> bool:
         return True
     if is_own(network):
         return False
-    if not _is_torchs(network):
+    if _is_hooked(network) or not _is_torchs(network):
         return True
 
     def split(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
@@ -94,8 +102,8 @@ def is_right(
     """
     if is_own(network):
         return True
-    if name == "grouped" and not _is_torchs(network):
-        return False  # it puts the images of all classes into one batch
+    if _is_hooked(network) or (name == "grouped" and not _is_torchs(network)):
+        return False  # "grouped" puts the images of all classes into one batch
 
     def gradients(way: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
         def compute(network: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
@@ -120,16 +128,18 @@ def _agree(
     batches: Sequence[Tensor],
 ) -> bool:
     """Compare two ways once for each kind of network, on copies of it. False also if one of them fails."""
-    sizes = [min(len(batch), FEW) for batch in batches[:FEW]]
+    sizes = tuple(min(len(batch), FEW) for batch in batches[:FEW])
     first = batches[0]
-    kind = (name, *sizes, first.shape[1:], first.device, _kind(network))
-    if kind not in _RESULTS:
-        devices = [first.device] if first.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            _RESULTS[kind] = _same_results(way, plain, network, [first.new_empty(n, *first.shape[1:]) for n in sizes])
-        if not _RESULTS[kind]:
-            log.info("%s is not right for this %s: taking the plain way", name, type(network).__name__)
-    return _RESULTS[kind]
+    kind = (name, sizes, first.shape[1:], first.device, _kind(network), tuple(m.training for m in network.modules()))
+    with networks.SEEDING:  # other threads must not draw weights meanwhile
+        if kind not in _RESULTS:
+            devices = [first.device] if first.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
+                like = [first.new_empty(n, *first.shape[1:]) for n in sizes]
+                _RESULTS[kind] = _same_results(way, plain, network, like)
+            if not _RESULTS[kind]:
+                log.info("%s is not right for this %s: taking the plain way", name, type(network).__name__)
+        return _RESULTS[kind]
 
 
 def _same_results(way: Any, plain: Any, network: nn.Module, like: Sequence[Tensor]) -> bool:
@@ -155,9 +165,19 @@ def _same_results(way: Any, plain: Any, network: nn.Module, like: Sequence[Tenso
 
 
 def _kind(network: nn.Module) -> tuple:
-    """What decides how a network computes: the classes and simple attributes of its modules."""
-    simple = (bool, int, float, str, tuple, type(None))
-    return tuple(
-        (type(module), *((name, repr(value)) for name, value in vars(module).items() if isinstance(value, simple)))
-        for module in network.modules()
-    )
+    """What decides how a network computes: the classes, simple attributes and functions of its modules.
+
+    It is read once for each object, since a network may count its calls.
+    """
+    if network not in _KINDS:
+        _KINDS[network] = tuple(
+            (type(module), *((name, value) for name, value in vars(module).items() if _is_simple(value)))
+            for module in network.modules()
+        )
+    return _KINDS[network]
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_simple, value))
+    return isinstance(value, (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType))
