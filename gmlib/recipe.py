@@ -14,7 +14,7 @@ from .augment import canonical_name
 from .checks import check_number, choose, plain
 from .how import parse_distance, spell_distance
 from .what import WHAT
-from .where import WHERE, baseline, parse_schedule
+from .where import FIXED, WHERE, baseline, parse_schedule
 
 INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
@@ -233,6 +233,14 @@ class Recipe:
         """
         T, zeta = baseline(self.ipc)
         return self.inner_loops or T, self.zeta_theta or zeta
+
+    def describe_schedule(self) -> dict[str, Any]:
+        """T and zeta_theta, and where they come from: "recipe", "Section 4.4", or "between points of Section 4.4"."""
+        T, zeta = self.schedule()
+        source = "Section 4.4" if self.ipc in FIXED else "between points of Section 4.4"
+        if None not in (self.inner_loops, self.zeta_theta):
+            source = "recipe"
+        return {"T": T, "zeta_theta": zeta, "source": source}
 
     @property
     def method(self) -> str:

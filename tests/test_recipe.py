@@ -45,6 +45,14 @@ def test_schedule_follows_from_images_per_class(ipc, loops):
     assert Recipe(ipc=ipc, where="fixed", inner_loops=3, zeta_theta=7).schedule() == (3, 7)
 
 
+def test_a_schedule_says_where_it_comes_from():
+    sources = [Recipe(ipc=ipc, **given).describe_schedule() for ipc, given in (
+        (10, {}), (15, {}), (15, {"inner_loops": 2}), (15, {"inner_loops": 2, "zeta_theta": 3})
+    )]  # fmt: skip
+    assert [s.pop("source") for s in sources] == ["Section 4.4", *["between points of Section 4.4"] * 2, "recipe"]
+    assert sources[2:] == [{"T": 2, "zeta_theta": 38}, {"T": 2, "zeta_theta": 3}]
+
+
 def test_numbers_of_numpy_become_plain_ones():
     r = Recipe(ipc=np.int64(3), outer_loops=np.uint8(7), lr_images=np.float32(0.5), lam=np.float64(2))
     assert r == Recipe(ipc=3, outer_loops=7, lr_images=0.5, lam=2.0)

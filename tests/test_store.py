@@ -1170,3 +1170,36 @@ def test_results_may_be_named_with_a_tilde(data, tmp_path, monkeypatch):
     assert len(readback.load_results("~/runs")) == 2
     store.cached_table("~/t.json", {}, lambda: pd.DataFrame({"a": [1]}))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "runs", "t.json"]
+
+
+def test_runs_of_a_network_that_another_process_registered_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(gm.NETWORKS, "mine", gm.NETWORKS["mlp"])
+    data = make_data(dtype=torch.float32)
+    options = {"budget": "smoke", "networks": 1, "results_dir": tmp_path, "progress": False, "outer_loops": 1}
+    store.run(data, "DC@mine", 1, **options)
+    monkeypatch.undo()
+    assert set(readback.load_results(tmp_path)["method"]) == {"DC@mine"}
+    assert [run["method"] for run in shipped.stored_runs(tmp_path)] == ["DC@mine"]
+
+
+def test_a_record_says_which_schedule_was_used(tmp_path):
+    data = make_data(dtype=torch.float32)
+    options = {"budget": "smoke", "networks": 1, "results_dir": tmp_path, "progress": False, "outer_loops": 1}
+    found = store.run(data, "DC", 2, inner_loops=None, zeta_theta=None, **options)
+    assert found.record["schedule"] == {"T": 2, "zeta_theta": 50, "source": "between points of Section 4.4"}
+    del options["outer_loops"]
+    assert "schedule" not in store.run(data, "random", 2, **options).record
+
+
+def test_a_set_that_is_damaged_or_missing_says_how_to_go_on(tmp_path):
+    data = make_data(dtype=torch.float32)
+    options = {"budget": "smoke", "networks": 1, "results_dir": tmp_path, "progress": False, "width": 4, "depth": 2}
+    file = store.run(data, "random", 1, **options).folder / "set.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with refuses(ValueError, "damaged", "rest of its folder"):
+        store.run(data, "random", 1, **options)
+    file.unlink()
+    with refuses(ValueError, "missing", "rest of its folder"):
+        store.run(data, "random", 1, **options)
+    shutil.rmtree(file.parent)
+    assert store.run(data, "random", 1, **options).S.ipc == 1

@@ -601,6 +601,7 @@ def _store(job: Job, S: SyntheticSet, made_with: Mapping[str, Any], seconds: flo
         "budget": job.budget,
         "recipe": S.recipe,
         "recipe_hash": json_digest(S.recipe),
+        **({} if job.coreset else {"schedule": job.recipe.describe_schedule()}),
         "data": {"name": job.data.name, "fingerprint": job.data.fingerprint, "origin": job.data.origin},
         "set": digest,
         **made_with,
