@@ -576,6 +576,7 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any
 def bad_inputs(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
     """Every argument of the public functions gets values that do not fit, and some that do. Nothing may be written
     by a call that is refused."""
+    known = dict(gm.NETWORKS)
     with temporary() as at:
         os.chdir(at)
         for name, function, good, spoiled in calls(at):
@@ -596,6 +597,8 @@ def bad_inputs(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator
                     row.examples.append(f"leftover: {example} wrote {min(new).name}")
                 for path in new:
                     path.unlink(missing_ok=True)
+            gm.NETWORKS.clear()  # some calls register one
+            gm.NETWORKS.update(known)
             yield row
 
 
