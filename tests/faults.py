@@ -137,7 +137,19 @@ def workflow(folder: Path) -> None:
         raise SystemExit(status)
 
 
-PAGE = """```{{code-cell}} ipython3
+PAGE = """---
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+```{{code-cell}} ipython3
+:tags: [parameters]
+time_budget = None
+```
+
+```{{code-cell}} ipython3
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
