@@ -34,8 +34,7 @@ FORMAT = "gmlib-checkpoint-4"
 ADVICE = "restart the run"
 
 Count = Annotated[int, Meta(ge=0)]
-
-
+Seconds = Annotated[float, Meta(ge=0)]
 Detection = tuple[Count, Count, float | None, float | None]
 
 
@@ -45,7 +44,7 @@ class HistoryEntry(msgspec.Struct):
     k: Count
     loss: float
     theta_steps: Count
-    seconds: Annotated[float, Meta(ge=0)]
+    seconds: Seconds
     detections: list[Detection]
 
 
@@ -56,7 +55,7 @@ class Inside(msgspec.Struct, forbid_unknown_fields=True):
     losses: list[float]
     theta_steps: Count
     detections: list[Detection]
-    seconds: Annotated[float, Meta(ge=0)]
+    seconds: Seconds
 
 
 class StoredState(msgspec.Struct):

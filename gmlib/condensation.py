@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -341,14 +342,18 @@ class _Work:
         if i in self.diverged:
             return
         largest = self.runs[i].state.S.detach().abs().max().item()
-        usual = self.data.train_images.abs().max().item()
-        if largest > BLOWN_UP * usual:
+        if largest > BLOWN_UP * self.usual:
             log.warning(
                 "%s has pixels up to %.2g, but the real images only up to %.2g: lower lr_images, or look for classes "
-                "of constant images", self.recipes[i].method, largest, usual,
+                "of constant images", self.recipes[i].method, largest, self.usual,
             )  # fmt: skip
         if self.finished:
             self.finished(i, self.set_of(i))
+
+    @cached_property
+    def usual(self) -> float:
+        """The largest pixel of the real images, without a copy of them."""
+        return max(abs(bound.item()) for bound in self.data.train_images.aminmax())
 
     def set_of(self, i: int) -> SyntheticSet:
         """The set of run i."""

@@ -152,10 +152,7 @@ class SyntheticSet:
         path = check_tensor_path(path)
         if dtype is None:
             dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
-        if not isinstance(dtype, torch.dtype) or dtype not in STORED_DTYPES:
-            raise ValueError(
-                f"images cannot be stored as {shown(dtype)}: choose from {', '.join(map(str, STORED_DTYPES))}"
-            )
+        check_dtype(dtype)
         images = self.images.detach().to("cpu", dtype)
         if not images.isfinite().all():
             raise ValueError(f"the images exceed the range of {dtype}: store them as torch.float32")
@@ -205,6 +202,13 @@ class SyntheticSet:
 
 def _is_list(values: Any) -> bool:
     return isinstance(values, Sequence) and not isinstance(values, str)
+
+
+def check_dtype(dtype: Any) -> None:
+    """ValueError unless images can be stored with this dtype."""
+    if not isinstance(dtype, torch.dtype) or dtype not in STORED_DTYPES:
+        known = ", ".join(map(str, STORED_DTYPES))
+        raise ValueError(f"images cannot be stored as {shown(dtype)}: choose from {known}")
 
 
 def images_of(S: SyntheticSet | Data) -> tuple[Tensor, Tensor]:

@@ -174,7 +174,7 @@ WORKS: dict[str, Work] = {
     "campaign": workflow,
     "gmreport.batch": batch,
 }
-CHANGING = {"seconds", "peak_memory_bytes", "sha256", "set", "commit", "device_name", "parts", "set_sha256"}
+CHANGING = {"seconds", "peak_memory_bytes", "sha256", "set", "commit", "device_name"}
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -231,7 +231,12 @@ def end(pid: int) -> int:
 
 def finish(row: Row, work: Work, folder: Path, expected: dict[str, Any]) -> None:
     """Do the work again after a fault, to its end, and count the result."""
-    if end(start(work, folder)) != 0:
+    settle(row, end(start(work, folder)) == 0, folder, expected)
+
+
+def settle(row: Row, is_done: bool, folder: Path, expected: dict[str, Any]) -> None:
+    """Count the result of work that has ended, with the exit status 0 if it is done."""
+    if not is_done:
         errors = (folder / "errors").read_text().strip()
         row.count("traceback" if "Traceback" in errors else "lost", f"{row.what}: {errors[-300:]}")
     else:
@@ -344,13 +349,7 @@ def side_by_side(rng: random.Random, tries: int, works: Sequence[str]) -> Iterat
                     pids.append(start(work, folder))
                     time.sleep(rng.uniform(0, seconds / 3))
                 statuses = [end(pid) for pid in pids]
-                if any(statuses):
-                    errors = (folder / "errors").read_text().strip()
-                    row.count("traceback" if "Traceback" in errors else "lost", f"{name}: {errors[-300:]}")
-                else:
-                    (folder / "errors").unlink()
-                    row.count("held" if content(folder) == expected else "silent", name)
-                    row.count_leftovers(folder)
+                settle(row, not any(statuses), folder, expected)
         yield row
 
 

@@ -17,7 +17,7 @@ from ..data import Data, check_data
 from ..evaluation import Evaluation, Protocol, resolve_protocol
 from ..files import as_json, path_or, slug
 from ..recipe import BUDGETS, METHODS, Recipe
-from ..sets import STORED_DTYPES
+from ..sets import check_dtype
 from .layout import MOST_NETWORKS, read_evaluation, read_record, read_trace, run_folder
 from .provenance import PLACE
 
@@ -167,8 +167,8 @@ def plan_run(
     n_networks = check_number("networks", n_networks, least=1, below=MOST_NETWORKS + 1, whole=True)
     n_trace = n_networks if trace_networks is None else trace_networks
     n_trace = check_number("trace_networks", n_trace, least=0, below=MOST_NETWORKS + 1, whole=True)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in STORED_DTYPES):
-        raise ValueError(f"images cannot be stored as {dtype}: choose one of {', '.join(map(str, STORED_DTYPES))}")
+    if dtype is not None:
+        check_dtype(dtype)
     targets = (recipe.network,) if targets is None else tuple(dict.fromkeys(as_list(targets)))
     if not targets:
         raise ValueError("targets is empty: name a network, or give None for the recipe's own")

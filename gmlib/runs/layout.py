@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ..checkpoint import HistoryEntry
+from ..checkpoint import Count, HistoryEntry, Seconds
 from ..evaluation import Evaluation
 from ..files import as_path, fit, json_digest, read_json, slug
 from ..networks import NETWORKS
@@ -23,12 +23,11 @@ from ..sets import SyntheticSet
 # By the paper's protocol a set counts from this many networks on. The paper trains 50 (Section 4.1), but the sets are
 # the sample, and the mean of ten networks adds little to how much sets differ.
 LEAST_NETWORKS = 10
+REST = "the rest of its folder, and run again"  # what to delete besides a damaged file of a run
 MOST_NETWORKS = 10_000  # on one set; a file with more accuracies is damaged
 
-Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
-Seconds = Annotated[float, Meta(ge=0)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 OuterLoops = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]  # a number, as a key
 
@@ -174,7 +173,7 @@ def read_record(run: Path) -> dict[str, Any]:
     ValueError
         If it is damaged.
     """
-    return read_json(run / "run.json", Record, MadeWith, Timed, advice="the rest of its folder, and run again")
+    return read_json(run / "run.json", Record, MadeWith, Timed, advice=REST)
 
 
 def load_set(run: Path, record: Mapping[str, Any]) -> SyntheticSet:
@@ -193,8 +192,8 @@ def load_set(run: Path, record: Mapping[str, Any]) -> SyntheticSet:
     """
     path = run / "set.safetensors"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: delete the rest of its folder, and run again")
-    S, digest = SyntheticSet.load_with_digest(path, "the rest of its folder, and run again")
+        raise ValueError(f"{path} is missing: delete {REST}")
+    S, digest = SyntheticSet.load_with_digest(path, REST)
     if digest != record["set"]:
         raise ValueError(f"{path} is not the set of the run.json next to it: delete {run} and run again")
     return S

@@ -63,6 +63,7 @@ from ..speed.memory import PeakMemory
 from .jobs import CHANGED, Job, default_folder, plan_run, stored_evaluation, stored_record
 from .layout import (
     MOST_NETWORKS,
+    REST,
     MadeWith,
     StoredTable,
     evaluation_to_json,
@@ -651,15 +652,14 @@ def _snapshots(folder: Path, S: SyntheticSet, of: str) -> dict[int, SyntheticSet
     path = folder / SNAPSHOTS
     if not path.is_file():
         return {}
-    advice = "the rest of its folder, and run again"
-    tensors, metadata = read_tensors(path, SNAPSHOTS_FORMAT, advice)
+    tensors, metadata = read_tensors(path, SNAPSHOTS_FORMAT, REST)
     try:
         if metadata.get("set") != of:
             raise ValueError("it belongs to another set")
         images = {int(name.removeprefix("k")): x for name, x in tensors.items()}
         return {k: replace(S, images=images[k].to(S.images.dtype)) for k in sorted(images)}
     except ValueError as error:
-        raise damaged(path, error, advice) from error
+        raise damaged(path, error, REST) from error
 
 
 def _traced(
