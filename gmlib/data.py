@@ -27,6 +27,16 @@ Images = np.ndarray | Tensor
 Labels = np.ndarray | Tensor | Sequence[int]
 
 
+def fingerprint(*parts: Tensor) -> str:
+    """sha256 (64 hex digits) of the shapes and bytes of tensors, floats as float32."""
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part.detach().to("cpu", torch.float32 if part.is_floating_point() else part.dtype)
+        digest.update(str(tuple(part.shape)).encode())
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """A labelled data set in memory. Its training images are sorted by class and keep their order within a class.
@@ -119,12 +129,7 @@ class Data:
 
         Normalising uses correctly rounded float32 operations only, so equal data have equal fingerprints everywhere.
         """
-        digest = hashlib.sha256()
-        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
-            for part in (images.to("cpu", torch.float32), labels.cpu()):
-                digest.update(str(tuple(part.shape)).encode())
-                digest.update(part.contiguous().numpy().data)
-        return digest.hexdigest()
+        return fingerprint(self.train_images, self.train_labels, self.test_images, self.test_labels)
 
     def of_class(self, c: int) -> Tensor:
         """The training images of class c.

@@ -34,7 +34,7 @@ from .data import Data
 from .evaluation import accuracy
 from .lines import initial
 from .recipe import Recipe
-from .runtime import OutOfTime, deadline_passed, device_of, generator, progress_bar
+from .runtime import check_deadline, device_of, generator, progress_bar, until
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.precision import matmul_precision
 
@@ -96,7 +96,12 @@ class Stop(NamedTuple):
 
 
 def descend(
-    loss_and_gradient: LossAndGradient, theta: Sequence[Tensor], eps: Sequence[float], lr: float, max_steps: int
+    loss_and_gradient: LossAndGradient,
+    theta: Sequence[Tensor],
+    eps: Sequence[float],
+    lr: float,
+    max_steps: int,
+    deadline: float | None = None,
 ) -> Iterator[Stop]:
     """Follow `walk` until the gradient is small.
 
@@ -111,6 +116,8 @@ def descend(
     eps : sequence of float
         Thresholds of the gradient's norm.
     max_steps : int
+    deadline : float, optional
+        As in `gmlib.runtime.until`.
 
     Yields
     ------
@@ -124,7 +131,7 @@ def descend(
     """
     theta0 = [p.detach().clone() for p in theta]
     remaining = sorted({float(e) for e in eps}, reverse=True)
-    for steps, loss, gradient in walk(loss_and_gradient, theta, lr, max_steps):
+    for steps, loss, gradient in until(deadline, walk(loss_and_gradient, theta, lr, max_steps)):
         norm = get_total_norm(gradient).item()
         # Eq. 14: ||grad_theta L(S, theta)|| < eps
         while remaining and norm < remaining[0]:
@@ -248,6 +255,7 @@ def reach(
     if not eps or not all(0 < e < math.inf for e in eps):
         raise ValueError(f"eps={eps!r} does not fit: give one or more positive thresholds of the gradient's norm")
     check_numbers(lr, n_starts=n_starts, max_steps=max_steps, max_real=max_real)
+    check_deadline(deadline)
     check_pair(S, data)
     pd = require("pandas", "analysis")
     device, x, y, network_at = prepare(S, network, width, depth, seed, device)
@@ -259,13 +267,10 @@ def reach(
     rows = []
     bar = progress_bar("reach", n_starts, "start", progress)
     for start in range(n_starts):
-        if deadline_passed(deadline):
-            bar.close()
-            raise OutOfTime(f"out of time after {start} of {n_starts} starts, none saved: run again with more time")
         f = network_at(start)
         theta = list(f.parameters())
         measured_at = None
-        for stop in descend(partial(loss_and_gradient, f, x=x, y=y), theta, eps, lr, max_steps):
+        for stop in descend(partial(loss_and_gradient, f, x=x, y=y), theta, eps, lr, max_steps, deadline):
             if not stop.reached or data is None:
                 on_real = dict.fromkeys(ON_REAL, math.nan)
             elif stop.steps != measured_at:  # thresholds reached at the same step share the measurements

@@ -7,15 +7,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from .checks import check_number, first_sentence, shown
 from .speed.memory import keep_freed_memory
+
+Item = TypeVar("Item")
 
 
 class OutOfTime(Exception):
@@ -158,6 +160,27 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
 def deadline_passed(deadline: float | None) -> bool:
     """True if this ``time.monotonic()`` has passed, or after `stop_soon`. None never passes."""
     return _stopping.is_set() or (deadline is not None and time.monotonic() > deadline)
+
+
+def until(deadline: float | None, steps: Iterable[Item]) -> Iterator[Item]:
+    """The steps of a measurement, as long as there is time.
+
+    Parameters
+    ----------
+    deadline : float or None
+        In the unit of ``time.monotonic()``.
+    steps : iterable
+        Not used any further after the deadline.
+
+    Raises
+    ------
+    OutOfTime
+        At the deadline.
+    """
+    for n, step in enumerate(steps):
+        if deadline_passed(deadline):
+            raise OutOfTime(f"out of time after {n} steps of a measurement, none saved: run again with more time")
+        yield step
 
 
 def check_deadline(deadline: float | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from .checks import check_number, shown
-from .data import Data
+from .data import Data, fingerprint
 from .files import as_json, as_path, check_tensor_path, damaged, read_tensors, write_tensors
 
 SET_FORMAT = "gmlib-set-2"
@@ -113,6 +113,11 @@ class SyntheticSet:
         """(channels, height, width) of one image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (64 hex digits) of the shapes and bytes of the images, as float32, and of the labels."""
+        return fingerprint(self.images, self.labels)
 
     def pixels(self) -> Tensor:
         """The images as pixels, clipped to [0, 1] for display: (C*ipc, channels, height, width)."""

@@ -118,7 +118,8 @@ def stored(data, tmp_path_factory):
                 options = {"seed": seed, "results_dir": place, "device": "cpu", "progress": False}
                 made = store.run(data, method, 1, budget=budget, **options)
                 descend = partial(gm.reach, made.S, data=data, device="cpu", progress=False, **DESCENT)
-                store.cached_table(made.folder / "reach.json", DESCENT, descend, device="cpu")
+                settings = {**DESCENT, "set": made.S.fingerprint}
+                store.cached_table(made.folder / "reach.json", settings, descend, device="cpu")
             made.folder.parents[2].rename(place / FOLDER)
         for path in [*root.rglob("run.json"), *root.rglob("accuracy-*.json")]:
             assert plant(path)

@@ -317,10 +317,16 @@ def test_a_set_of_other_data_is_refused():
         reach(dataclasses.replace(S, mean=(0.1,)), [0.1], **QUICK, data=make_data((3, 3)))
 
 
-def test_the_deadline_stops_between_starts():
+def test_the_deadline_stops_between_steps(monkeypatch):
     S = gm.coreset("random", make_data(), 1)
-    with refuses(gm.OutOfTime, "0 of 2 starts"):
+    with refuses(gm.OutOfTime, "after 0 steps"):
         reach(S, [0.1], **QUICK, deadline=time.monotonic() - 1)
+    times = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    with refuses(gm.OutOfTime, "after 2 steps of a measurement, none saved"):
+        reach(S, [1e-9], **QUICK, deadline=1)
+    with refuses(ValueError, "deadline='soon'"):
+        reach(S, [0.1], **QUICK, deadline="soon")
 
 
 # ---- by_eps ------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Synthetic sets: their files, the checks on them, and files that are written completely or not at all."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -42,6 +43,17 @@ def test_a_set_comes_back_bit_for_bit(dtype, tmp_path):
     assert (back.classes, back.mean, back.std, back.recipe) == (S.classes, S.mean, S.std, S.recipe)
     assert back.history == [] and back.snapshots == {}, "these are not part of the file"
     assert (back.ipc, back.n_classes, back.shape) == (2, 3, (3, 4, 5))
+
+
+def test_the_fingerprint_is_that_of_images_and_labels(tmp_path):
+    S = make_set()
+    S.save(tmp_path / "set.safetensors")
+    assert SyntheticSet.load(tmp_path / "set.safetensors").fingerprint == S.fingerprint
+    assert dataclasses.replace(S, recipe={}, mean=(0.5, 0.5, 0.5)).fingerprint == S.fingerprint
+    other = S.images.clone()
+    other[-1, -1, -1, -1] += 1e-6
+    others = [{"images": other}, {"classes": S.classes * 2, "labels": torch.arange(len(S.images))}]
+    assert len({S.fingerprint, *(dataclasses.replace(S, **change).fingerprint for change in others)}) == 3
 
 
 def test_a_set_in_float16_comes_back_as_float32(tmp_path):

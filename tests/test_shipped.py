@@ -10,9 +10,11 @@ import jupytext
 import pytest
 import torch
 from conftest import make_data
+from messages import refuses
 from stored import change, content_of
 
 import gmlib as gm
+from gmlib import files
 from gmlib import recipe as recipes
 from gmlib.maxmin import noise_set
 from gmlib.runs import layout, overview, readback, shipped, store
@@ -230,10 +232,16 @@ def test_the_descents_that_come_with_the_repository(results, data):
         ("noise", noise_set(data, 1)),
     ):
         place = layout.run_folder(results, "made-up", 1, method, 0)
+        settings = options if method == "noise" else {**options, "set": S.fingerprint}
         store.cached_table(
-            place / "reach.json", options, lambda S=S: gm.reach(S, data=data, device="cpu", progress=False, **options)
+            place / "reach.json",
+            settings,
+            lambda S=S: gm.reach(S, data=data, device="cpu", progress=False, **options),
         )
-    shutil.copy(place / "reach.json", results / "lite" / "made-up" / "ipc1" / "DC" / "set0" / "reach.json")
+    copied = results / "lite" / "made-up" / "ipc1" / "DC" / "set0" / "reach.json"
+    content = files.read_json(place / "reach.json", layout.StoredTable)
+    content["settings"]["set"] = gm.SyntheticSet.load(copied.with_name("set.safetensors")).fingerprint
+    files.write_json(copied, content)
     made_with = content_of(place / "reach.json")
     assert made_with["seconds"] > 0 and made_with["threads"] == 1
     before, after = (
@@ -255,6 +263,10 @@ def test_the_descents_that_come_with_the_repository(results, data):
     assert set(t["dataset"]) == {"made-up"} and set(t["ipc"]) == {1} and t["eps"].tolist() == [0.5, 0.1] * 6
     DC = gm.load_condensed("made-up", 1, "DC", results_dir=results)
     assert set(t.loc[t["method"] == "DC", "accuracy"]) == {DC.evaluations["convnet"].mean}
+    for settings in (options, {**options, "set": M.fingerprint}):
+        files.write_json(copied, {**content, "settings": settings})
+        with refuses(ValueError, f"{copied} belongs to another set: delete it and run again"):
+            readback.stored_descents(results)
 
 
 def test_where_results_of_a_budget_go(tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from conftest import make_data, tiny_recipe
 from messages import refuses
 
 import gmlib as gm
-from gmlib import condensation
+from gmlib import condensation, runtime
+from gmlib.analysis import matching, training
+from gmlib.maxmin import noise_set
 from gmlib.runtime import OutOfTime, deadline_passed, saving_on_signals
 
 RUN = """
@@ -136,3 +139,29 @@ def test_images_that_blow_up_are_reported(caplog):
     assert not caplog.text
     gm.condense(data, tiny_recipe(lr_images=1e7), "cpu", progress=False)
     assert "lower lr_images" in caplog.text
+
+
+MEASURES = {
+    "pulls": lambda data, S, recipe, **given: matching.pulls(data, recipe, S, **given),
+    "angles": lambda data, S, recipe, **given: matching.angles(S, data, recipe, 0, **given),
+    "angles_along": lambda data, S, recipe, **given: matching.angles_along({0: S, 1: S}, data, recipe, **given),
+    "paths": lambda data, S, recipe, **given: training.paths(
+        {"S": S}, data, steps=4, every=1, width=4, depth=2, **given
+    ),
+    "alignment": lambda data, S, recipe, **given: training.alignment(
+        S, data, steps=4, every=1, width=4, depth=2, **given
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_measurements_stop_at_a_deadline(name, monkeypatch):
+    data, recipe = make_data(dtype=torch.float32), tiny_recipe(ipc=2, inner_loops=4, zeta_theta=1)
+    measure = partial(MEASURES[name], data, noise_set(data, 2), recipe, device="cpu")
+    assert len(measure(deadline=time.monotonic() + 1000))
+    with refuses(ValueError, "deadline='soon'"):
+        measure(deadline="soon")
+    answers = iter([False, False, True])
+    monkeypatch.setattr(runtime, "deadline_passed", lambda deadline: next(answers))
+    with refuses(OutOfTime, "out of time after 2 steps of a measurement, none saved: run again with more time"):
+        measure(deadline=1.0)

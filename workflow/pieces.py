@@ -147,16 +147,18 @@ def descent_piece(asked: Asked, data: Data, method: str, ipc: int, seed: int, ta
     path = folder / "reach.json"
 
     def do(deadline: float | None, wait: bool, others: Sequence[store.Job]) -> str:
+        of = {"data": data.fingerprint}
         if method == "noise":
             S = noise_set(data, ipc, seed)
         else:
             if not (folder / "set.safetensors").is_file():
                 set_piece(asked, data, method, ipc, seed).do(deadline, wait, others)
             S = SyntheticSet.load(folder / "set.safetensors")
+            of["set"] = S.fingerprint
         table = store.cached_table(
             path,
-            {**settings, "data": data.fingerprint},
-            lambda: reach(S, data=data, device=asked.device, progress=asked.progress, **settings),
+            {**settings, **of},
+            lambda: reach(S, data=data, device=asked.device, progress=asked.progress, deadline=deadline, **settings),
             deadline=deadline,
             device=asked.device,
             wait=wait,
@@ -178,7 +180,7 @@ def pull_piece(asked: Asked, data: Data, method: str, ipc: int, seed: int, targe
         table = store.cached_table(
             path,
             {"recipe": recipe.as_dict(), "data": data.fingerprint},
-            lambda: pulls(data, recipe, device=asked.device),
+            lambda: pulls(data, recipe, device=asked.device, deadline=deadline),
             deadline=deadline,
             device=asked.device,
             wait=wait,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -29,7 +30,7 @@ from ..lines import (
     streams_of,
 )
 from ..recipe import Recipe
-from ..runtime import OutOfTime, deadline_passed, device_of, progress_bar
+from ..runtime import OutOfTime, check_deadline, deadline_passed, device_of, progress_bar, until
 from ..sets import SyntheticSet, check_pair
 from ..speed.precision import matmul_precision
 from ..what import union
@@ -99,6 +100,7 @@ def pulls(
     *,
     k: int = 0,
     device: torch.device | str | None = None,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """How far each part of the matching loss moves S, at every t of outer iteration k. S itself does not change.
 
@@ -116,6 +118,8 @@ def pulls(
         Outer iteration. K or more gives a network that the run never uses.
     device : torch.device or str, optional
         None takes CUDA if there is a GPU, else the CPU.
+    deadline : float, optional
+        In the unit of ``time.monotonic()``. It is checked at every t.
 
     Returns
     -------
@@ -135,6 +139,8 @@ def pulls(
     ------
     ValueError
         If the inputs do not fit together. This is checked before any work.
+    OutOfTime
+        At the deadline.
 
     Source
     ------
@@ -142,6 +148,7 @@ def pulls(
     """
     check(data, recipe)
     check_number("k", k, least=0, whole=True)
+    check_deadline(deadline)
     if S is not None:
         _check_set(S, data, recipe)
     if recipe.inter_batches != "classes":
@@ -165,7 +172,7 @@ def pulls(
     with matmul_precision(recipe.precision):
         state.start(fresh_network(data, recipe, k), recipe)  # line 3, as the generator does, to measure before t = 0
         updates = algorithm_1(data, only_k, state)
-        for t in range(T):
+        for t in until(deadline, range(T)):
             theta = state.theta
             B = sample(data, recipe, streams_of(recipe, k, t))
             loss_S = loss_on(theta, x, labels)  # in training mode, so BatchNorm is frozen after it
@@ -191,7 +198,13 @@ def pulls(
 
 
 def angles(
-    S: SyntheticSet, data: Data, recipe: Recipe, k: int, *, device: torch.device | str | None = None
+    S: SyntheticSet,
+    data: Data,
+    recipe: Recipe,
+    k: int,
+    *,
+    device: torch.device | str | None = None,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """Angle and length of gS compared with gT, layer by layer, in outer iteration k of a run of ``recipe``.
 
@@ -208,6 +221,8 @@ def angles(
         so sets can be compared.
     device : torch.device or str, optional
         None takes CUDA if there is a GPU, else the CPU.
+    deadline : float, optional
+        In the unit of ``time.monotonic()``. It is checked at every t.
 
     Returns
     -------
@@ -227,12 +242,15 @@ def angles(
     ------
     ValueError
         If the set, the recipe and the data do not fit together. This is checked before any work.
+    OutOfTime
+        At the deadline.
 
     Source
     ------
     Eq. 5 to Eq. 9, Section 3.2.
     """
     check_number("k", k, least=0, whole=True)
+    check_deadline(deadline)
     check(data, recipe)
     _check_set(S, data, recipe)
     data = data.to(device_of(device))
@@ -242,7 +260,7 @@ def angles(
     T = recipe.schedule()[0]
     rows = []
     with matmul_precision("float32"):
-        for update in algorithm_1(data, only_k, state):
+        for update in until(deadline, algorithm_1(data, only_k, state)):
             if update.t not in (0, T - 1):
                 continue
             layers = [name for name, _ in networks.matched(state.theta)]
@@ -263,7 +281,12 @@ def _check_set(S: SyntheticSet, data: Data, recipe: Recipe) -> None:
 
 
 def angles_along(
-    sets: Mapping[int, SyntheticSet], data: Data, recipe: Recipe, *, device: torch.device | str | None = None
+    sets: Mapping[int, SyntheticSet],
+    data: Data,
+    recipe: Recipe,
+    *,
+    device: torch.device | str | None = None,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """`angles` of the sets along a run, all at one network that the run never uses.
 
@@ -271,7 +294,7 @@ def angles_along(
     ----------
     sets : dict
         Number of outer iterations -> S after them.
-    data, recipe, device
+    data, recipe, device, deadline
         As in `angles`.
 
     Returns
@@ -279,7 +302,8 @@ def angles_along(
     DataFrame
         The columns of `angles`, and k, the number of outer iterations.
     """
-    return pd.concat(angles(S, data, recipe, recipe.outer_loops, device=device).assign(k=k) for k, S in sets.items())
+    at: dict[str, Any] = {"k": recipe.outer_loops, "device": device, "deadline": deadline}
+    return pd.concat(angles(S, data, recipe, **at).assign(k=k) for k, S in sets.items())
 
 
 def _cosine_and_ratio(A: Tensor, B: Tensor) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from ..maxmin import (
     prepare,
     walk,
 )
-from ..runtime import generator, progress_bar
+from ..runtime import check_deadline, generator, progress_bar, until
 from ..sets import SyntheticSet, check_pair, images_of
 from ..speed.precision import matmul_precision
 
@@ -48,6 +48,7 @@ def paths(
     real_batch: int = 256,
     device: torch.device | str | None = None,
     progress: bool = True,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """Train on each S and on T from one theta0, and project all paths on the plane through theta0 that fits best.
 
@@ -78,6 +79,8 @@ def paths(
         None takes CUDA if there is a GPU, else the CPU.
     progress : bool
         Show a progress bar.
+    deadline : float, optional
+        In the unit of ``time.monotonic()``. It is checked at every step.
 
     Returns
     -------
@@ -99,6 +102,8 @@ def paths(
     ValueError
         If there are no sets, a set is named "T" or does not fit ``data``, or a number is out of range. This is
         checked before any work.
+    OutOfTime
+        At the deadline.
 
     Source
     ------
@@ -108,6 +113,7 @@ def paths(
         raise ValueError('sets must name one set or more, as {"M": S}, but not "T", which is the path on real images')
     check_numbers(lr, steps=steps, every=every, real_batch=real_batch)
     check_number("start", start, least=0, whole=True)
+    check_deadline(deadline)
     if every > steps:
         raise ValueError(f"every={every} is more than steps={steps}: give a smaller every")
     for S in sets.values():
@@ -125,7 +131,7 @@ def paths(
         f = network_at(start)
         theta = list(f.parameters())
         theta0 = [p.detach().clone() for p in theta]
-        for step, loss, gradient in walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps):
+        for step, loss, gradient in until(deadline, walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps)):
             if step % every:
                 continue
             norm = get_total_norm(gradient).item()
@@ -203,6 +209,7 @@ def alignment(
     real_batch: int = 256,
     device: torch.device | str | None = None,
     progress: bool = True,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """Compare the gradients of S and of T layer by layer, along training on S by full-batch gradient descent.
 
@@ -230,6 +237,8 @@ def alignment(
         None takes CUDA if there is a GPU, else the CPU.
     progress : bool
         Show a progress bar.
+    deadline : float, optional
+        In the unit of ``time.monotonic()``. It is checked at every step.
 
     Returns
     -------
@@ -247,12 +256,15 @@ def alignment(
     ------
     ValueError
         If S does not fit ``data`` or a number is out of range. This is checked before any work.
+    OutOfTime
+        At the deadline.
 
     Source
     ------
     Section 3.2: angles do not help where the gradient of L(S, theta) has become small.
     """
     check_numbers(lr, steps=steps, every=every, n_starts=n_starts, real_batch=real_batch)
+    check_deadline(deadline)
     check_pair(S, data)
     device, x, y, network_at = prepare(S, network, width, depth, seed, device)
     x_T, y_T = data.sample_any(real_batch, generator(seed, "alignment real"))
@@ -264,7 +276,7 @@ def alignment(
         f = network_at(start)
         names, theta = zip(*f.named_parameters(), strict=True)
         matched = {name for name, _ in networks.matched(f)}
-        for step, loss_S, gS in walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps):
+        for step, loss_S, gS in until(deadline, walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps)):
             if step % every:
                 continue
             loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)

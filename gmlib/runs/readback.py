@@ -16,6 +16,7 @@ from ..checks import require
 from ..evaluation import Evaluation
 from ..files import as_path, read_json
 from ..recipe import BUDGETS
+from ..sets import SyntheticSet
 
 require("pandas", "analysis")
 
@@ -23,7 +24,7 @@ import msgspec
 import pandas as pd
 
 from .jobs import CHANGED
-from .layout import Positive, StoredTable, is_complete, read_evaluation, read_record
+from .layout import Digest, Positive, StoredTable, is_complete, read_evaluation, read_record
 from .shipped import changes_in, evaluations, files_of, load, method_of, results_folder, stored_runs
 from .store import Run, cached_table
 
@@ -35,9 +36,10 @@ SET_COLUMNS = [
 
 
 class DescentSettings(msgspec.Struct):
-    """What `stored_descents` needs from the settings in a reach.json."""
+    """What `stored_descents` needs from the settings in a reach.json. ``set`` is the set's fingerprint."""
 
     max_steps: Positive
+    set: Digest | None = None  # noise has none
 
 
 class StoredDescents(msgspec.Struct):
@@ -226,7 +228,7 @@ def stored_descents(results_dir: str | os.PathLike | None = None) -> pd.DataFram
     FileNotFoundError
         If there is no folder of results.
     ValueError
-        If a file is damaged.
+        If a file is damaged, or belongs to another set than the one in its folder.
 
     Source
     ------
@@ -234,6 +236,9 @@ def stored_descents(results_dir: str | os.PathLike | None = None) -> pd.DataFram
     """
     tables = []
     for path, of, settings, rows in _measurements(results_dir, "reach.json", StoredDescents):
+        made_set = path.with_name("set.safetensors")
+        if made_set.is_file() and settings.get("set") != SyntheticSet.load(made_set).fingerprint:
+            raise ValueError(f"{path} belongs to another set: delete it and run again")
         trained = evaluations(path.parent)
         of["accuracy"] = trained["convnet"].mean if "convnet" in trained else math.nan
         of["max_steps"] = settings["max_steps"]
