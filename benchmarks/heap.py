@@ -1,6 +1,6 @@
 """The settings of the C heap under which each side runs on a CPU.
 
-gmlib lets glibc keep freed memory for the next pass (``gmlib.speed.memory.keep_freed_memory``). This setting holds
+gmlib lets glibc keep freed memory for the next pass (``gmlib.runtime.keep_freed_memory``). This setting holds
 for the whole process, so plain would profit from it too. Plain gets the settings that glibc reaches without it:
 when blocks of up to 32 MiB are freed, glibc raises the size above which blocks are mapped separately to 32 MiB, and
 the free memory that it keeps at the top of the heap to twice that.
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from gmlib.speed.memory import HEAP_SETTINGS
+from gmlib.runtime import HEAP_SETTINGS
 
 DEFAULT = {"M_MMAP_THRESHOLD": 2**25, "M_TRIM_THRESHOLD": 2**26, "M_TOP_PAD": 2**17}  # bytes
 

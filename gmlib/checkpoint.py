@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .algorithm import State
 from .data import Data
-from .files import as_path, damaged, read_tensors, remove_leftovers, write_tensors
+from .files import check_tensor_path, damaged, read_tensors, remove_leftovers, write_tensors
 from .lines import fresh_network
 from .recipe import Recipe
 from .speed.recording import Later
@@ -181,7 +181,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike | None, data: Data, recipes: Sequence[Recipe]):
-        self.path = as_path(path) if path is not None else None
+        self.path = check_tensor_path(path) if path is not None else None
         self.written = time.monotonic()
         self.recipes = list(recipes)
         self.made_from = {"data": data.fingerprint, "dtype": str(data.train_images.dtype)}
@@ -337,8 +337,9 @@ def _check_state(stored: StoredState, tensors: dict[str, Tensor], data: Data, re
         theta = fresh_network(data, recipe, k)
         needed |= {f"theta.{name}": (tuple(x.shape), x.dtype) for name, x in _tensors(theta).items()}
         possible = {f"momentum.{name}": (tuple(x.shape), x.dtype) for name, x in theta.named_parameters()}
-    if inside and inside.theta_steps and recipe.momentum_network and not possible.keys() & tensors.keys():
-        raise ValueError("it lacks the momentum of theta")
+    if inside and inside.theta_steps and recipe.momentum_network:
+        trained = [name for name, x in theta.named_parameters() if x.requires_grad]
+        needed |= {f"momentum.{name}": possible[f"momentum.{name}"] for name in trained}
     found = {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}
     for name in sorted({*needed, *found}):
         expected = needed.get(name) or possible.get(name)

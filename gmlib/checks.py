@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+MOST_VALUES = 10_000  # in a list of methods, networks or images per class
 
 
 def choose(known: Mapping[str, Value], kind: str, name: str, otherwise: str = "") -> Value:
@@ -186,9 +187,14 @@ def as_list(values: Any) -> list:
     """Make a list of a collection, of one value, or of words with commas.
 
     A command line gives words with commas: ``"DC, M"`` becomes ``["DC", "M"]``, and ``"1,10"`` becomes ``[1, 10]``.
+    ValueError for more than ``MOST_VALUES``.
     """
     if isinstance(values, str):
         words = [word.strip() for word in values.split(",")]
         return [int(word) if word.isdecimal() and len(word) < 20 else word for word in words]
     values = plain(values)
-    return list(values) if isinstance(values, Collection) else [values]
+    if not isinstance(values, Collection):
+        return [values]
+    if len(values) > MOST_VALUES:
+        raise ValueError(f"there are {len(values)} values: give at most {MOST_VALUES}")
+    return list(values)

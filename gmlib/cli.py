@@ -67,7 +67,7 @@ def _condense(options: argparse.Namespace) -> int:
     data = _data(options, options.data)
     changes = read_changes(options.change, fixed=("dataset", "ipc", "seed"))
     recipe = Recipe.for_method(options.method, data.name, options.ipc, options.budget, options.seed, **changes)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint = out.with_name(f"{out.stem}-checkpoint.safetensors")
     S = condense(data, recipe, options.device, checkpoint, not options.quiet)
     S.save(out)
     checkpoint.unlink(missing_ok=True)

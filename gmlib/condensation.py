@@ -5,6 +5,7 @@ They add checkpoints, a deadline, a progress bar, snapshots and a check for NaN.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -16,23 +17,36 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import how, networks
 from .algorithm import State, Update, algorithm_1
 from .checkpoint import Checkpoint, OuterIteration, Progress
-from .checks import check_number
+from .checks import check_number, first_sentence
 from .data import Data, check_ipc
 from .draws import Draws, groups
 from .lines import fresh_network, sample, streams_of
 from .recipe import Recipe
-from .runtime import OutOfTime, check_deadline, deadline_passed, device_of, progress_bar, saving_on_signals
+from .runtime import (
+    OutOfTime,
+    check_deadline,
+    deadline_passed,
+    device_of,
+    generator,
+    progress_bar,
+    saving_on_signals,
+    time_limit,
+)
 from .sets import SyntheticSet
 from .speed import recording
+from .speed.gradients import attention
 from .speed.precision import fastest_precision, matmul_precision
 
 log = logging.getLogger(__name__)
 
+GRACE = 2.0  # seconds for which an inner iteration may go on after the deadline. A longer one is lost
+MOST_SNAPSHOTS = 10_000  # they are kept in memory, and in every checkpoint
 BLOWN_UP = 100  # pixels of S that are larger than those of the data by this factor are worth a warning
 _MEASURED: dict[tuple, str] = {}  # kind of work -> its fastest precision, so that all runs of a process agree
 
@@ -88,7 +102,8 @@ def condense(
         Write the checkpoint after an update of S if it is older than this. It is also written at the deadline, at
         the end, and at Ctrl-C or SIGTERM, which then stop the run.
     deadline : float, optional
-        A ``time.monotonic()``. The run stops at the end of the inner iteration in which it passes.
+        A ``time.monotonic()``. The run stops at the end of the inner iteration in which it passes. If that takes
+        longer than some seconds, the run stops inside, and goes on later from the inner iteration before.
 
     Returns
     -------
@@ -199,7 +214,8 @@ def condense_together(
     for file in files:
         file.recipes = [next(settled) for _ in file.recipes]
     work = _Work(data, files, kept, checkpoint_seconds, deadline, finished, progress)
-    with work.bar, saving_on_signals(any(file.path for file in files)):
+    signals = saving_on_signals(any(file.path for file in files))
+    with work.bar, signals, time_limit(deadline, work.out_of_time, GRACE):
         for group in groups(work.recipes):
             work.do(group)
     if work.diverged:
@@ -208,8 +224,9 @@ def condense_together(
 
 
 def _snapshots_of(snapshots: Collection[int] | Sequence[Collection[int]], n: int) -> list[Collection[int]]:
-    """The snapshots of each of n recipes."""
-    if isinstance(snapshots, Sequence) and not isinstance(snapshots, str):
+    """The snapshots of each of n recipes. None keeps none."""
+    snapshots = () if snapshots is None else snapshots
+    if isinstance(snapshots, Sequence) and not isinstance(snapshots, str | range):
         several = [isinstance(each, Collection) for each in snapshots]
         if any(several):
             if not all(several) or len(several) != n:
@@ -295,7 +312,7 @@ class _Work:
         """Finish outer iteration k of run i."""
         run = self.runs[i]
         while run.state.k == k:
-            self.last[i] = next(updates)
+            self.last[i] = self._next(run.state, updates)
             out_of_time = deadline_passed(self.deadline)
             if run.state.t == 0:
                 if run.history:
@@ -309,7 +326,18 @@ class _Work:
             if self._is_done(i):
                 self._finish(i)
             if out_of_time and not all(map(self._is_done, range(len(self.runs)))):
-                raise OutOfTime(self._out_of_time())
+                raise OutOfTime(self.out_of_time())
+
+    def _next(self, state: State, updates: Iterator[Update]) -> Update:
+        """The next update. If time runs out inside, the checkpoint gets the state before it."""
+        before = _copy(state) if self.files[0].path else None
+        try:
+            return next(updates)
+        except OutOfTime:
+            if before:
+                _restore(state, *before)
+                self._write()
+            raise
 
     def _is_done(self, i: int) -> bool:
         return self.runs[i].state.k == self.recipes[i].outer_loops or i in self.diverged
@@ -370,10 +398,36 @@ class _Work:
         """The checkpoint of run i."""
         return self.files[min(i, len(self.files) - 1)].path
 
-    def _out_of_time(self) -> str:
+    def out_of_time(self) -> str:
+        """What `OutOfTime` says."""
         paths = ", ".join(str(file.path) for file in self.files if file.path)
         advice = f"run again to continue from {paths}" if paths else "give more time or a checkpoint"
+        if not self.last:
+            advice = "give time for one inner iteration at least"
         return f"out of time after {sum(run.state.k for run in self.runs)} of {self.total} outer iterations: {advice}"
+
+
+def _optimisers(state: State) -> list[torch.optim.Optimizer]:
+    return [state.optimiser_S, *([state.optimiser_theta] if state.t else [])]  # at t = 0 line 3 makes another theta
+
+
+def _tensors(state: State) -> list[Tensor]:
+    parameters = [p for each in _optimisers(state) for group in each.param_groups for p in group["params"]]
+    return [*parameters, *(state.theta.buffers() if state.t else ())]
+
+
+def _copy(state: State) -> tuple[list[Tensor], list[dict]]:
+    """What an inner iteration changes of a state."""
+    tensors = [tensor.detach().clone() for tensor in _tensors(state)]
+    return tensors, [copy.deepcopy(each.state_dict()) for each in _optimisers(state)]
+
+
+@torch.no_grad()
+def _restore(state: State, tensors: list[Tensor], optimisers: list[dict]) -> None:
+    for tensor, before in zip(_tensors(state), tensors, strict=True):
+        tensor.copy_(before)
+    for optimiser, its_state in zip(_optimisers(state), optimisers, strict=True):
+        optimiser.load_state_dict(its_state)
 
 
 def with_precisions(data: Data, recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -507,8 +561,15 @@ def read_losses(
             run.last_good = run.state.S.detach().clone()
 
 
-def check(data: Data, recipe: Recipe, snapshots: Collection[int] = ()) -> None:
-    """Check that a recipe can be run on the data. Nothing is computed or written.
+def check(data: Data, recipe: Recipe, snapshots: Collection[int] | None = ()) -> None:
+    """Check that a recipe can be run on the data. Nothing is written.
+
+    Parameters
+    ----------
+    data : Data
+    recipe : Recipe
+    snapshots : collection of int, optional
+        None if nothing is condensed, as for a coreset. The network is then only built.
 
     Raises
     ------
@@ -521,12 +582,55 @@ def check(data: Data, recipe: Recipe, snapshots: Collection[int] = ()) -> None:
         raise ValueError(
             f"the recipe is for {recipe.dataset!r} but the data are {data.name!r}: make it with dataset=data.name"
         )
-    check_ipc(data, recipe.ipc, from_real=recipe.init == "real")
-    fresh_network(data, recipe, 0)  # the architecture must fit the images
+    try:
+        check_ipc(data, recipe.ipc, from_real=recipe.init == "real")
+    except ValueError as error:
+        raise ValueError(f'{error}; or take init="noise" for more' if recipe.init == "real" else error) from None
+    if snapshots is None:
+        fresh_network(data, recipe, 0)  # the architecture must fit the images
+        return
+    _check_network(data, recipe)
     if not isinstance(snapshots, Collection) or isinstance(snapshots, str):
         raise ValueError(f"snapshots={snapshots!r} does not fit: give a list of numbers of outer iterations")
+    if len(snapshots) > MOST_SNAPSHOTS:
+        raise ValueError(f"there are {len(snapshots)} snapshots: give at most {MOST_SNAPSHOTS}")
     for k in snapshots:
         check_number("a snapshot", k, least=0, below=recipe.outer_loops + 1, whole=True)
+
+
+def _check_network(data: Data, recipe: Recipe) -> None:
+    """Try a network on two images. ValueError if its gradients cannot be matched, or it cannot be trained."""
+    name = recipe.network
+    network = fresh_network(data, recipe, 0, "cpu")
+    x = torch.randn(2, *data.shape, generator=generator(recipe.seed, "try"))
+    x = x.to(data.train_images.dtype).requires_grad_()
+    with networks.SEEDING, torch.random.fork_rng(devices=[]):
+        if recipe.batch_theta == 1 and recipe.schedule()[0] > 1 and networks.has_batchnorm(network):
+            try:
+                network(x[:1])
+            except ValueError:
+                raise ValueError(
+                    f"batch_theta=1 does not fit {name}, since BatchNorm cannot normalise one image: give at least 2"
+                ) from None
+        if networks.is_built_in(name):
+            return
+        networks.freeze_batchnorm(network, x.detach())
+        weights, unused = networks.matched(network), [w for w, p in networks.matched(network) if not p.requires_grad]
+        try:
+            if not unused:
+                with attention(True):
+                    loss = F.cross_entropy(network(x), torch.tensor([0, 1]))
+                g = torch.autograd.grad(loss, [p for _, p in weights], create_graph=True, allow_unused=True)
+                unused = [w for (w, _), layer in zip(weights, g, strict=True) if layer is None]
+            if not unused:
+                torch.autograd.grad(torch.stack([layer.square().sum() for layer in g]).sum(), x)
+        except RuntimeError as error:
+            reason = first_sentence(error)
+            raise ValueError(f"the network {name!r} cannot be differentiated twice ({reason}): change it") from error
+    if unused:
+        raise ValueError(
+            f"the weight {unused[0]} of the network {name!r} has no gradient: use it, and do not freeze it"
+        )
 
 
 def as_set(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import networks
 from .checks import check_flag, check_number, choose, shown
 from .data import Data, check_ipc
-from .runtime import device_of, generator, progress_bar
+from .runtime import check_deadline, device_of, generator, in_time, progress_bar, time_limit
 from .sets import SyntheticSet
 from .speed.precision import matmul_precision
 from .speed.recording import step_recorder
@@ -66,7 +66,7 @@ def herding(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
     total = torch.zeros_like(mean)
     free = torch.ones(len(x), dtype=torch.bool, device=x.device)
     chosen = []
-    for k in range(1, ipc + 1):
+    for k in in_time(range(1, ipc + 1)):
         # || mean - (total + x_i) / k || is smallest where x_i is closest to k * mean - total
         i = _distances(x, k * mean - total).where(free, torch.inf).argmin()
         total = total + x[i]
@@ -97,7 +97,7 @@ def kcenter(x: Tensor, ipc: int, rng: torch.Generator | None = None) -> Tensor:
     x = x.flatten(1).double()
     chosen = [_distances(x, x.mean(0)).argmin()]
     nearest = _distances(x, x[chosen[0]])  # distance to the nearest chosen row
-    for _ in range(1, ipc):
+    for _ in in_time(range(1, ipc)):
         nearest[chosen[-1]] = -1  # not again, even if all images are equal and all distances 0
         chosen.append(nearest.argmax())
         nearest = nearest.minimum(_distances(x, x[chosen[-1]]))
@@ -153,7 +153,7 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     hook = last.register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(1)))
     try:
         with torch.no_grad():
-            for batch in images.split(FEATURE_BATCH):
+            for batch in in_time(images.split(FEATURE_BATCH)):
                 network(batch.to(last.weight.device))
     finally:
         hook.remove()
@@ -324,6 +324,7 @@ def coreset(
     epochs: int = 20,
     device: torch.device | str | None = None,
     progress: bool = False,
+    deadline: float | None = None,
 ) -> SyntheticSet:
     """Choose ``ipc`` real training images per class.
 
@@ -350,6 +351,8 @@ def coreset(
         For training and distances. None takes CUDA if there is a GPU, else the CPU.
     progress : bool
         Show progress bars.
+    deadline : float, optional
+        In the unit of ``time.monotonic()``.
 
     Returns
     -------
@@ -361,6 +364,8 @@ def coreset(
     ValueError
         If a name is unknown, the method has no such space, the network does not fit the images, or ``ipc`` is not
         from 1 to the size of the smallest class. This is checked before any work.
+    OutOfTime
+        At the deadline. Nothing is saved.
 
     Source
     ------
@@ -368,17 +373,18 @@ def coreset(
     """
     recipe = recipe_of(method, data, ipc, seed, space=space, network=network, width=width, depth=depth, epochs=epochs)
     check_flag("progress", progress)
+    check_deadline(deadline)
     device, ipc, seed = device_of(device), recipe["ipc"], recipe["seed"]
     used_space = recipe.get("space")
-    as_features = SPACES[used_space](data, recipe, device, progress) if used_space else lambda images: images
     chosen = []
-    bar = progress_bar(method, data.n_classes, "class", progress)
-    for c in range(data.n_classes):
-        images = data.of_class(c)
-        indices = CORESETS[method](as_features(images), ipc, generator(seed, "coreset", method, c))
-        chosen.append(images[indices.to(images.device)])
-        bar.update()
-    bar.close()
+    with time_limit(deadline, lambda: f"out of time before the coreset {method!r} was chosen: give it more time"):
+        as_features = SPACES[used_space](data, recipe, device, progress) if used_space else lambda images: images
+        with progress_bar(method, data.n_classes, "class", progress) as bar:
+            for c in in_time(range(data.n_classes)):
+                images = data.of_class(c)
+                indices = CORESETS[method](as_features(images), ipc, generator(seed, "coreset", method, c))
+                chosen.append(images[indices.to(images.device)])
+                bar.update()
     return SyntheticSet(
         images=torch.cat(chosen),
         labels=data.labels_of(ipc),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -62,7 +63,7 @@ class Data:
     Raises
     ------
     ValueError
-        If types or shapes do not fit together. `from_arrays` also checks the values.
+        If types, shapes, labels or constants do not fit together. `from_arrays` also checks the pixels.
     """
 
     name: str
@@ -86,11 +87,28 @@ class Data:
                 )
         parts, channels = (self.classes, self.mean, self.std), self.train_images.shape[1]
         fits = isinstance(self.name, str) and all(isinstance(part, tuple) for part in parts)
+        fits = fits and all(isinstance(name, str) for name in self.classes)
         if not (fits and len(self.mean) == len(self.std) == channels == self.test_images.shape[1]):
             raise ValueError(
                 f"name={shown(self.name)}, classes={shown(self.classes)}, mean={shown(self.mean)} and "
-                f"std={shown(self.std)} do not fit: give a text and tuples, with one number per channel"
+                f"std={shown(self.std)} do not fit: give a text, a tuple of texts and two tuples "
+                "with one number per channel"
             )
+        top = 1 + 1e-6  # for pixels in [0, 1]; as numbers of Python, which JSON can store
+        mean = tuple(check_number("mean", value, least=0, below=top) for value in self.mean)
+        std = tuple(check_number("std", value, above=0, below=top) for value in self.std)
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+        y, y_test, C = self.train_labels, self.test_labels, len(self.classes)
+        if y.is_meta:
+            return
+        if not torch.equal(torch.unique_consecutive(y), torch.arange(C, device=y.device)):
+            raise ValueError(
+                f"the training labels are not 0 to {C - 1}, sorted, with an image of each class: make data with "
+                "Data.from_arrays, which sorts"
+            )
+        if len(wrong := y_test[(y_test < 0) | (y_test >= C)]):
+            raise ValueError(f"test label {int(wrong[0])} is outside 0..{C - 1}: correct it or name every class")
 
     def __repr__(self) -> str:
         n = f"{len(self.train_labels)} + {len(self.test_labels)}"
@@ -366,7 +384,7 @@ def _checked_classes(name: str, classes: Any, y_train: Tensor, y_test: Tensor) -
     """The names of the classes, if the labels lie in 0..C-1 and each class has a training image and its own name."""
     present = torch.unique(y_train).tolist()
     if classes is None:
-        classes = range(present[-1] + 1)  # not yet a list, since a wrong label can be large
+        classes = range(min(present[-1] + 1, sys.maxsize))  # not yet a list, since a wrong label can be large
     classes = plain(classes)
     if not isinstance(classes, Collection) or isinstance(classes, (str, bytes, Mapping, set, frozenset)):
         raise ValueError(f"{name}: classes={shown(classes)} does not fit: give a list of the names of the classes")

@@ -30,6 +30,7 @@ from .lines import (
 )
 from .networks import freeze_batchnorm
 from .recipe import Recipe
+from .runtime import in_time
 from .speed import recording
 
 # Runs that agree in these fields meet the same networks and the same real batches.
@@ -159,7 +160,8 @@ class Draws:
         """The random choices of inner iteration (k, t). They are made on the CPU."""
         streams = streams_of(self.recipe, k, t)
         network = fresh_network(self.data, self.recipe, k, "cpu") if t == 0 else None
-        return Drawn(network, [choose_images(self.data, self.recipe, streams) for _ in range(self.recipe.zeta_S)])
+        updates = in_time(range(self.recipe.zeta_S))
+        return Drawn(network, [choose_images(self.data, self.recipe, streams) for _ in updates])
 
     def _draw_ahead(self, k: int, t: int) -> None:
         """Let the thread draw for the next inner iteration."""

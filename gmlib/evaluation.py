@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from . import networks
 from .augment import apply_operations, apply_transforms, canonical_name, operations_for, strategy_of
-from .checks import check_number, choose
+from .checks import check_number, choose, shown
 from .data import Data
-from .runtime import OutOfTime, check_deadline, deadline_passed, device_of, generator, progress_bar
+from .runtime import check_deadline, check_time, device_of, generator, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.memory import Memory
 from .speed.passes import map_in_threads
@@ -253,11 +253,12 @@ def evaluate(
     check_deadline(deadline)
     if each is not None and not callable(each):
         raise ValueError(f"each={each!r} does not fit: give a function of an Evaluation, or None")
+    resolved = resolve_protocol(S, data, network, protocol, **changes)
     if not isinstance(known, Evaluation):
         if not isinstance(known, Collection) or isinstance(known, str):
             raise ValueError(f"known is a {type(known).__name__}: give an Evaluation or a list of accuracies")
-        known = Evaluation(tuple(check_number("known", a, least=0, below=101) for a in known), network, seed)
-    resolved = resolve_protocol(S, data, network, protocol, **changes)
+        known = Evaluation(tuple(known), network, seed)
+    known = _checked(known, network, seed, resolved)
     device = device_of(device)
     x, y = (part.to(device) for part in images_of(S))
     x_test = data.test_images.to(device, x.dtype)
@@ -270,18 +271,18 @@ def evaluate(
         side_by_side = threads if device.type == "cpu" else _group_size(n_networks - found.trained, len(y))
     memory = Memory(largest=side_by_side * len(y))
 
-    def check_time() -> None:
-        if deadline_passed(deadline):
-            more = "give it more time" if found.trained == before else "run again to continue"
-            what_to_do = more if each else "give it more time, or each= to keep partial results"
-            raise OutOfTime(f"out of time after {found.trained} of {n_networks} networks: {what_to_do}")
+    def out_of_time() -> str:
+        more = "give it more time" if found.trained == before else "run again to continue"
+        what_to_do = more if each else "give it more time, or each= to keep partial results"
+        return f"out of time after {found.trained} of {n_networks} networks: {what_to_do}"
 
     def train_and_test(numbers: Sequence[int]) -> list[float]:
-        group = _train(numbers, network, data, resolved, seed, x, y, memory, check_time)
+        group = _train(numbers, network, data, resolved, seed, x, y, memory)
         return [accuracy(trained, x_test, y_test) for trained in group]
 
     trained_on = f"all of {S.name}" if isinstance(S, Data) else f"{len(y)} images"
-    with progress_bar(f"{network} on {trained_on}", n_networks, "network", progress, initial=found.trained) as bar:
+    bar = progress_bar(f"{network} on {trained_on}", n_networks, "network", progress, initial=found.trained)
+    with bar, time_limit(deadline, out_of_time):
         while found.trained < n_networks:
             check_time()
             numbers = range(found.trained, min(found.trained + side_by_side, n_networks))
@@ -297,6 +298,22 @@ def evaluate(
             "%d of %d networks on %s diverged and have no accuracy", len(found.failed), found.trained, trained_on
         )
     return found
+
+
+def _checked(known: Evaluation, network: str, seed: int, resolved: dict[str, Any]) -> Evaluation:
+    """An evaluation to continue. ValueError if it is of other networks, or an accuracy or a number is impossible."""
+    here = {"network": network, "seed": seed, "protocol": resolved}
+    for name, value in here.items():
+        its = getattr(known, name)
+        if its != value and its != {}:  # an evaluation may lack its protocol
+            raise ValueError(f"known has {name}={shown(its)}, not {shown(value)}: leave it out to train all networks")
+    accuracies = tuple(check_number("known", a, least=0) for a in known.accuracies)
+    if any(a > 100 for a in accuracies):
+        raise ValueError(f"known has the accuracy {max(accuracies)}: give percent, at most 100")
+    failed = tuple(check_number("failed", j, least=0, below=known.trained, whole=True) for j in known.failed)
+    if len(set(failed)) < len(failed):
+        raise ValueError(f"known has failed={shown(failed)}: give each number once")
+    return replace(known, accuracies=accuracies, failed=failed)
 
 
 def resolve_protocol(
@@ -363,7 +380,6 @@ def _train(
     x: Tensor,
     y: Tensor,
     memory: Memory,
-    check_time: Callable[[], None],
 ) -> list[nn.Module]:
     """Train the networks of these numbers on x and y side by side, or as many of the first ones as fit into memory.
 
@@ -378,7 +394,7 @@ def _train(
         ]
         rngs = [generator(seed, "evaluate batches", j) for j in numbers]
         vary = _augmentation(resolved["augment"], rngs)
-        fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, before_step=check_time, **options)
+        fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, **options)
         return group
 
     for attempt in memory:  # memory runs out in the first steps, so a new start loses little

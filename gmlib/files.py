@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
@@ -32,7 +33,6 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 DIGEST = "sha256"  # the key of the digest in metadata and in JSON
-OTHER_KINDS = (".pt", ".pth", ".pkl", ".pickle", ".npy", ".npz", ".json", ".csv", ".png", ".jpg", ".zip")
 MOST_JSON = 2**28  # bytes: a larger file is no file of a run
 LONGEST_NAME = 100  # bytes of a name in a path. File systems take 255, and names get endings
 TRIES = 5
@@ -220,7 +220,9 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     OSError
         As `write_atomically`.
     """
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, since safetensors refuses tensors that share memory.
+    as_stored = {"memory_format": torch.contiguous_format}
+    on_cpu = {name: tensor.detach().cpu().clone(**as_stored) for name, tensor in tensors.items()}
     header, data = _split(to_safetensors(on_cpu, dict(metadata)))
     digest = header["__metadata__"][DIGEST] = hashlib.sha256(_compact(header) + data).hexdigest()
     start = _compact(header)  # sorted, since safetensors writes its header in random order
@@ -244,10 +246,12 @@ def check_tensor_path(path: str | os.PathLike) -> Path:
     Raises
     ------
     ValueError
-        If its name ends like a file of another kind.
+        If there is no name, or it ends like that of another kind of file.
     """
     path = as_path(path)
-    if path.suffix.lower() in OTHER_KINDS:
+    if not path.name:
+        raise ValueError(f"{path} is no name of a file: give one that ends in .safetensors")
+    if path.suffix.lower() not in ("", ".safetensors"):
         raise ValueError(f"{path} would be a safetensors file: end its name in .safetensors, not in {path.suffix}")
     return path
 
@@ -307,6 +311,7 @@ def read_json(path: Path, *kinds: type, advice: str = "run again", sealed: bool 
         If there is no such file.
     """
     try:
+        _check_regular(path)
         if path.stat().st_size > MOST_JSON:
             raise ValueError(f"it has more than {MOST_JSON} bytes")
         content = parse_json(path.read_bytes())
@@ -320,6 +325,12 @@ def read_json(path: Path, *kinds: type, advice: str = "run again", sealed: bool 
     except ValueError as error:
         raise damaged(path, error, advice) from error
     return content
+
+
+def _check_regular(path: Path) -> None:
+    """ValueError for a folder, a pipe or a device. A pipe would never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
 
 
 def fit(content: Any, *kinds: type) -> None:
@@ -356,8 +367,9 @@ def read_tensors(path: Path, kind: str, advice: str) -> tuple[dict[str, Tensor],
     FileNotFoundError
         If there is no such file.
     """
-    blob = path.read_bytes()
     try:
+        _check_regular(path)
+        blob = path.read_bytes()
         header, data = _split(blob)
         metadata = header.get("__metadata__") or {}
         if metadata.get("format") != kind:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 from . import networks
-from .checks import check_number, require
+from .checks import check_number, require, shown
 from .data import Data
 from .evaluation import accuracy
 from .lines import initial
 from .recipe import Recipe
-from .runtime import check_deadline, device_of, generator, progress_bar, until
+from .runtime import check_deadline, check_time, device_of, generator, in_time, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.precision import matmul_precision
 
@@ -101,7 +102,6 @@ def descend(
     eps: Sequence[float],
     lr: float,
     max_steps: int,
-    deadline: float | None = None,
 ) -> Iterator[Stop]:
     """Follow `walk` until the gradient is small.
 
@@ -116,8 +116,6 @@ def descend(
     eps : sequence of float
         Thresholds of the gradient's norm.
     max_steps : int
-    deadline : float, optional
-        As in `gmlib.runtime.until`.
 
     Yields
     ------
@@ -131,7 +129,7 @@ def descend(
     """
     theta0 = [p.detach().clone() for p in theta]
     remaining = sorted({float(e) for e in eps}, reverse=True)
-    for steps, loss, gradient in until(deadline, walk(loss_and_gradient, theta, lr, max_steps)):
+    for steps, loss, gradient in walk(loss_and_gradient, theta, lr, max_steps):
         norm = get_total_norm(gradient).item()
         # Eq. 14: ||grad_theta L(S, theta)|| < eps
         while remaining and norm < remaining[0]:
@@ -164,12 +162,13 @@ def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y:
     gradient : sequence of Tensor
         One tensor per parameter.
     """
+    check_time()
     if len(y) <= BATCH:
         loss = F.cross_entropy(network(x), y)
         return loss.detach(), torch.autograd.grad(loss, theta)
     total = x.new_zeros(())
     gradient = [torch.zeros_like(p) for p in theta]
-    for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+    for part, labels in in_time(zip(x.split(BATCH), y.split(BATCH), strict=True)):
         loss = F.cross_entropy(network(part), labels, reduction="sum") / len(y)
         total += loss.detach()
         torch._foreach_add_(gradient, torch.autograd.grad(loss, theta))
@@ -251,9 +250,13 @@ def reach(
         raise ValueError(
             f"eps is a {type(eps).__name__}: give thresholds of the gradient's norm, and the data as data="
         )
-    eps = np.atleast_1d(np.asarray(eps, dtype=float)).ravel().tolist()
-    if not eps or not all(0 < e < math.inf for e in eps):
-        raise ValueError(f"eps={eps!r} does not fit: give one or more positive thresholds of the gradient's norm")
+    thresholds = []
+    with suppress(TypeError, ValueError):  # no numbers, or nested lists of different lengths
+        thresholds = np.ravel(np.asarray(eps, dtype=float)).tolist()
+    if not thresholds or not all(0 < e < math.inf for e in thresholds):
+        raise ValueError(
+            f"eps={shown(thresholds or eps)} does not fit: give positive thresholds of the gradient's norm"
+        )
     check_numbers(lr, n_starts=n_starts, max_steps=max_steps, max_real=max_real)
     check_deadline(deadline)
     check_pair(S, data)
@@ -265,22 +268,21 @@ def reach(
         x_test, y_test = data.test_images.to(device, x.dtype), data.test_labels.to(device)
 
     rows = []
-    bar = progress_bar("reach", n_starts, "start", progress)
-    for start in range(n_starts):
-        f = network_at(start)
-        theta = list(f.parameters())
-        measured_at = None
-        for stop in descend(partial(loss_and_gradient, f, x=x, y=y), theta, eps, lr, max_steps, deadline):
-            if not stop.reached or data is None:
-                on_real = dict.fromkeys(ON_REAL, math.nan)
-            elif stop.steps != measured_at:  # thresholds reached at the same step share the measurements
-                loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)
-                norm_T = get_total_norm(gT).item()
-                on_real = dict(zip(ON_REAL, (accuracy(f, x_test, y_test), loss_T.item(), norm_T), strict=True))
-                measured_at = stop.steps
-            rows.append({"start": start, **stop._asdict(), **on_real})
-        bar.update()
-    bar.close()
+    with progress_bar("reach", n_starts, "start", progress) as bar, time_limit(deadline):
+        for start in range(n_starts):
+            f = network_at(start)
+            theta = list(f.parameters())
+            measured_at = None
+            for stop in descend(partial(loss_and_gradient, f, x=x, y=y), theta, thresholds, lr, max_steps):
+                if not stop.reached or data is None:
+                    on_real = dict.fromkeys(ON_REAL, math.nan)
+                elif stop.steps != measured_at:  # thresholds reached at the same step share the measurements
+                    loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)
+                    norm_T = get_total_norm(gT).item()
+                    on_real = dict(zip(ON_REAL, (accuracy(f, x_test, y_test), loss_T.item(), norm_T), strict=True))
+                    measured_at = stop.steps
+                rows.append({"start": start, **stop._asdict(), **on_real})
+            bar.update()
     return pd.DataFrame(rows).rename(columns={"loss": "train_loss"}).astype({"steps": float})
 
 

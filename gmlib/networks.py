@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .checks import check_number, choose
 
 Factory = Callable[..., nn.Module]
+LARGEST = 2**31  # weights of a ConvNet: 8 GiB in float32
 SEEDING = threading.RLock()  # all threads share torch's global generator
 
 
@@ -134,8 +135,10 @@ def convnet(
     make_norm = choose(NORMS, "norm", norm)
     make_pool = choose(POOLINGS, "pooling", pooling)
     make_activation = choose(ACTIVATIONS, "activation", activation)
-    check_number("width", width, least=1, below=2**20, whole=True)
+    check_number("width", width, least=1, whole=True)
     check_number("depth", depth, least=1, below=1000, whole=True)
+    if 9 * depth * width**2 > LARGEST:
+        raise ValueError(f"a ConvNet of width {width} and depth {depth} is too large: take fewer channels or blocks")
     side = size + 2 * _padding(channels, size)
     if make_pool and side < 2**depth:
         raise ValueError(
@@ -342,6 +345,11 @@ def parse_name(name: str) -> tuple[str, dict[str, str]]:
     return base, options
 
 
+def is_built_in(name: str) -> bool:
+    """True if a network of this name is not a registered one."""
+    return parse_name(name)[0] in BUILT_IN
+
+
 def register(name: str, factory: Factory) -> None:
     """Make your own network available as ``Recipe(network=name)`` and ``evaluate(network=name)``.
 
@@ -369,6 +377,12 @@ def register(name: str, factory: Factory) -> None:
         raise ValueError(f"the network {name!r} is built in: register yours under another name")
     if not callable(factory):
         raise ValueError(f"the factory of {name!r} cannot be called: give a function of (channels, size, n_classes)")
+    try:
+        inspect.signature(factory)
+    except ValueError:
+        raise ValueError(
+            f"the factory of {name!r} does not say what it takes: give a function of (channels, size, n_classes)"
+        ) from None
     NETWORKS[name] = factory
 
 

@@ -19,6 +19,7 @@ from .where import FIXED, WHERE, baseline, parse_schedule
 INIT = ("noise", "real")
 INTER_BATCHES = ("classes", "sampled")
 CLASS_WEIGHTS = ("equal", "share")
+MOST_UPDATES = 10_000  # of S at each theta: their real batches are chosen at once
 PRECISIONS = ("float32", "tf32", "bf16", "tf32+bf16")  # "auto" chooses between float32 and bf16
 
 # The columns of Table 3, then the two further columns of Table 1.
@@ -203,8 +204,9 @@ class Recipe:
         def number(name: str, **bounds: Any) -> None:
             self._set(name, check_number(name, getattr(self, name), **bounds))
 
-        for name in ("ipc", "width", "depth", "outer_loops", "zeta_S", "batch_real", "batch_theta"):
+        for name in ("ipc", "width", "depth", "outer_loops", "batch_real", "batch_theta"):
             number(name, least=1, whole=True)
+        number("zeta_S", least=1, below=MOST_UPDATES + 1, whole=True)
         for name in ("inner_loops", "zeta_theta"):
             if getattr(self, name) is not None:
                 number(name, least=1, whole=True, otherwise="None for the paper's")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from .checks import check_number, first_sentence, shown
-from .speed.memory import keep_freed_memory
+from .checks import check_flag, check_number, first_sentence, plain, shown
 
 Item = TypeVar("Item")
 
@@ -99,6 +103,25 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+# mallopt's parameters and the bytes they are set to: the largest block that the heap serves, the free memory that it
+# keeps at its top, and how much it asks for at a time.
+HEAP_SETTINGS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 2**26)}
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 1 GiB of freed memory for the next pass. Does nothing with another C library.
+
+    By default glibc returns the memory of a pass to the system, and the next pass gets it back as new, zeroed pages,
+    with one page fault each. Measured with ConvNet-3-128 on grey 28x28 images and two threads: a training step on 10
+    images takes 33 ms without and 23 ms with this setting, a test of 2048 images 2.2 s and 1.5 s.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in HEAP_SETTINGS.values():
+            mallopt(parameter, value)
+
+
 def device_of(device: torch.device | str | None) -> torch.device:
     """Find the device to compute on.
 
@@ -150,7 +173,13 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
     Returns
     -------
     tqdm
+
+    Raises
+    ------
+    ValueError
+        If ``show`` is not True or False.
     """
+    show = check_flag("progress", show)
     mininterval = 0.5 if sys.stderr is not None and sys.stderr.isatty() else 10.0
     return tqdm(
         total=total, desc=what, unit=unit, disable=not show, mininterval=mininterval, dynamic_ncols=True, **options
@@ -162,24 +191,65 @@ def deadline_passed(deadline: float | None) -> bool:
     return _stopping.is_set() or (deadline is not None and time.monotonic() > deadline)
 
 
-def until(deadline: float | None, steps: Iterable[Item]) -> Iterator[Item]:
-    """The steps of a measurement, as long as there is time.
+@dataclass
+class _Limit:
+    """The deadline of a block, see `time_limit`."""
+
+    deadline: float | None
+    message: Callable[[], str]
+    grace: float
+    noticed: float = math.inf  # when `check_time` saw first that the deadline has passed
+
+
+_limit: ContextVar[_Limit | None] = ContextVar("limit", default=None)
+
+
+def nothing_saved() -> str:
+    """What `OutOfTime` says of a measurement."""
+    return "out of time, and nothing of this measurement is saved: run again with more time"
+
+
+@contextmanager
+def time_limit(
+    deadline: float | None, message: Callable[[], str] = nothing_saved, grace: float = 0.0
+) -> Iterator[None]:
+    """Let `check_time` end this block at a deadline. The loops that take long call it, however deep they are.
 
     Parameters
     ----------
     deadline : float or None
         In the unit of ``time.monotonic()``.
-    steps : iterable
-        Not used any further after the deadline.
+    message : callable
+        Returns the message of the `OutOfTime`.
+    grace : float
+        Seconds that the block may go on after the deadline, to finish what it does.
 
     Raises
     ------
     OutOfTime
-        At the deadline.
+        From `check_time`, after the deadline.
     """
-    for n, step in enumerate(steps):
-        if deadline_passed(deadline):
-            raise OutOfTime(f"out of time after {n} steps of a measurement, none saved: run again with more time")
+    before = _limit.set(_Limit(deadline, message, grace))
+    try:
+        yield
+    finally:
+        _limit.reset(before)
+
+
+def check_time() -> None:
+    """Raise `OutOfTime` if the `time_limit` of the innermost such block has passed. Outside of one do nothing."""
+    limit = _limit.get()
+    if limit and deadline_passed(limit.deadline):
+        now = time.monotonic()
+        limit.noticed = min(limit.noticed, now)
+        if now - limit.noticed >= limit.grace:
+            raise OutOfTime(limit.message())
+
+
+def in_time(steps: Iterable[Item]) -> Iterator[Item]:
+    """The same steps, with `check_time` before each."""
+    for step in steps:
+        check_time()
         yield step
 
 
@@ -191,7 +261,8 @@ def check_deadline(deadline: float | None) -> None:
     ValueError
         If it is something else.
     """
-    if deadline is not None and (not isinstance(deadline, (int, float)) or isinstance(deadline, bool)):
+    number = plain(deadline)
+    if not isinstance(number, (int, float, type(None))) or isinstance(number, bool) or number != number:
         raise ValueError(f"deadline={shown(deadline)} does not fit: give a time.monotonic(), or None")
 
 

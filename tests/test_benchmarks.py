@@ -22,9 +22,9 @@ from gmlib import augment, networks, where
 from gmlib.evaluation import accuracy
 from gmlib.lines import Batches, class_weights, fresh_network, initial, match, real_gradients, runner_for
 from gmlib.runs.provenance import HOME
+from gmlib.runtime import HEAP_SETTINGS
 from gmlib.speed import training
 from gmlib.speed.gradients import IMPLEMENTATIONS
-from gmlib.speed.memory import HEAP_SETTINGS
 from gmreport import benchmarks as report_benchmarks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

@@ -293,7 +293,7 @@ def test_a_stored_set_that_is_damaged_is_reported(tmp_path, few_stages, capsys):
 
 def test_no_time_leaves_nothing(tmp_path, few_stages, capsys):
     folder = tmp_path / "results"
-    assert run(folder, "--time-budget", "0") == 0
+    assert run(folder, "--time-budget", "0") == 3
     assert not folder.exists()
     last = capsys.readouterr().out.splitlines()[-1]
     assert "13 of 13 are left (Table 3, IPC 1: 4; Section 5, IPC 1: 4; Table 4, IPC 1: 4; Whole data: 1)" in last
@@ -329,7 +329,7 @@ def test_it_continues_after_the_end_of_the_time_and_after_a_stop(tmp_path, few_s
 
     with monkeypatch.context() as patch:
         patch.setattr(campaign, "deadline_in", lambda seconds: Late(1e12))
-        assert run(folder) == 0
+        assert run(folder) == 3
     assert "run again to continue" in capsys.readouterr().out
     half = contents(folder)
     unfinished = {name for name in half if name.endswith(("checkpoint.safetensors", "begun.json"))}
@@ -642,7 +642,7 @@ def test_what_another_process_holds_until_the_end_of_the_time_is_left(tmp_path, 
     monkeypatch.setattr(campaign, "deadline_in", lambda seconds: Now(0))
     folder, only = tmp_path / "results", ["--tables", "Table 3", "--methods", "random"]
     with Held(layout.run_folder(folder / "tiny", "made-up", 1, "random", 0)):
-        assert run(folder, *only) == 0
+        assert run(folder, *only) == 3
     log = capsys.readouterr().out
     assert done_in_order(log)[0] == "made-up, random, set 1"
     assert "1 of 2 are left" in log
@@ -896,3 +896,11 @@ def test_it_needs_neither_notebooks_nor_the_report(tmp_path):
     assert (found.returncode, found.stderr) == (0, "")
     networks = gm.BUDGETS["smoke"].networks
     assert f"Table 3, IPC 10\n  digits, random, set 0: {networks} networks, 1 set\n" in found.stdout
+
+
+def test_the_log_goes_to_the_home_folder_if_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    campaign.start_log(Path("~/logs/l.log"))
+    campaign.start_log(None)
+    assert (tmp_path / "logs" / "l.log").is_file()

@@ -230,9 +230,8 @@ def test_losses_along_stops_like_condense():
     with pytest.raises(gm.Diverged, match="k=0"):
         losses_along(data, tiny_recipe(ipc=2, inner_loops=3, zeta_theta=1, lr_images=1e30), "cpu", False)
     late = time.monotonic() - 1
-    with pytest.raises(OutOfTime, match="1 of 4"):
+    with pytest.raises(OutOfTime, match="more time"):
         losses_along(data, tiny_recipe(ipc=2, inner_loops=2, zeta_theta=1), "cpu", False, late)
-    assert losses_along(data, tiny_recipe(outer_loops=1), "cpu", False, late).empty, "all was done"
 
 
 ALONE = """

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_data
+from messages import refuses
 
 import gmlib as gm
 import gmreport as report
@@ -154,8 +155,11 @@ def test_refusals(data):
         measure(data, rounds=1)
     with pytest.raises(ValueError, match="'random': choose from DC, M"):
         measure(data, "DC,random")
-    with pytest.raises(OutOfTime, match="0 of 2 rounds"):
+    with pytest.raises(OutOfTime, match="more time"):
         measure(data, deadline=time.monotonic() - 1)
+    for work in (costs.measure, costs.precisions):
+        with refuses(ValueError, "data is a NoneType"):
+            work(None, "DC", 1)
 
 
 @pytest.mark.parametrize("bytes_each", [64_000_000, 100_000])  # mapped one by one, or taken from the heap
@@ -206,8 +210,8 @@ def test_measured_claims_are_judged():
         "text-efficiency-m-and-d-extra-time-at-most": (0.5, "held"),
         "text-efficiency-a-saving-at-least": (round(saving, 6), "held"),
         "text-efficiency-a-saving-at-most": (round(saving, 6), "held"),
-        "text-efficiency-theta-updates-fixed": (450, "reproduced"),
-        "text-efficiency-theta-updates-adaptive": (190, "reproduced"),
+        "text-efficiency-theta-updates-fixed": (450, "as counted"),
+        "text-efficiency-theta-updates-adaptive": (190, "as counted"),
     }
     assert list(report.cost_measured(costs, 1)) == ["text-efficiency-m-and-d-extra-time-at-most"]
     assert report.cost_measured(made_up({"DC": [1.0], "MD": [1.0]}), 10) == {}  # no interval
@@ -252,8 +256,16 @@ def test_the_table_of_costs():
 def test_added_up_pieces_compared_with_runs():
     added_up = made_up({"DC": [1.0, 3.0]})
     taken = pd.DataFrame({"method": ["DC", "DC"], "set": [0, 1], "seconds": [2.0, 4.0], "theta_steps": [15.0, 15.0]})
-    cells = report.predicted_table(added_up, taken).cells
-    assert cells["DC", "run / added up"] == ["1.50"] and cells["DC", "steps of theta"] == ["15"]
+    text = report.added_up_sentence(added_up, taken).data
+    assert "took 1.50 times" in text and "not equally fast" in text
+    alike = report.added_up_sentence(added_up, taken.assign(seconds=2.2)).data
+    assert "took 1.10 times" in alike and "the pieces tell the whole" in alike
+
+
+def test_costs_in_a_sentence():
+    costs = made_up({"DC": [1.0, 1.0], "MD": [1.1, 0.8], "MDA": [0.55, 0.4]})
+    assert report.costs_sentence(costs) == "M and D add −5.0 % (−195.6 to 185.6), A saves 50.0 % (50.0 to 50.0)"
+    assert report.costs_sentence(made_up({"DC": [1.0, 1.0]})) == ""
 
 
 def test_the_time_to_an_accuracy():

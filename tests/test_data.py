@@ -1,5 +1,6 @@
 """Data: arrays in every layout, scales, draws, fingerprints, memory, and arrays that do not fit."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -268,11 +269,37 @@ def test_arrays_that_do_not_fit_are_refused(case):
         Data.from_arrays(**{"name": "mine"} | given | changed)
 
 
-def test_a_huge_label_needs_no_memory():
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"std": (0.0, 1.0, 1.0)}, "std=0.0"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, "mean=nan"),
+        ({"mean": (127.0, 127.0, 127.0), "std": (70.0, 70.0, 70.0)}, "mean=127.0"),
+        ({"classes": (0, 1, 2)}, "classes=(0, 1, 2)"),
+        ({"classes": ("a", "b", "c", "d")}, "0 to 3"),
+        ({"train_labels": torch.tensor([1, 0] + [2] * 10)}, "sorted"),
+        ({"train_labels": torch.tensor([0, 1] + [10**9] * 10)}, "0 to 2"),
+        ({"test_labels": torch.tensor([0, 1] + [3] * 10)}, "test label 3"),
+    ],
+)
+def test_data_made_by_hand_are_checked(change, words):
+    good = Data.from_arrays("mine", *arrays(), *arrays())
+    with refuses(ValueError, words):
+        dataclasses.replace(good, **change)
+
+
+def test_constants_of_data_are_numbers_of_python():
+    good = Data.from_arrays("mine", *arrays(), *arrays())
+    data = dataclasses.replace(good, mean=tuple(map(np.float32, good.mean)), std=tuple(map(np.float64, good.std)))
+    assert {type(value) for value in data.mean + data.std} == {float}
+
+
+@pytest.mark.parametrize("label", [2**62, 2**63 - 1])
+def test_a_huge_label_needs_no_memory(label):
     x, y = arrays()
     tracemalloc.start()
-    with refuses(ValueError, "no training image"):
-        Data.from_arrays("mine", x, with_label(2**62)(y), x, y)
+    with refuses(ValueError, "training"):
+        Data.from_arrays("mine", x, with_label(label)(y), x, y)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20

@@ -16,7 +16,7 @@ from conftest import make_data
 from messages import refuses
 
 import gmlib as gm
-from gmlib import evaluation, networks
+from gmlib import evaluation, networks, runtime
 from gmlib.evaluation import TOGETHER, Evaluation, Protocol, _group_size, accuracy, resolve_protocol
 from gmlib.runtime import OutOfTime, generator
 from gmlib.speed import forward, testing, training
@@ -215,12 +215,29 @@ def test_a_last_image_for_batchnorm_joins_the_batch_before():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("deadline", "soon"), ("each", 5), ("known", "x"), ("known", [True]), ("known", [101.0])]
+    ("name", "value"),
+    [
+        ("deadline", "soon"),
+        ("each", 5),
+        ("progress", "no"),
+        ("known", "x"),
+        ("known", [True]),
+        ("known", [101.0]),
+        ("known", [100.7]),
+        ("known", Evaluation((math.nan,), "convnet", 0)),
+        ("known", Evaluation((150.0,), "convnet", 0)),
+        ("known", Evaluation((50.0,), "mlp", 0)),
+        ("known", Evaluation((50.0,), "convnet", 1)),
+        ("known", Evaluation((50.0,), "convnet", 0, {"epochs": 7})),
+        ("failed", Evaluation((50.0,), "convnet", 0, failed=(5,))),
+        ("failed", Evaluation((50.0,), "convnet", 0, failed=(0, 0))),
+    ],
 )
 def test_slips_are_refused_before_any_training(trained, name, value):
     data = make_data(dtype=torch.float32)
     with refuses(ValueError, name):
-        gm.evaluate(gm.coreset("random", data, 1), data, **QUICK, **{name: value})
+        given = {"known" if name == "failed" else name: value}
+        gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, **given})
     with refuses(ValueError, "Data", "NoneType"):
         gm.evaluate(gm.coreset("random", data, 1), None, **QUICK)
     assert not trained
@@ -372,10 +389,10 @@ def test_groups_continue_after_known_networks_and_stop_at_the_deadline(trained, 
     rest = gm.evaluate(S, data, **five, side_by_side=2, known=whole.accuracies[:2], each=seen.append)
     assert rest.accuracies == whole.accuracies and [len(group) for group in trained] == [2, 1]
     assert [e.accuracies for e in seen] == [whole.accuracies[:4], whole.accuracies]
-    steps = 1 + QUICK["epochs"]  # the time is checked before each group and before each step
+    steps = 1 + QUICK["epochs"] + 3  # the time is checked before each group, each step and each test
     for in_time in (steps, steps + 2):  # until the second group, and into its training
         calls = itertools.count()
-        monkeypatch.setattr(evaluation, "deadline_passed", lambda _, n=in_time, calls=calls: next(calls) >= n)
+        monkeypatch.setattr(runtime, "deadline_passed", lambda _, n=in_time, calls=calls: next(calls) >= n)
         seen.clear()
         with refuses(OutOfTime, "3 of 5 networks", "run again"):
             gm.evaluate(S, data, **five, side_by_side=3, each=seen.append)

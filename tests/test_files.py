@@ -24,6 +24,13 @@ def flipped(blob):
 # ---- what is read
 
 
+def test_tensors_that_share_memory_are_stored_apart(tmp_path):
+    x = torch.arange(6.0).reshape(2, 3)
+    write_tensors(tmp_path / "x", {"x": x, "part": x[0], "turned": x.T}, {"format": "a-1"})
+    tensors, _ = read_tensors(tmp_path / "x", "a-1", "run again")
+    assert torch.equal(tensors["x"], x) and torch.equal(tensors["part"], x[0]) and torch.equal(tensors["turned"], x.T)
+
+
 def test_a_flipped_bit_of_a_json_file_is_found(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, CONTENT)

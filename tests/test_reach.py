@@ -317,16 +317,18 @@ def test_a_set_of_other_data_is_refused():
         reach(dataclasses.replace(S, mean=(0.1,)), [0.1], **QUICK, data=make_data((3, 3)))
 
 
-def test_the_deadline_stops_between_steps(monkeypatch):
+def test_the_deadline_stops_it():
     S = gm.coreset("random", make_data(), 1)
-    with refuses(gm.OutOfTime, "after 0 steps"):
+    with refuses(gm.OutOfTime, "out of time", "again with more time"):
         reach(S, [0.1], **QUICK, deadline=time.monotonic() - 1)
-    times = iter(range(100))
-    monkeypatch.setattr(time, "monotonic", lambda: next(times))
-    with refuses(gm.OutOfTime, "after 2 steps of a measurement, none saved"):
-        reach(S, [1e-9], **QUICK, deadline=1)
     with refuses(ValueError, "deadline='soon'"):
         reach(S, [0.1], **QUICK, deadline="soon")
+
+
+@pytest.mark.parametrize("eps", [[[0.5], [0.1, 0.2]], ["a"], [], [-1.0], [float("nan")], "0.1", None])
+def test_thresholds_that_are_no_numbers_are_refused(eps):
+    with refuses(ValueError, "eps"):
+        reach(gm.coreset("random", make_data(), 1), eps, **QUICK)
 
 
 # ---- by_eps ------------------------------------------------------------------------------------------------

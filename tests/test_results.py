@@ -115,8 +115,8 @@ def wrong_recipe(record, changes):
 def misreported(root, raw):
     """Numbers of the report that are not those of the raw accuracies {cell: [accuracies of each set]}."""
     folders = [root, *(root / budget for budget in recipes.BUDGETS if (root / budget).is_dir())]
-    tables = [table for table in map(readback.load_results, folders) if len(table)]
     try:
+        tables = [table for table in map(readback.load_results, folders) if len(table)]
         summary = report.summarise(readback.complete(pd.concat(tables))) if tables else pd.DataFrame()
     except ValueError as error:
         yield str(error)
@@ -272,10 +272,9 @@ def test_each_check_can_fail(sentence, results):
     [{"recipe_hash": "0" * 64}, {"recipe": {"wide": 4}}, {"data": {"fingerprint": ""}}],
     ids=["recipe hash", "recipe", "fingerprint"],
 )
-def test_a_record_that_does_not_fit_is_not_even_read(changes, results):
+def test_a_record_that_does_not_fit_is_refused(changes, results):
     change(results / "made-up" / "ipc1" / "M" / "set0" / "run.json", **changes)
-    with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        problems(results)
+    assert any("run.json is damaged" in sentence for sentence in problems(results))
 
 
 def test_another_protocol_is_found(results):

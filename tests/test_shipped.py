@@ -1,4 +1,4 @@
-"""Sets that come with the repository: found by name, listed in tables, and shown on their page."""
+"""Sets that come with the repository: found by name, and listed in tables."""
 
 import json
 import math
@@ -6,7 +6,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import jupytext
 import pytest
 import torch
 from conftest import make_data
@@ -309,67 +308,3 @@ def test_a_readme_without_the_marks(tmp_path):
     assert "No run is here yet." in overview.readme(f"{overview.BEGIN}{overview.END}", tmp_path / "results")
     with pytest.raises(ValueError, match="README"):
         overview.readme(f"{overview.BEGIN} and no end", tmp_path / "results")
-
-
-# ---- the page --------------------------------------------------------------------------------------------
-
-
-def page(monkeypatch, folder):
-    """What book/sets.md shows for the sets in a folder, as HTML or text."""
-    import IPython.display
-
-    shown = []
-
-    def display(*objects, raw=False):
-        for thing in objects:
-            if raw:
-                shown.append(thing["text/html"])
-            else:
-                shown.append(thing._repr_html_() if hasattr(thing, "_repr_html_") else thing.data)
-
-    monkeypatch.setattr(shipped, "FOLDER", folder)
-    monkeypatch.setattr(IPython.display, "display", display)
-    monkeypatch.setattr("gmreport.style.display", display)
-    names = {}
-    for cell in jupytext.read(ROOT / "book" / "sets.md").cells:
-        if cell.cell_type == "code":
-            exec(cell.source, names)
-    return shown
-
-
-def test_the_page_shows_every_set(results, monkeypatch):
-    shown = page(monkeypatch, results)
-    text = "\n".join(shown)
-    assert shown[0].startswith("**5 sets** of made-up, from ")
-    assert 'gm.load_condensed("made-up", ipc=1, method="M", seed=0)' in shown[1]
-    exec(shown[1].removeprefix("```python\n").removesuffix("```"), names := {})
-    assert len(names["dataset"]) == 3
-    for row in readback.sets_table().itertuples():
-        assert f"<td>{row.bytes:,}</td>" in text
-        S = shipped.load((results / row.path).parent)
-        low, high = S.accuracy.ci95
-        interval = f"<br><small>95% interval {low:.1f} to {high:.1f}</small>"
-        assert f"<td>{row.accuracy:.1f}±{row.std:.1f} % (n = 3){interval}<br><small>convnet</small></td>" in text
-        made = f"<td>{S.record['seconds']:.0f} s<br><small>commit {S.record['commit'] or 'unknown'}</small>"
-        assert f"{made}<br><small>{row.method}/set{row.seed}</small></td>" in text
-        assert f"The sets are in results/{row.path.rsplit('/', 3)[0]}." in text
-    assert text.count("<img ") == 3, "two figures of small sets, one frame of a slider"
-    assert "random, set 0: 10 images of each class" in text and "lite/made-up/ipc10" in shown[-1]
-    assert text.count("Made from data of unknown origin. The terms of use are not recorded.") == 3
-    usual = 'as under the budget "paper".'
-    for sentence in (f"M: {usual}", "DC, M: outer iterations: 2 instead of 3.", f"random: {usual}"):
-        assert text.count(f"\n\n{sentence}") == 1, "the paper's sets, those of another budget, the chosen images"
-
-
-def test_the_source_of_the_images_is_named(results, monkeypatch):
-    monkeypatch.setitem(shipped.SOURCES, "made-up", "They are in the public domain")
-    assert "unknown origin. They are in the public domain. Columns: " in "\n".join(page(monkeypatch, results))
-    committed = set(readback.sets_table(ROOT / "results")["dataset"])
-    assert committed <= set(shipped.SOURCES), "name the source of the images of every set that is shipped"
-
-
-def test_the_page_says_so_if_there_is_no_set(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    shown = page(monkeypatch, tmp_path / "results")
-    assert shown[0].startswith("**No set is shipped yet.**") and len(shown) == 2
-    assert 'gm.load_condensed("MNIST", ipc=1, method="MD", seed=0)' in shown[1]

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import filelock
 import pandas as pd
@@ -22,11 +23,11 @@ from safetensors.torch import load_file
 from stored import change, content_of
 
 import gmlib as gm
-from gmlib import condensation, evaluation, how
+from gmlib import condensation, evaluation, files, how
 from gmlib import recipe as recipes
 from gmlib.checks import as_list
 from gmlib.files import json_digest, read_tensors, write_json, write_tensors
-from gmlib.runs import layout, locks, overview, provenance, readback, shipped, store
+from gmlib.runs import cells, layout, locks, overview, provenance, readback, shipped, store
 from gmlib.runtime import OutOfTime, deadline_in
 from gmlib.speed import training
 from gmlib.speed.memory import PeakMemory
@@ -1203,3 +1204,128 @@ def test_a_set_that_is_damaged_or_missing_says_how_to_go_on(tmp_path):
         store.run(data, "random", 1, **options)
     shutil.rmtree(file.parent)
     assert store.run(data, "random", 1, **options).S.ipc == 1
+
+
+# ---- files in another place --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    data = make_data(dtype=torch.float32)
+    for method in ("DC", "random"):
+        store.run(data, method, 1, budget="smoke", results_dir=tmp_path, device="cpu", progress=False, **SMALL_RUN)
+    store.whole_data(
+        data,
+        budget="smoke",
+        networks=1,
+        results_dir=tmp_path,
+        device="cpu",
+        progress=False,
+        width=4,
+        depth=1,
+        epochs=1,
+    )
+    return tmp_path
+
+
+SMALL_RUN = {"networks": 1, "width": 4, "depth": 1, "batch_real": 3, "outer_loops": 1}
+
+
+def copy_accuracies(root):
+    run = next(root.glob("*/ipc1/DC/set0"))
+    shutil.copy(run / "accuracy-convnet.json", run / "accuracy-mlp.json")
+
+
+def copy_to(place):
+    def copy(root):
+        (made,) = root.glob("*/ipc1/DC/set0")
+        shutil.copytree(made, made.parents[3] / made.parents[2].name / place)
+
+    return copy
+
+
+def swap_sets(root):
+    (made,) = root.glob("*/ipc1/DC/set0/set.safetensors")
+    shutil.copy(next(root.glob("*/ipc1/random/set0/set.safetensors")), made)
+
+
+def copy_whole(root):
+    (whole,) = root.glob("*/whole")
+    (made,) = root.glob("*/ipc1/DC/set0")
+    other = root / "other" / made.relative_to(root / made.parents[2].name)
+    shutil.copytree(made, other)
+    record = json.loads((other / "run.json").read_text())
+    del record["sha256"]
+    record["recipe"]["dataset"] = record["data"]["name"] = "other"
+    record["data"]["fingerprint"] = "0" * 64
+    record["recipe_hash"] = files.json_digest(record["recipe"])
+    files.write_json(other / "run.json", record)
+    shutil.copytree(whole, root / "other" / "whole")
+
+
+@pytest.mark.parametrize(
+    ("fault", "read", "words"),
+    [
+        (copy_accuracies, readback.load_results, "accuracy-mlp.json holds accuracies of convnet"),
+        (copy_to("ipc1/DC/set5"), readback.load_results, "belongs in the folder"),
+        (copy_to("ipc1/DC/set5"), shipped.stored_runs, "belongs in the folder"),
+        (copy_to("ipc10/DC/set0"), readback.load_results, "belongs in the folder"),
+        (copy_to("ipc1/M/set0"), readback.load_results, "belongs in the folder"),
+        (swap_sets, readback.load_results, "is not the set of the run.json"),
+        (copy_whole, readback.stored_whole_data, "belongs to another set or other data"),
+    ],
+)
+def test_files_in_another_place_are_refused(fault, read, words, two_runs):
+    read(two_runs)
+    fault(two_runs)
+    with refuses(ValueError, words):
+        read(two_runs)
+
+
+def test_tables_name_the_data_and_not_their_folder(tmp_path):
+    data = dataclasses.replace(make_data(dtype=torch.float32), name="a/b c")
+    run = store.run(data, "DC", 1, budget="smoke", results_dir=tmp_path, device="cpu", progress=False, **SMALL_RUN)
+    settings = {"max_steps": 3, "set": run.S.fingerprint, "data": data.fingerprint}
+    descend = partial(gm.reach, run.S, [0.5], 1, max_steps=3, width=4, depth=1, device="cpu", progress=False)
+    store.cached_table(run.folder / "reach.json", settings, descend)
+    recipe = {"recipe": run.record["recipe"], "data": data.fingerprint}
+    store.cached_table(run.folder / "pulls.json", recipe, lambda: pd.DataFrame({"t": [0]}))
+    for table in (readback.load_results, readback.stored_descents, readback.stored_pulls):
+        assert set(table(tmp_path)["dataset"]) == {"a/b c"}
+    elsewhere = tmp_path / "a_b_c" / "ipc1" / "M" / "set0" / "pulls.json"
+    elsewhere.parent.mkdir(parents=True)
+    shutil.move(run.folder / "pulls.json", elsewhere)
+    with refuses(ValueError, "belongs in the folder"):
+        readback.stored_pulls(tmp_path)
+
+
+@pytest.mark.parametrize("deadline", ["soon", True, math.nan, [1]])
+def test_a_deadline_that_is_none_is_refused_with_nothing_written(deadline, tmp_path):
+    data, given = (
+        make_data(dtype=torch.float32),
+        {"results_dir": tmp_path / "runs", "device": "cpu", "deadline": deadline},
+    )
+    calls = [
+        lambda: store.run(data, "DC", 1, budget="smoke", **given),
+        lambda: store.sweep(data, ["DC"], 1, budget="smoke", **given),
+        lambda: store.whole_data(data, budget="smoke", **given),
+        lambda: store.cached_table(tmp_path / "runs" / "t.json", {}, pytest.fail, deadline=deadline),
+    ]
+    for call in calls:
+        with refuses(ValueError, "deadline="):
+            call()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "run.json")
+    os.mkfifo(tmp_path / "set.safetensors")
+    with refuses(ValueError, "run.json", "no regular file"):
+        layout.read_record(tmp_path)
+    with refuses((ValueError, OSError), "set.safetensors"):
+        gm.SyntheticSet.load(tmp_path / "set.safetensors")
+    with refuses(ValueError, "no regular file"):
+        files.read_tensors(tmp_path / "set.safetensors", "x", "run again")
+    with refuses((ValueError, OSError), "there is no file"):
+        cells.read_cells(tmp_path / "run.json")

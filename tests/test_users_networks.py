@@ -3,15 +3,18 @@
 import logging
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_data
+from conftest import make_data, tiny_recipe
+from messages import refuses
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import gmlib as gm
-from gmlib import networks
+from gmlib import condensation, networks
 from gmlib.runtime import generator
 from gmlib.speed import gradients, passes, trust
 
@@ -19,6 +22,8 @@ from gmlib.speed import gradients, passes, trust
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch):
     monkeypatch.setattr(trust, "_RESULTS", {})
+    monkeypatch.setattr(trust, "_LOGGED", set())
+    monkeypatch.setitem(gm.NETWORKS, "own", None)  # it is taken out again
 
 
 class Branch(nn.Sequential):
@@ -238,3 +243,110 @@ def test_condensing_with_an_attention_network_works(monkeypatch):
         data, gm.Recipe(dataset=data.name, network="rows", outer_loops=2, batch_real=4), "cpu", progress=False
     )
     assert S.images.isfinite().all() and S.history[-1]["loss"] > 0
+
+
+def condense(factory, **changes):
+    gm.register_network("own", factory)
+    return gm.condense(make_data(dtype=torch.float32), tiny_recipe(network="own", **changes), "cpu", progress=False)
+
+
+def layers(*middle):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), *middle, nn.ReLU(), nn.Linear(8, 3))
+
+
+def compute(mode, x):
+    if mode == "branch" and x.sum() > 0:
+        return 2 * x
+    return F.dropout(x, 0.5) if mode == "drop" else x
+
+
+class Configured(nn.Module):
+    """What it computes is an attribute: a dict, a function with its arguments, or a list of objects."""
+
+    def __init__(self, form, mode):
+        super().__init__()
+        self.body = layers()
+        self.how = {"dict": {"mode": [mode]}, "partial": partial(compute, mode), "object": [Mode(mode)]}[form]
+
+    def forward(self, x):
+        if isinstance(self.how, partial):
+            return self.body(self.how(x))
+        mode = self.how["mode"][0] if isinstance(self.how, dict) else self.how[0].name
+        return self.body(compute(mode, x))
+
+
+class Mode:
+    def __init__(self, name):
+        self.name = name
+
+
+@pytest.mark.parametrize("form", ["dict", "partial", "object"])
+def test_networks_that_differ_in_any_attribute_are_compared_apart(form):
+    batches = list(make_data().train_images[:12].reshape(3, 4, 1, 8, 8))
+
+    def way(mode):
+        return gradients.fastest_implementation(Configured(form, mode).double(), batches, True, None)
+
+    assert [way(mode) for mode in ("plain", "branch", "drop", "plain")] == ["vmap", "loop", "loop", "vmap"]
+    for mode in ("plain", "branch", "drop"):
+        assert condense(lambda *_, mode=mode: Configured(form, mode), ipc=2).images.isfinite().all()
+
+
+def test_a_layer_with_a_parametrization_keeps_its_state(monkeypatch, caplog):
+    """To read the weight of this layer changes it."""
+
+    def factory(channels, size, n_classes):
+        return nn.Sequential(
+            nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 8)), nn.ReLU(), nn.Linear(8, n_classes)
+        )
+
+    with caplog.at_level(logging.INFO, "gmlib.speed.trust"):
+        found = condense(factory, ipc=2, outer_loops=4, inner_loops=2, zeta_theta=2)
+    assert len(caplog.records) == len({record.getMessage() for record in caplog.records})
+    monkeypatch.setattr(gradients, "fastest_implementation", lambda *_: "loop")
+    assert torch.equal(condense(factory, ipc=2, outer_loops=4, inner_loops=2, zeta_theta=2).images, found.images)
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.other = layers(), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def frozen():
+    network = layers()
+    network[1].weight.requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        (lambda: layers(nn.Hardsigmoid()), ["twice", "hardsigmoid"]),
+        (Unused, ["other.weight", "no gradient"]),
+        (frozen, ["1.weight", "no gradient"]),
+    ],
+)
+def test_a_network_that_cannot_be_matched_is_refused_before_any_work(factory, words, monkeypatch):
+    gm.register_network("own", lambda channels, size, n_classes: factory())
+    data, state = make_data(dtype=torch.float32), torch.get_rng_state()
+    with refuses(ValueError, "'own'", *words):
+        condensation.check(data, tiny_recipe(network="own"))
+    assert torch.equal(torch.get_rng_state(), state)
+    condensation.check(data, tiny_recipe(network="own"), None)  # a coreset needs no gradients
+    found = gm.evaluate(data, data, "own", 1, epochs=1, device="cpu", progress=False)
+    assert found.n == 1
+
+
+def test_batchnorm_refuses_single_images_only_where_it_cannot_take_them():
+    gm.register_network("own", lambda channels, size, n_classes: layers(nn.BatchNorm1d(8)))
+    single = partial(condensation.check, make_data(), snapshots=())
+    one = {"ipc": 3, "zeta_theta": 2, "batch_theta": 1, "network": "own"}
+    with refuses(ValueError, "batch_theta=1", "at least 2"):
+        single(tiny_recipe(**one, inner_loops=3))
+    single(tiny_recipe(**one, inner_loops=1))  # theta takes no step
+    single(tiny_recipe(**{**one, "network": "convnet:norm=batch"}, inner_loops=3))  # it has many pixels
+    single(tiny_recipe(**{**one, "batch_theta": 2}, inner_loops=3))

@@ -8,8 +8,8 @@ end of the time budget. Several copies of it at once, on one machine or on sever
 work. Runs by the paper's protocol go to results/, those of another budget to results/<budget>/, and sets made with
 --change to results/probes/<change>/.
 
-Exit status: 0 done, or the time budget was used up; 1 something could not be done or was left out, as the log says;
-2 bad input, nothing was run; 130 interrupted; 143 terminated.
+Exit status: 0 done; 1 something could not be done or was left out, as the log says; 2 bad input, nothing was run;
+3 the time budget was used up, run again to continue; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gmlib import BUDGETS, Data, Diverged, OutOfTime, load_data
 from gmlib.checks import check_number, choose
 from gmlib.evaluation import resolve_protocol
-from gmlib.files import write_atomically
+from gmlib.files import as_path, write_atomically
 from gmlib.recipe import PRECISIONS, Budget
 from gmlib.runs import layout, overview, readback, shipped, store, work
 from gmlib.runs.locks import Busy
@@ -147,7 +147,7 @@ def run(asked: Asked, datasets: Sequence[str], ipcs: Sequence[int], deadline: fl
         stages = "; ".join(f"{stage}: {n}" for stage, n in Counter(stage for stage, _ in undone).items())
         out_of_time = "the time budget is used up and %d of %d are left (%s): run again to continue"
         log.info(out_of_time, len(undone), len(pieces), stages)
-    return 1 if left_out or failed else 0
+    return 1 if left_out or failed else 3 if undone else 0
 
 
 def do_all(
@@ -288,6 +288,7 @@ def start_log(file: Path | None) -> None:
     """Log lines with the time to stdout and, if one is given, to the end of a file."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if file is not None:
+        file = as_path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)

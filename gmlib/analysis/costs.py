@@ -22,7 +22,7 @@ from torch import nn
 from .. import where
 from ..checks import as_list, check_number
 from ..condensation import check, with_precisions
-from ..data import Data
+from ..data import Data, check_data
 from ..lines import (
     class_weights,
     fresh_network,
@@ -37,7 +37,7 @@ from ..lines import (
 from ..recipe import PRECISIONS, Recipe
 from ..runs.provenance import environment
 from ..runs.store import Run
-from ..runtime import OutOfTime, deadline_passed, device_of, progress_bar
+from ..runtime import check_deadline, device_of, in_time, progress_bar, time_limit
 from ..speed.memory import PeakMemory
 from ..speed.precision import matmul_precision
 from ..speed.recording import WARM_UP, recordable, renew
@@ -106,8 +106,10 @@ def measure(
     ------
     Sections 4.4 and 4.5.
     """
+    check_data(data)
     recipes = {m: Recipe.for_method(m, data.name, ipc, budget, seed, **fields) for m in as_list(methods)}
     check_number("rounds", rounds, least=2, whole=True)
+    check_deadline(deadline)
     for recipe in recipes.values():
         check(data, recipe)
     device = device_of(device)
@@ -118,12 +120,11 @@ def measure(
     peaks = {}
     rows = []
     first = -WARM_UP if recordable(device) else -1  # rounds below 0 warm up, round 0 measures memory
-    with progress_bar(f"timing ipc {ipc}", (rounds + 1 - first) * len(names), "piece", progress) as bar:
+    bar = progress_bar(f"timing ipc {ipc}", (rounds + 1 - first) * len(names), "piece", progress)
+    with bar, time_limit(deadline):
         for r in range(first, rounds + 1):
             turn = r % len(names)
-            for m in names[turn:] + names[:turn]:
-                if deadline_passed(deadline):
-                    raise OutOfTime(f"out of time after {max(r - 1, 0)} of {rounds} rounds: run again to start over")
+            for m in in_time(names[turn:] + names[:turn]):
                 peak = PeakMemory(device) if r == 0 else None
                 seconds = pieces[m](max(r, 0))
                 if peak:
@@ -218,6 +219,7 @@ def precisions(
     ValueError
         If the recipe does not fit the data; before any work.
     """
+    check_data(data)
     recipe = Recipe.for_method(method, data.name, ipc, budget, seed, **fields)
     check_number("rounds", rounds, least=1, whole=True)
     check(data, recipe)

@@ -30,7 +30,7 @@ from ..lines import (
     streams_of,
 )
 from ..recipe import Recipe
-from ..runtime import OutOfTime, check_deadline, deadline_passed, device_of, progress_bar, until
+from ..runtime import check_deadline, device_of, in_time, progress_bar, time_limit
 from ..sets import SyntheticSet, check_pair
 from ..speed.precision import matmul_precision
 from ..what import union
@@ -70,19 +70,19 @@ def losses_along(
     ------
     Figure 3, Section 3.3.
     """
+    check_deadline(deadline)
     check(data, recipe)
     data = data.to(device_of(device))
     (recipe,) = with_precisions(data, [recipe])
     total = recipe.outer_loops * recipe.schedule()[0]
     run = Progress(State.initial(data, recipe))
     rows: list[tuple[float, ...]] = []
-    with progress_bar(recipe.method, total, "update", progress) as bar, matmul_precision(recipe.precision):
-        for n, update in enumerate(follow(data, recipe, run, watch=True), 1):
+    bar = progress_bar(recipe.method, total, "update", progress)
+    with bar, matmul_precision(recipe.precision), time_limit(deadline):
+        for update in follow(data, recipe, run, watch=True):
             bar.update()
             path = update.path.losses if update.path else []
             rows += [(update.k, update.t, i, *losses) for i, losses in enumerate(path)]
-            if deadline_passed(deadline) and n < total:
-                raise OutOfTime(f"out of time after {n} of {total} updates of S: give it more time")
     return pd.DataFrame(rows, columns=["k", "t", "i", "loss_S", "loss_T"])
 
 
@@ -119,7 +119,7 @@ def pulls(
     device : torch.device or str, optional
         None takes CUDA if there is a GPU, else the CPU.
     deadline : float, optional
-        In the unit of ``time.monotonic()``. It is checked at every t.
+        In the unit of ``time.monotonic()``.
 
     Returns
     -------
@@ -169,10 +169,10 @@ def pulls(
     rows = []
     steps = 0
     T = recipe.schedule()[0]
-    with matmul_precision(recipe.precision):
+    with matmul_precision(recipe.precision), time_limit(deadline):
         state.start(fresh_network(data, recipe, k), recipe)  # line 3, as the generator does, to measure before t = 0
         updates = algorithm_1(data, only_k, state)
-        for t in until(deadline, range(T)):
+        for t in in_time(range(T)):
             theta = state.theta
             B = sample(data, recipe, streams_of(recipe, k, t))
             loss_S = loss_on(theta, x, labels)  # in training mode, so BatchNorm is frozen after it
@@ -222,7 +222,7 @@ def angles(
     device : torch.device or str, optional
         None takes CUDA if there is a GPU, else the CPU.
     deadline : float, optional
-        In the unit of ``time.monotonic()``. It is checked at every t.
+        In the unit of ``time.monotonic()``.
 
     Returns
     -------
@@ -259,8 +259,8 @@ def angles(
     weights = class_weights(data, recipe)
     T = recipe.schedule()[0]
     rows = []
-    with matmul_precision("float32"):
-        for update in until(deadline, algorithm_1(data, only_k, state)):
+    with matmul_precision("float32"), time_limit(deadline):
+        for update in algorithm_1(data, only_k, state):
             if update.t not in (0, T - 1):
                 continue
             layers = [name for name, _ in networks.matched(state.theta)]

@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from .. import networks
 from ..checks import check_number
-from ..data import Data
+from ..data import Data, check_data
 from ..evaluation import accuracy
 from ..maxmin import (
     check_numbers,
@@ -24,7 +24,7 @@ from ..maxmin import (
     prepare,
     walk,
 )
-from ..runtime import check_deadline, generator, progress_bar, until
+from ..runtime import check_deadline, generator, progress_bar, time_limit
 from ..sets import SyntheticSet, check_pair, images_of
 from ..speed.precision import matmul_precision
 
@@ -114,6 +114,7 @@ def paths(
     check_numbers(lr, steps=steps, every=every, real_batch=real_batch)
     check_number("start", start, least=0, whole=True)
     check_deadline(deadline)
+    check_data(data)
     if every > steps:
         raise ValueError(f"every={every} is more than steps={steps}: give a smaller every")
     for S in sets.values():
@@ -126,32 +127,31 @@ def paths(
 
     rows = []
     points = []
-    bar = progress_bar("paths", len(images), "path", progress)
-    for name, (x, y) in images.items():
-        f = network_at(start)
-        theta = list(f.parameters())
-        theta0 = [p.detach().clone() for p in theta]
-        for step, loss, gradient in until(deadline, walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps)):
-            if step % every:
-                continue
-            norm = get_total_norm(gradient).item()
-            if not math.isfinite(norm):
-                break
-            loss_T, gT = loss_and_gradient_on_real(f, theta, *images["T"])
-            points.append(displacement(theta, theta0))
-            row = {
-                "path": name,
-                "start": start,
-                "step": step,
-                "loss": loss.item(),
-                "gradient_norm": norm,
-                "loss_T": loss_T.item(),
-                "gradient_norm_T": get_total_norm(gT).item(),
-                "test_accuracy": accuracy(f, x_test, y_test),
-            }
-            rows.append(row)
-        bar.update()
-    bar.close()
+    with progress_bar("paths", len(images), "path", progress) as bar, time_limit(deadline):
+        for name, (x, y) in images.items():
+            f = network_at(start)
+            theta = list(f.parameters())
+            theta0 = [p.detach().clone() for p in theta]
+            for step, loss, gradient in walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps):
+                if step % every:
+                    continue
+                norm = get_total_norm(gradient).item()
+                if not math.isfinite(norm):
+                    break
+                loss_T, gT = loss_and_gradient_on_real(f, theta, *images["T"])
+                points.append(displacement(theta, theta0))
+                row = {
+                    "path": name,
+                    "start": start,
+                    "step": step,
+                    "loss": loss.item(),
+                    "gradient_norm": norm,
+                    "loss_T": loss_T.item(),
+                    "gradient_norm_T": get_total_norm(gT).item(),
+                    "test_accuracy": accuracy(f, x_test, y_test),
+                }
+                rows.append(row)
+            bar.update()
     xy, distances, explained = plane(points)
     table = pd.DataFrame(rows).assign(explained=explained)
     for i, (name, values) in enumerate({"x": xy[:, 0], "y": xy[:, 1], "distance": distances}.items()):
@@ -265,39 +265,39 @@ def alignment(
     """
     check_numbers(lr, steps=steps, every=every, n_starts=n_starts, real_batch=real_batch)
     check_deadline(deadline)
+    check_data(data)
     check_pair(S, data)
     device, x, y, network_at = prepare(S, network, width, depth, seed, device)
     x_T, y_T = data.sample_any(real_batch, generator(seed, "alignment real"))
     x_T, y_T = x_T.to(device, x.dtype), y_T.to(device)
 
     rows = []
-    bar = progress_bar("alignment", n_starts, "start", progress)
-    for start in range(n_starts):
-        f = network_at(start)
-        names, theta = zip(*f.named_parameters(), strict=True)
-        matched = {name for name, _ in networks.matched(f)}
-        for step, loss_S, gS in until(deadline, walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps)):
-            if step % every:
-                continue
-            loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)
-            for layer, A, B in zip(names, gS, gT, strict=True):
-                if layer not in matched:
+    with progress_bar("alignment", n_starts, "start", progress) as bar, time_limit(deadline):
+        for start in range(n_starts):
+            f = network_at(start)
+            names, theta = zip(*f.named_parameters(), strict=True)
+            matched = {name for name, _ in networks.matched(f)}
+            for step, loss_S, gS in walk(partial(loss_and_gradient, f, x=x, y=y), theta, lr, steps):
+                if step % every:
                     continue
-                norm_S, norm_T = A.norm(), B.norm()
-                row = {
-                    "start": start,
-                    "step": step,
-                    "layer": layer,
-                    "cosine": ((A / norm_S) * (B / norm_T)).sum().item(),
-                    "ratio": (norm_S / norm_T).item(),
-                    "norm_S": norm_S.item(),
-                    "norm_T": norm_T.item(),
-                    "loss_S": loss_S.item(),
-                    "loss_T": loss_T.item(),
-                }
-                rows.append(row)
-        bar.update()
-    bar.close()
+                loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)
+                for layer, A, B in zip(names, gS, gT, strict=True):
+                    if layer not in matched:
+                        continue
+                    norm_S, norm_T = A.norm(), B.norm()
+                    row = {
+                        "start": start,
+                        "step": step,
+                        "layer": layer,
+                        "cosine": ((A / norm_S) * (B / norm_T)).sum().item(),
+                        "ratio": (norm_S / norm_T).item(),
+                        "norm_S": norm_S.item(),
+                        "norm_T": norm_T.item(),
+                        "loss_S": loss_S.item(),
+                        "loss_T": loss_T.item(),
+                    }
+                    rows.append(row)
+            bar.update()
     return pd.DataFrame(rows)
 
 

@@ -79,7 +79,7 @@ def read_cells(path: str | os.PathLike) -> list[Cell]:
         If there is no such file.
     """
     path = as_path(path)
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: name a CSV with one line for each cell")
     lines: list[tuple[str, list[str]]] = []
     with path.open(newline="", encoding="utf-8-sig") as file:

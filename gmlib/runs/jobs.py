@@ -162,7 +162,8 @@ def plan_run(
     check_data(data)
     size = choose(BUDGETS, "budget", budget)
     chosen, recipe = choose_recipe(method, data.name, ipc, budget, seed, overrides)
-    check(data, recipe, () if chosen else snapshots)
+    snapshots = () if snapshots is None else snapshots
+    check(data, recipe, None if chosen else snapshots)
     n_networks = size.networks if networks is None else networks
     n_networks = check_number("networks", n_networks, least=1, below=MOST_NETWORKS + 1, whole=True)
     n_trace = n_networks if trace_networks is None else trace_networks
@@ -211,7 +212,7 @@ def stored_record(job: Job) -> dict[str, Any] | None:
     ValueError
         If the folder holds another run, or the file is damaged.
     """
-    if not (job.folder / "run.json").is_file():
+    if not (job.folder / "run.json").exists():
         return None
     record = read_record(job.folder)
     stored = record["recipe"]
@@ -252,7 +253,7 @@ def stored_evaluation(
         If the networks were trained on another set, with another seed or by another protocol, or the file is damaged.
     """
     path = folder / f"accuracy-{slug(network)}.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     stored = read_evaluation(path, of)
     found = {"seed": stored.seed, **stored.protocol}

@@ -79,6 +79,7 @@ class Record(msgspec.Struct):
     peak_memory_bytes: Seconds | None
     history: list[HistoryEntry]
     made_together: Positive = 1
+    schedule: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if self.recipe_hash != json_digest(self.recipe):
@@ -160,6 +161,13 @@ def run_folder(results_dir: str | os.PathLike, dataset: str, ipc: int, method: s
     return as_path(results_dir) / slug(dataset) / f"ipc{ipc}" / slug(method) / f"set{seed}"
 
 
+def check_place(path: Path, recipe: Mapping[str, Any], method: str) -> None:
+    """ValueError unless a file is in the `run_folder` of its recipe."""
+    own = run_folder("", recipe["dataset"], recipe["ipc"], method, recipe["seed"])
+    if path.absolute().parent.parts[-4:] != own.parts[-4:]:
+        raise ValueError(f"{path} belongs in the folder {own}: move it there, or delete {REST}")
+
+
 def whole_data_folder(results_dir: str | os.PathLike, dataset: str) -> Path:
     """The folder of the networks trained on all training images."""
     return as_path(results_dir) / slug(dataset) / "whole"
@@ -239,6 +247,9 @@ def read_accuracies(path: Path, of: str | None = None) -> dict[str, Any]:
     """
     content = read_json(path, StoredEvaluation, Belongs, MadeWith)
     _check_set(path, content, of)
+    network = content["network"]
+    if path.name != f"accuracy-{slug(network)}.json":
+        raise ValueError(f"{path} holds accuracies of {network}: delete it, or give it its own name back")
     return content
 
 
@@ -252,7 +263,7 @@ def read_trace(path: Path, of: str | None = None) -> dict[int, Evaluation]:
 
     Parameters and errors are those of `read_accuracies`.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     content = read_json(path, StoredTrace, Belongs)
     _check_set(path, content, of)

@@ -15,7 +15,7 @@ from typing import Any
 from ..checks import require
 from ..evaluation import Evaluation
 from ..files import as_path, read_json
-from ..recipe import BUDGETS
+from ..recipe import BUDGETS, Recipe
 from ..sets import SyntheticSet
 
 require("pandas", "analysis")
@@ -24,7 +24,7 @@ import msgspec
 import pandas as pd
 
 from .jobs import CHANGED
-from .layout import Digest, Positive, StoredTable, is_complete, read_evaluation, read_record
+from .layout import Digest, Positive, StoredTable, check_place, is_complete, load_set, read_evaluation, read_record
 from .shipped import changes_in, evaluations, files_of, load, method_of, results_folder, stored_runs
 from .store import Run, cached_table
 
@@ -109,6 +109,9 @@ def _load(root: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(root.glob("*/ipc*/*/set*/run.json")):
         record = read_record(path.parent)
+        check_place(path, record["recipe"], record["method"])
+        if (path.parent / "set.safetensors").is_file():
+            load_set(path.parent, record)
         budget, precision = _budget(record), record["recipe"].get("precision", "")
         for file in sorted(path.parent.glob("accuracy-*.json")):
             stored = read_evaluation(file, record["set"])
@@ -147,7 +150,19 @@ def stored_whole_data(results_dir: str | os.PathLike | None = None) -> dict[str,
     """
     folders = _folders(results_dir)
     paths = [path for folder in folders for path in sorted(folder.glob("*/whole/accuracy-convnet.json"))]
-    return {path.parts[-3]: read_evaluation(path) for path in reversed(paths)}
+    found = {}
+    for path in reversed(paths):
+        name, fingerprint = _data_of(path.parents[1])
+        found[name] = read_evaluation(path, fingerprint)
+    return found
+
+
+def _data_of(folder: Path) -> tuple[str, str | None]:
+    """Name and fingerprint of the data in a folder of runs: its own name and None if it has no finished run."""
+    for path in sorted(folder.glob("ipc*/*/set*/run.json"))[:1]:
+        record = read_record(path.parent)
+        return record["recipe"]["dataset"], record["data"]["fingerprint"]
+    return folder.name, None
 
 
 def _folders(results_dir: str | os.PathLike | None) -> list[Path]:
@@ -278,13 +293,18 @@ def _measurements(
     """(path, columns that identify the run, settings, rows) of every file of that name in the folders of runs."""
     root = results_folder(results_dir)
     for path in files_of(root, f"*/ipc*/*/set*/{name}"):
-        *budget, dataset, ipc, _, seed = path.parent.relative_to(root).parts
+        *budget, _, ipc, _, seed = path.parent.relative_to(root).parts
+        content = read_json(path, kind)
+        settings, (name, fingerprint) = content["settings"], _data_of(path.parents[3])
+        if isinstance(recipe := settings.get("recipe"), dict):
+            check_place(path, recipe, Recipe(**recipe).method)
+        if None not in (fingerprint, settings.get("data")) and settings["data"] != fingerprint:
+            raise ValueError(f"{path} was measured on other data than the runs next to it: delete it and run again")
         of = {
-            "dataset": dataset,
+            "dataset": name,
             "ipc": int(ipc.removeprefix("ipc")),
             "method": method_of(path.parent),
             "budget": budget[0] if budget else "paper",
             "set": int(seed.removeprefix("set")),
         }
-        settings = read_json(path, kind)["settings"]
         yield path, of, settings, cached_table(path, settings, pd.DataFrame)  # only reads: the file exists

@@ -23,7 +23,7 @@ from ..files import as_path, path_or, slug
 from ..recipe import BUDGETS, METHODS, Recipe
 from ..sets import SyntheticSet
 from .jobs import CHANGED
-from .layout import is_complete, load_set, read_evaluation, read_record, read_trace
+from .layout import check_place, is_complete, load_set, read_evaluation, read_record, read_trace
 from .provenance import PLACE
 
 FOLDER = PLACE / "results"
@@ -328,6 +328,7 @@ def stored_runs(results_dir: str | os.PathLike | None = None) -> list[dict[str, 
     found = []
     for path in files_of(results_folder(results_dir), "*/ipc*/*/set*/run.json"):
         record = read_record(path.parent)
+        check_place(path, record["recipe"], record["method"])
         made = {name: record["recipe"][name] for name in ("dataset", "ipc", "seed")}
         found.append(made | {"method": record["method"], "budget": record["budget"], "path": path.parent})
 

@@ -57,7 +57,7 @@ from ..files import (
 )
 from ..networks import parse_name
 from ..recipe import BUDGETS
-from ..runtime import OutOfTime, deadline_passed, device_of, progress_bar
+from ..runtime import OutOfTime, check_deadline, deadline_passed, device_of, progress_bar
 from ..sets import SyntheticSet
 from ..speed.memory import PeakMemory
 from .jobs import CHANGED, Job, default_folder, plan_run, stored_evaluation, stored_record
@@ -415,13 +415,14 @@ def cached_table(
         If another process works in the folder and ``wait`` is False.
     """
     path = as_path(path)
+    check_deadline(deadline)
     settings = as_json(settings, "settings")
-    if path.is_file():
+    if path.exists():
         return _read_table(path, settings)
     if deadline_passed(deadline):
         raise OutOfTime(f"out of time before {path} was made: run again to continue")
     with locked(path.parent, deadline, wait):
-        if path.is_file():
+        if path.exists():
             return _read_table(path, settings)
         started = time.monotonic()
         made_with = environment(device_of(device))
@@ -503,7 +504,8 @@ def _make(
             return _condense([job, *joined], device, progress, deadline)
     started, peak = time.monotonic(), PeakMemory(device)
     made_with = _begin(job, device)
-    S = coreset(job.coreset, job.data, job.recipe.ipc, job.recipe.seed, device=device, **job.coreset_options)
+    of = (job.coreset, job.data, job.recipe.ipc, job.recipe.seed)
+    S = coreset(*of, device=device, deadline=deadline, **job.coreset_options)
     return _store(job, S, made_with, time.monotonic() - started, peak())
 
 
@@ -589,7 +591,7 @@ def _begin(job: Job, device: torch.device) -> dict[str, Any]:
 def _begun(job: Job) -> dict[str, Any]:
     """What earlier processes wrote for the one that continues; empty if there were none."""
     path = job.folder / BEGUN
-    return read_json(path, MadeWith) if path.is_file() else {}
+    return read_json(path, MadeWith) if path.exists() else {}
 
 
 def _store(job: Job, S: SyntheticSet, made_with: Mapping[str, Any], seconds: float, peak: float) -> dict[str, Any]:
@@ -650,7 +652,7 @@ def _evaluated(
 def _snapshots(folder: Path, S: SyntheticSet, of: str) -> dict[int, SyntheticSet]:
     """The stored snapshots of S, whose digest is ``of``, by number of outer iterations."""
     path = folder / SNAPSHOTS
-    if not path.is_file():
+    if not path.exists():
         return {}
     tensors, metadata = read_tensors(path, SNAPSHOTS_FORMAT, REST)
     try:

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..how import as_rows
 from ..networks import matched
+from ..runtime import check_time, in_time
 from .forward import Forward, fast_forward
 from .passes import map_in_threads, pass_size
 from .trust import is_own, is_right
@@ -64,7 +65,7 @@ def class_gradients(
     ------
     Line 7 of Algorithm 1.
     """
-    with _autocast(batches[0], precision), _attention(create_graph):
+    with _autocast(batches[0], precision), attention(create_graph):
         name = implementation or fastest_implementation(network, batches, create_graph, chunk)
         g = IMPLEMENTATIONS[name](network, batches, create_graph, chunk)
     return _as_rows(network, g)
@@ -136,7 +137,7 @@ def batch_gradient(
     list of Tensor
         One (rows, n) tensor per matched layer.
     """
-    with _autocast(x, precision), _attention(create_graph):
+    with _autocast(x, precision), attention(create_graph):
         return _as_rows(network, _gradient(network, x, y, create_graph, chunk))
 
 
@@ -144,7 +145,7 @@ def _autocast(x: Tensor, precision: str) -> torch.autocast:
     return torch.autocast(x.device.type, torch.bfloat16, enabled="bf16" in precision)
 
 
-def _attention(twice: bool) -> AbstractContextManager:
+def attention(twice: bool) -> AbstractContextManager:
     """Of torch's ways to compute attention, take the one that can be differentiated twice."""
     return sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
 
@@ -175,7 +176,7 @@ def _summed_gradient(
     if len(x) <= chunk:
         return torch.autograd.grad(F.cross_entropy(forward(x), y), parameters)
     total = [torch.zeros_like(p) for p in parameters]
-    for part, labels in zip(x.split(chunk), y.split(chunk), strict=True):
+    for part, labels in in_time(zip(x.split(chunk), y.split(chunk), strict=True)):
         # mean over the batch = sum over its parts of (sum over the part) / (size of the batch)
         loss = F.cross_entropy(forward(part), labels, reduction="sum") / len(x)
         torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
@@ -202,8 +203,8 @@ class _RecomputedGradient(torch.autograd.Function):
         x, y = ctx.saved_tensors
         parameters = [p for _, p in matched(ctx.network)]
         derivative = []
-        for part, labels in zip(x.split(ctx.chunk), y.split(ctx.chunk), strict=True):
-            with torch.enable_grad(), _attention(True):
+        for part, labels in in_time(zip(x.split(ctx.chunk), y.split(ctx.chunk), strict=True)):
+            with torch.enable_grad(), attention(True):
                 part = part.detach().requires_grad_()
                 loss = F.cross_entropy(ctx.network(part), labels, reduction="sum") / len(x)
                 g = torch.autograd.grad(loss, parameters, create_graph=True)
@@ -218,6 +219,7 @@ def _loop(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, chu
     autocast = torch.is_autocast_enabled("cpu")  # new threads do not inherit it
 
     def gradient_of_class(c: int) -> Sequence[Tensor]:
+        check_time()
         x = batches[c]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return _gradient(network, x, torch.full((len(x),), c, device=x.device), create_graph, chunk)
@@ -250,7 +252,7 @@ def _grouped(network: nn.Module, batches: Sequence[Tensor], create_graph: bool, 
     fitting = min(chunk or total, pass_size(network, batches[0]) or total)
     classes_per_pass = max(1, fitting // max(len(batch) for batch in batches))
     passes = [slice(c, c + classes_per_pass) for c in range(0, len(batches), classes_per_pass)]
-    each = [_grouped_pass(network, batches[part], labels[part], create_graph) for part in passes]
+    each = [_grouped_pass(network, batches[part], labels[part], create_graph) for part in in_time(passes)]
     return [torch.cat(layer) for layer in zip(*each, strict=True)]
 
 
@@ -310,7 +312,9 @@ def _supports_grouped(network: nn.Module) -> bool:
 def _matched_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     """The layers that hold the matched weights, in order. [] if other modules hold some, or layers share one."""
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    by_weight = {id(m.weight): m for m in layers}
+    # A layer with a parametrization has no such parameter. To read its weight may change its state.
+    own = [dict(m.named_parameters(recurse=False)).get("weight") for m in layers]
+    by_weight = {id(p): m for m, p in zip(layers, own, strict=True) if p is not None}
     weights = [id(p) for _, p in matched(network)]
     if len(by_weight) < len(layers) or any(weight not in by_weight for weight in weights):
         return []

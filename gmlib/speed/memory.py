@@ -1,4 +1,4 @@
-"""Smaller passes when memory runs out, the peak memory of a piece of work, and a C heap that keeps its pages."""
+"""Smaller passes when memory runs out, and the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -8,30 +8,11 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import torch
 
 log = logging.getLogger(__name__)
-
-# mallopt's parameters and the bytes they are set to: the largest block that the heap serves, the free memory that it
-# keeps at its top, and how much it asks for at a time.
-HEAP_SETTINGS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 2**26)}
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let glibc keep up to 1 GiB of freed memory for the next pass. Does nothing with another C library.
-
-    By default glibc returns the memory of a pass to the system, and the next pass gets it back as new, zeroed pages,
-    with one page fault each. Measured with ConvNet-3-128 on grey 28x28 images and two threads: a training step on 10
-    images takes 33 ms without and 23 ms with this setting, a test of 2048 images 2.2 s and 1.5 s.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in HEAP_SETTINGS.values():
-            mallopt(parameter, value)
 
 
 class Memory:

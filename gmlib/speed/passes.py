@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from typing import TypeVar
 
@@ -76,6 +77,8 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], n_
 
     try:
         with ThreadPoolExecutor(n_threads) as pool:
-            return list(pool.map(call, items))
+            # A thread does not inherit the time limit, which is a context variable.
+            calls = [pool.submit(copy_context().run, call, item) for item in items]
+            return [each.result() for each in calls]
     finally:
         torch.set_num_threads(torch_threads)  # also the number that later threads start with

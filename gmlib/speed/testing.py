@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..runtime import in_time
 from .forward import Forward, fast_forward
 from .memory import Memory
 from .passes import CPU_CACHE_TEST, fitting
@@ -51,7 +52,7 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _logits(forward: Forward, x: Tensor, size: int) -> Tensor:
-    return torch.cat([forward(part) for part in x.split(size)])
+    return torch.cat([forward(part) for part in in_time(x.split(size))])
 
 
 def _logits_in_two_steps(exact: Forward, rough: Forward, x: Tensor, size: int) -> Tensor:

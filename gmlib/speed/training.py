@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..networks import has_batchnorm
+from ..runtime import in_time
 from .forward import Forward, fast_forward
 from .memory import Memory
 from .passes import pass_size
@@ -91,7 +92,7 @@ def _one_pass(
     batches = list(order.split(batch, 1))
     if whole and len(batches) > 1 and batches[-1].shape[1] == 1:
         batches[-2:] = [torch.cat(batches[-2:], 1)]
-    for chosen in batches:
+    for chosen in in_time(batches):
         if before_step:
             before_step()
         images, labels = x[j, chosen], y[chosen]
@@ -120,7 +121,7 @@ def _step(
         if size >= batch:
             F.cross_entropy(forward(images), labels).backward()
             return
-        for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
+        for part, part_labels in in_time(zip(images.split(size), labels.split(size), strict=True)):
             loss = F.cross_entropy(forward(part), part_labels) * (len(part) / batch)
             loss.backward()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import networks
+from ..runtime import OutOfTime
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,10 @@ OWN = {
     nn.Sequential, nn.Conv2d, nn.Linear, nn.Flatten, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.AvgPool2d, nn.MaxPool2d,
     nn.GroupNorm, nn.BatchNorm2d, networks.LayerNorm, networks.HalvingPool, networks.ResidualBlock,
 }  # fmt: skip
+SIMPLE = (bool, int, float, str, type(None), type, FunctionType, BuiltinFunctionType, torch.dtype, torch.device)
+OF_MODULES = vars(nn.Module()).keys() - {"training"}  # weights, buffers, modules and hooks
 _RESULTS: dict[Any, bool] = {}  # kind of network, way and images -> the result of a comparison
+_LOGGED: set[tuple] = set()  # ways and classes of modules
 _KINDS: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
 
@@ -137,7 +142,9 @@ def _agree(
             with torch.random.fork_rng(devices):
                 like = [first.new_empty(n, *first.shape[1:]) for n in sizes]
                 _RESULTS[kind] = _same_results(way, plain, network, like)
-            if not _RESULTS[kind]:
+            classes = (name, *(type(module).__name__ for module in network.modules()))
+            if not _RESULTS[kind] and classes not in _LOGGED:
+                _LOGGED.add(classes)
                 log.info("%s is not right for this %s: taking the plain way", name, type(network).__name__)
         return _RESULTS[kind]
 
@@ -156,6 +163,8 @@ def _same_results(way: Any, plain: Any, network: nn.Module, like: Sequence[Tenso
             if not all(map(torch.equal, before, own.buffers())):
                 return False  # it keeps a state
             found.append([result.detach() for result in results])
+    except OutOfTime:
+        raise
     except Exception:  # a network of somebody else can raise anything
         return False
     return all(
@@ -165,19 +174,27 @@ def _same_results(way: Any, plain: Any, network: nn.Module, like: Sequence[Tenso
 
 
 def _kind(network: nn.Module) -> tuple:
-    """What decides how a network computes: the classes, simple attributes and functions of its modules.
+    """What decides how a network computes: the classes and the attributes of its modules.
 
     It is read once for each object, since a network may count its calls.
     """
     if network not in _KINDS:
         _KINDS[network] = tuple(
-            (type(module), *((name, value) for name, value in vars(module).items() if _is_simple(value)))
+            (
+                type(module),
+                *((name, _as_key(value)) for name, value in vars(module).items() if name not in OF_MODULES),
+            )
             for module in network.modules()
         )
     return _KINDS[network]
 
 
-def _is_simple(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_simple, value))
-    return isinstance(value, (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType))
+def _as_key(value: Any) -> Any:
+    """A value as a part of a kind. One of an unknown class equals nothing, so its network is a kind alone."""
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_as_key, value))
+    if isinstance(value, dict):
+        return (dict, *((_as_key(name), _as_key(each)) for name, each in value.items()))
+    if isinstance(value, partial):
+        return (partial, *map(_as_key, (value.func, value.args, value.keywords)))
+    return value if isinstance(value, SIMPLE) else object()
