@@ -36,7 +36,8 @@ import torch
 from conftest import make_data, tiny_recipe
 
 import gmlib as gm
-from gmlib import cli, files
+from gmlib import checkpoint, cli, files
+from gmlib.analysis import matching, training
 from gmlib.runs import readback, shipped, store
 from gmlib.runs.provenance import environment
 
@@ -105,12 +106,16 @@ def one_run(folder: Path) -> None:
         )  # fmt: skip
 
 
+FIXED = ("--precision", "float32")  # "auto" measures the machine, and may choose another one after a kill
+
+
 def cells(folder: Path) -> None:
     """`gmlib run` on a file of cells."""
     path = folder / "cells.csv"
     path.write_text("dataset,ipc,method,seed,targets\ndigits,1,DC,0,\ndigits,1,M,0,convnet mlp\n")
     words = ["run", "--cells", path, "--budget", "smoke", "--networks", 1, "--results-dir", folder, "--quiet"]
-    if status := cli.main([*map(str, words), "--device", "cpu"]):
+    words += ["--device", "cpu", *FIXED]
+    if status := cli.main([*map(str, words)]):
         raise SystemExit(status)
 
 
@@ -132,7 +137,7 @@ def workflow(folder: Path) -> None:
         "random",
         "M",
     ]
-    words += ["--results-dir", folder, "--device", "cpu", "--log", folder / "campaign.log"]
+    words += ["--results-dir", folder, "--device", "cpu", "--log", folder / "campaign.log", *FIXED]
     if status := campaign.main([*map(str, words)]):
         raise SystemExit(status)
 
@@ -230,8 +235,48 @@ def end(pid: int) -> int:
 
 
 def finish(row: Row, work: Work, folder: Path, expected: dict[str, Any]) -> None:
-    """Do the work again after a fault, to its end, and count the result."""
-    settle(row, end(start(work, folder)) == 0, folder, expected)
+    """Do the work again after a fault, to its end, and count the result. What was stored must not be done again."""
+    done, reached = finished_files(folder), checkpoints(folder)
+    is_done = end(start(work, folder, partial(note_starts, folder / "starts"))) == 0
+    starts = (folder / "starts").read_text().splitlines() if (folder / "starts").exists() else []
+    (folder / "starts").unlink(missing_ok=True)
+    begun = dict(json.loads(line) for line in starts)
+    again = [name for name, at in done.items() if finished_files(folder).get(name) != at]
+    again += [name for name, at in reached.items() if begun.get(name, at) != at]
+    if is_done and again:
+        row.count("lost", f"{row.what}: {again[0]} was stored and done again")
+    else:
+        settle(row, is_done, folder, expected)
+
+
+def finished_files(folder: Path) -> dict[str, int]:
+    """The time of the last change of every file in the folders of finished runs."""
+    runs = [path.parent for path in folder.rglob("run.json")]
+    names = ("run.json", "set.safetensors", "accuracy-*.json")
+    return {str(path): path.stat().st_mtime_ns for run in runs for name in names for path in run.glob(name)}
+
+
+def checkpoints(folder: Path) -> dict[str, list]:
+    """(k, t) of every run in the readable checkpoints of a folder."""
+    found = {}
+    for path in folder.rglob("*.safetensors"):
+        with suppress(ValueError):
+            _, metadata = files.read_tensors(path, checkpoint.FORMAT, "")
+            states = json.loads(metadata["states"])
+            found[str(path)] = [[s["k"], s["inside"]["t"] if s["inside"] else 0] for s in states]
+    return found
+
+
+def note_starts(path: Path) -> None:
+    """Let this process write down where every checkpoint lets its runs begin. Another program does not."""
+
+    def noted(self: checkpoint.Checkpoint, data: Any, real: Any = checkpoint.Checkpoint.progress) -> Any:
+        runs = real(self, data)
+        with open(path, "a") as file:
+            file.write(json.dumps([str(self.path), [[run.state.k, run.state.t] for run in runs]]) + "\n")
+        return runs
+
+    checkpoint.Checkpoint.progress = noted
 
 
 def settle(row: Row, is_done: bool, folder: Path, expected: dict[str, Any]) -> None:
@@ -282,7 +327,7 @@ def kills(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]
             if not n_writes:
                 continue  # another program writes
             row = Row("kill", f"{name}, inside a write")
-            for i in range(tries):
+            for i in range(min(tries, MOST_IN_WRITES)):
                 moment = rng.choice(("written", "before", "after"))
                 folder = at / f"write{i}"
                 end(start(work, folder, partial(die_in_write, rng.randrange(n_writes), moment)))
@@ -365,9 +410,10 @@ def damaged_files(rng: random.Random, tries: int, works: Sequence[str]) -> Itera
         for path in sorted(path for path in good.rglob("*") if path.is_file() and path.stat().st_size):
             name = path.relative_to(good)
             size = path.stat().st_size
-            for fault in ("bit", "cut"):
-                row = Row("one bit flipped" if fault == "bit" else "cut off", str(name))
-                for i in range(tries):
+            others = [other for other in good.rglob(path.name) if other != path]
+            for fault, title in DAMAGE.items():
+                row = Row(title, str(name))
+                for i in range({"bit": tries, "cut": tries, "pipe": 1, "swap": min(1, len(others))}[fault]):
                     folder = at / "damaged"
                     shutil.rmtree(folder, ignore_errors=True)
                     shutil.copytree(good, folder)
@@ -378,9 +424,22 @@ def damaged_files(rng: random.Random, tries: int, works: Sequence[str]) -> Itera
                         blob[place] ^= 1 << rng.randrange(8)
                     else:
                         del blob[rng.randrange(size) :]
-                    (folder / name).write_bytes(blob)
+                    (folder / name).unlink()
+                    if fault == "pipe":
+                        os.mkfifo(folder / name)
+                    else:
+                        (folder / name).write_bytes(others[0].read_bytes() if fault == "swap" else blob)
                     judge(row, partial(read_everything, folder), lambda found: found == expected, str(name))
-                yield row
+                if row.tried:
+                    yield row
+
+
+DAMAGE = {
+    "bit": "one bit flipped",
+    "cut": "cut off",
+    "pipe": "replaced by a pipe",
+    "swap": "replaced by the same file of another run",
+}
 
 
 def make_everything(folder: Path) -> None:
@@ -466,11 +525,20 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+ROOT = Path(__file__).resolve().parents[1]
+OWN = (Path(gm.__file__).resolve().parent, ROOT / "book" / "gmreport", ROOT / "workflow")  # our own code
+
+
 def is_refusal(error: BaseException) -> bool:
     """True for an error that is meant for the caller: one sentence, of a kind that the docs name."""
     if not isinstance(error, (ValueError, OSError, ModuleNotFoundError, gm.OutOfTime, gm.Diverged)):
         return False
-    message = str(error)
+    message, last = str(error), error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    own = last and any(Path(last.tb_frame.f_code.co_filename).is_relative_to(folder) for folder in OWN)
+    if not (own or isinstance(error, OSError)):
+        return False  # raised by another library
     several = "\n" in message or re.search(r"\. [A-Z]", message)
     return len(message) > 15 and not several and not isinstance(error, UnicodeError)
 
@@ -505,6 +573,10 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any
         "depth",
     )
     soon = {"deadline": SOON, "progress": False}
+    made = {name: getattr(data, name) for name in (
+        "name", "classes", "mean", "std", "train_images", "train_labels", "test_images", "test_labels", "origin",
+    )}  # fmt: skip
+    yield "Data", gm.Data, made, tuple(made)
     yield "load_data", gm.load_data, {"name": "digits"}, ("name", "data_dir", "size", "seed")
     arrays = {
         "name": "a",
@@ -548,6 +620,26 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any
     reaching = {"S": S, "eps": [0.5], "n_starts": 1, "max_steps": 2, "width": 4, "depth": 1, "progress": False}
     more = ("S", "eps", "n_starts", "seed", "max_steps", "width", "depth", "lr", "device", "data")
     yield "reach", gm.reach, reaching, more
+    small = {"steps": 2, "every": 1, "width": 4, "depth": 1, "real_batch": 4, "device": "cpu", **soon}
+    of_paths = (
+        "data",
+        "network",
+        "width",
+        "depth",
+        "steps",
+        "every",
+        "lr",
+        "seed",
+        "real_batch",
+        "device",
+        "deadline",
+    )
+    yield "paths", training.paths, {"sets": {"M": S}, "data": data, **small}, ("sets", *of_paths, "start")
+    yield "alignment", training.alignment, {"S": S, "data": data, **small}, ("S", *of_paths, "n_starts")
+    measuring = {"data": data, "recipe": recipe, "device": "cpu", "deadline": SOON}
+    yield "pulls", matching.pulls, measuring, ("data", "recipe", "S", "k", "device", "deadline")
+    yield "angles", matching.angles, {"S": S, "k": 0, **measuring}, ("S", "data", "recipe", "k", "device", "deadline")
+    yield "losses_along", matching.losses_along, measuring, ("data", "recipe", "device", "progress", "deadline")
     yield "load_condensed", gm.load_condensed, {"dataset": "digits", "ipc": 1}, (
         "dataset", "ipc", "method", "seed", "budget", "results_dir",
     )  # fmt: skip
@@ -573,15 +665,21 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any
         "snapshots",
         "dtype",
         "what",
+        "deadline",
+        "progress",
     )
     yield "store.run", store.run, running, more
     sweeping = {**running, "methods": ["DC"]}
     del sweeping["method"], sweeping["outer_loops"], sweeping["batch_real"]
-    yield "store.sweep", store.sweep, sweeping, ("methods", "ipc", "budget", "sets", "seed", "targets", "trace")
+    yield "store.sweep", store.sweep, sweeping, (
+        "methods", "ipc", "budget", "sets", "seed", "targets", "trace", "deadline",
+    )  # fmt: skip
     yield "store.whole_data", store.whole_data, {
         "data": data, "budget": "smoke", "networks": 1, "results_dir": folder / "runs", "deadline": 0.0,
         "progress": False, "width": 4, "depth": 1,
-    }, ("data", "network", "budget", "networks", "seed", "results_dir", "epochs", "lr")  # fmt: skip
+    }, (
+        "data", "network", "budget", "networks", "seed", "results_dir", "epochs", "lr", "deadline",
+    )  # fmt: skip
 
 
 def bad_inputs(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
@@ -623,7 +721,8 @@ KINDS: dict[str, Callable[[random.Random, int, Sequence[str]], Iterator[Row]]] =
     "inputs": bad_inputs,
 }
 # How often: (all, in the tests). For inputs: values for each argument.
-TRIES = {"kills": (20, 1), "disks": (10, 1), "side": (5, 1), "files": (30, 1), "inputs": (len(BAD), 2)}
+MOST_IN_WRITES = 20  # kills
+TRIES = {"kills": (34, 1), "disks": (10, 1), "side": (5, 1), "files": (30, 1), "inputs": (len(BAD), 2)}
 
 
 @contextmanager

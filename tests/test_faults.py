@@ -1,13 +1,18 @@
 """A short part of `make faults`."""
 
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
 if sys.platform == "win32":
     pytest.skip("needs fork and POSIX signals", allow_module_level=True)
 
 import faults
+
+import gmlib as gm
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,7 @@ def test_a_fault_that_is_not_survived_is_counted(tmp_path):
         raise KeyError("inside")
 
     def refused(folder):
-        raise ValueError("this cannot be continued: delete the folder")
+        gm.Recipe(ipc=-1)
 
     def other(folder):
         (folder / "run.json").write_text('{"accuracy": 1}')
@@ -49,6 +54,34 @@ def test_a_fault_that_is_not_survived_is_counted(tmp_path):
     faults.judge(row, lambda: 2, lambda found: found == 1, "a call")
     faults.judge(row, lambda: 1, lambda found: found == 1, "a call")
     assert (row.tried, row.held, row.silent, row.traceback) == (6, 1, 2, 2)
-    assert faults.is_refusal(ValueError("x=1 does not fit: give 2 or 3.5"))
-    for error in (KeyError("a long enough message"), ValueError("short"), ValueError("First part. Second part")):
-        assert not faults.is_refusal(error)
+
+
+@pytest.mark.parametrize(
+    ("call", "is_one"),
+    [
+        (lambda: gm.Recipe(ipc=-1), True),
+        (lambda: Path("/nowhere/at/all").read_bytes(), True),
+        (lambda: float("a"), False),
+        (lambda: torch.zeros(2) @ torch.zeros(3), False),
+        (lambda: {}["a long enough message"], False),
+        (lambda: gm.checks.choose({"First part. Second": 1}, "name", "x"), False),
+    ],
+)
+def test_a_refusal_is_one_sentence_of_our_own(call, is_one):
+    with pytest.raises(Exception) as error:
+        call()
+    assert faults.is_refusal(error.value) == is_one
+
+
+def test_stored_work_that_is_done_again_is_lost(tmp_path):
+    def forgets(folder):
+        (folder / "run.safetensors").unlink(missing_ok=True)
+        faults.condense(folder)
+
+    row = faults.Row("kill", "made up")
+    expected, _, _ = faults.expected_of(faults.condense, tmp_path / "whole")
+    for i, work in enumerate((faults.condense, forgets)):
+        faults.end(faults.start(faults.condense, tmp_path / str(i), partial(faults.die_in_write, 3, "after")))
+        assert faults.checkpoints(tmp_path / str(i))
+        faults.finish(row, work, tmp_path / str(i), expected)
+    assert (row.held, row.lost) == (1, 1)

@@ -9,7 +9,7 @@ import msgspec
 import pandas as pd
 from IPython.display import Markdown
 
-from gmlib.files import read_json
+from gmlib.files import as_path, read_json
 from gmlib.runs.shipped import results_folder
 
 from .style import counted, md
@@ -73,7 +73,7 @@ def stored_faults(path: str | os.PathLike | None = None) -> dict | None:
     ValueError
         If the file is damaged.
     """
-    path = results_folder() / "faults.json" if path is None else path
+    path = results_folder() / "faults.json" if path is None else as_path(path)
     try:
         return read_json(path, Faults, advice="run `make faults` again", sealed=False)
     except FileNotFoundError:
