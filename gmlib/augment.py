@@ -150,6 +150,53 @@ def apply_operations(x: Tensor, operations: Sequence[str], rngs: Sequence[torch.
     return _apply_by_group(x, torch.stack(which), functions)
 
 
+def paper_transform(
+    data_name: str, has_batchnorm: bool = False, rng: torch.Generator | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return the augmentation that the paper's protocol uses in phase 2, for a training loop of your own.
+
+    Call it on the normalised images of a whole set, once in each epoch, as `gmlib.evaluate` does::
+
+        vary = gm.augment.paper_transform("MNIST")
+        for epoch in range(1000):
+            loss = F.cross_entropy(network(vary(S.images)), S.labels)
+
+    It also takes the batches of a DataLoader. Pixels from outside an image then take the mean of their batch.
+
+    Parameters
+    ----------
+    data_name : str
+        "MNIST" has augmentation for every network. Images of other data sets are returned as they are, unless the
+        network has BatchNorm.
+    has_batchnorm : bool
+        True if the trained network has BatchNorm layers.
+    rng : torch.Generator, optional
+        A CPU generator. None takes torch's own, which ``torch.manual_seed`` seeds.
+
+    Returns
+    -------
+    callable
+        (n, channels, height, width) floats -> a varied copy. See `apply_operations`.
+
+    Raises
+    ------
+    ValueError
+        If ``data_name`` is "MNIST" in another spelling, such as "mnist".
+
+    Source
+    ------
+    Section 4.1.
+    """
+    for known in DATASET_OPERATIONS:
+        if data_name != known and data_name.casefold() == known.casefold():
+            raise ValueError(f"data_name={data_name!r} does not fit: write {known!r}")
+    return partial(_vary, operations=operations_for(data_name, has_batchnorm), rng=rng)
+
+
+def _vary(x: Tensor, operations: Sequence[str], rng: torch.Generator | None) -> Tensor:
+    return apply_operations(x, operations, [rng or torch.default_generator])[0]
+
+
 # ---- differentiable Siamese augmentation -------------------------------------------------------------------
 
 # A function maps x (n, channels, height, width) and u (n or 1, 3), numbers in [0, 1) as float64 on the CPU. A single
