@@ -7,13 +7,13 @@ BIN := .venv/bin
 SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*) requirements.lock
 REPORT := book/_build/html/index.html
 
-.PHONY: help setup ready links book test lint unit wheel notebooks again strict bench faults results clean
+.PHONY: help setup ready links book test lint unit wheel notebooks again strict browser bench faults results clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install gmlib, its extras and the report"
 	@echo "make links   make the links in book/ again, for a copy of the repository that came without them"
-	@echo "make lint, unit, wheel, notebooks, again, strict   the parts of make test"
+	@echo "make lint, unit, wheel, notebooks, again, strict, browser   the parts of make test"
 	@echo "make bench   compare gmlib with plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
 	@echo "make faults  kill runs, damage files and give bad inputs, into results/faults.json (the page What it survives)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
@@ -63,6 +63,7 @@ test: setup
 	$(PAIR) lint wheel
 	$(MAKE) --no-print-directory unit notebooks
 	$(PAIR) again strict
+	$(MAKE) --no-print-directory browser
 
 lint: setup
 	$(BIN)/ruff check .
@@ -70,7 +71,7 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore-glob='tests/test_browser_*.py'
 
 # The wheel, installed outside the checkout with its own dependencies and no others, condenses and loads sets.
 wheel: setup
@@ -86,6 +87,15 @@ again: setup
 strict: setup ready runs/.made-by runs/.read
 	$(BIN)/jupyter-book build -W -n --keep-going book
 	$(BIN)/python tests/check_book.py book/_build/html
+
+# Every page of the built report in headless Chromium. Without Chromium, its driver or npm one line says what is skipped.
+browser: setup tests/node_modules
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/test_browser_*.py
+
+# axe-core, the rules of accessibility: the version and the digest are in tests/package-lock.json.
+tests/node_modules: tests/package.json tests/package-lock.json
+	@npm ci --prefix tests --ignore-scripts --no-audit --no-fund && touch $@ || \
+	  echo "axe-core was not installed: the tests of accessibility are skipped"
 
 # ---- the paper's tables, under results/: see workflow/README.md
 

@@ -30,8 +30,6 @@ SCRIPT_LOADS = re.compile(
     r"""|\bfrom\s*["']((?:https?:)?//[^"']+)"""
 )
 CDN = re.compile(r"unpkg\.com|jsdelivr\.net|cdnjs\.\w+\.com|skypack\.dev|esm\.sh|(?:googleapis|gstatic)\.com")
-# MathJax contains the address of a CDN for its speech engine. No page starts it: _config.yml turns its menu off.
-MAY_NAME_A_CDN = {"_static/mathjax/tex-chtml.js"}
 
 
 class Page(HTMLParser):
@@ -128,7 +126,7 @@ def problems(root: Path) -> list[str]:
         found += [f"{path.relative_to(root)}: {x}" for x in dict.fromkeys(found_here)]
     for path in sorted(root.rglob("*.css")) + sorted(root.rglob("*.js")):
         name = path.relative_to(root).as_posix()
-        if name == "searchindex.js" or name in MAY_NAME_A_CDN:
+        if name == "searchindex.js":
             continue
         check = style_problems if path.suffix == ".css" else script_problems
         found += [f"{name}: {x}" for x in dict.fromkeys(check(path.read_text("utf-8")))]

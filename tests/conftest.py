@@ -11,6 +11,8 @@ import torch
 from gmlib import Data, Recipe, load_data
 from gmlib.speed import recording
 
+pytest_plugins = ["browser"]  # headless Chromium for test_browser_*.py
+
 # The tensors of the tests are tiny. More threads gain nothing and slow down tests that run in parallel.
 torch.set_num_threads(1)
 
