@@ -1,6 +1,8 @@
 """What the pages "How to measure" and "Comparison" show, against values computed by hand."""
 
+import json
 import math
+import re
 from types import SimpleNamespace
 
 import matplotlib
@@ -15,6 +17,7 @@ from conftest import make_data, tiny_recipe
 from scipy import stats
 
 import gmreport as report
+from gmlib import how
 from gmlib.lines import initial
 from gmlib.runs import readback
 
@@ -121,20 +124,15 @@ def test_random_alone_has_no_components():
     assert found.empty and {"method", "ior", "hlr"} <= set(found.columns)
 
 
-def test_noise_table_separates_sets_and_networks():
-    found = report.noise_table(long_form({"M": [[80.0, 82.0], [86.0, 88.0]], "DC": [[70.0, 71.0]]}))
+def test_noise_is_a_sentence():
+    apart = report.noise(long_form({"M": [[80.0, 82.0], [86.0, 88.0]], "DC": [[70.0, 71.0], [70.5, 70.5]]})).data
     low, high = (math.sqrt(18 / quantile - 1) for quantile in (5.02389, 0.000982069))  # of chi^2
-    assert found.cells["M", "IPC 1: between sets"] == [
-        f"{math.sqrt(17):.2f}",
-        f"95% interval {low:.2f} to {high:.2f}",
-        f"of the set means: {math.sqrt(18):.2f}",
-        "2 sets",
-    ]
-    assert found.cells["M", "IPC 1: between networks"] == [
-        f"{math.sqrt(2):.2f}",
-        "n=4",
-    ]  # 1 to each side in both sets
-    assert found.cells["DC", "IPC 1: between sets"] == ["not known", "1 set"]
+    assert f"M at digits, 1 image per class: 4.12 points (95% interval {low:.2f} to {high:.2f})" in apart
+    assert "For the others (1 cell of 2 sets) **no spread" in apart
+    alike = report.noise(long_form({"M": [[80.0, 82.0], [80.5, 82.5]]})).data
+    assert "**no spread between sets can be told from 0**" in alike and "0.35 points" in alike
+    assert "above 0**" not in alike
+    assert "not known" in report.noise(long_form({"M": [[80.0, 82.0]]})).data
 
 
 def test_neighbours_table_has_every_number():
@@ -157,14 +155,14 @@ def test_alike_needs_an_interval_inside_the_margin(difference, spread, outcome):
     other = [[80.0, 84.0]] * 3
     one = [[v + difference + spread * (s - 1) for v in values] for s, values in enumerate(other)]
     results = long_form({"MDA": one, "MDO": other})
-    text = report.alike(results, "MDA", "MDO").data
-    assert f"within ±{2 * np.std([80, 84] * 3, ddof=1):.2f}: **{outcome}**" in text
-    assert f"{difference:+.2f} points" in text and text.count("\n") == 0
+    (found,) = report.alike(results, "MDA", "MDO")
+    assert found.outcome == outcome and found.margin == pytest.approx(2 * np.std([80, 84] * 3, ddof=1))
+    assert f"alike within ±{found.margin:.2f}" in str(found) and f"{difference:+.2f} points" in str(found)
 
 
 def test_alike_of_one_set_is_not_decided():
-    text = report.alike(long_form({"MDA": [[80.0, 84.0]], "MDO": [[80.0, 84.0]]}), "MDA", "MDO").data
-    assert "no interval" in text and text.endswith("**too few sets**.")
+    (found,) = report.alike(long_form({"MDA": [[80.0, 84.0]], "MDO": [[80.0, 84.0]]}), "MDA", "MDO")
+    assert found.outcome == "too few sets" and found.margin > 0
     with pytest.raises(ValueError, match="no cell"):
         report.alike(long_form({"MDA": [[80.0]]}), "MDA", "MDO")
 
@@ -214,7 +212,7 @@ def test_matching_table_and_figure_use_labels():
     axes = report.loss_figure(found, labels).axes
     assert [ax.get_title() for ax in axes] == ["d2", "d1"]
     assert [line.get_ydata().tolist() for line in axes[1].lines] == [[10.0, 4.0], [10.0, 6.0]]
-    assert [ax.get_title() for ax in report.loss_figure(found).axes] == ["M", "multi,d2,fixed"]
+    assert [ax.get_title() for ax in report.loss_figure(found).axes] == ["M", "d2"]
 
 
 # ---- figures ---------------------------------------------------------------------------------------------
@@ -256,9 +254,41 @@ def test_sets_figure_puts_each_set_in_a_row(kind):
         name: kind(np.broadcast_to(np.reshape(v, (-1, 1, 1, 1)), (len(v), 1, 3, 3)).copy())
         for name, v in shades.items()
     }
-    (ax,) = report.sets_figure(sets, 2, titles=["zero", "one"]).axes
-    sheet = np.asarray(ax.images[0].get_array())
-    assert sheet.shape == (7, 7)
-    np.testing.assert_allclose([[sheet[1, 1], sheet[1, 5]], [sheet[5, 1], sheet[5, 5]]], [[0.1, 0.3], [0.6, 0.7]])
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["random", "M"] and ax.get_yticks().tolist() == [1, 5]
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["zero", "one"]
+    pictures = report.sets_figure(sets, 2, titles=["zero", "one"])
+    assert list(pictures.strips) == ["random", "M"]
+    for strip, shades in zip(pictures.strips.values(), ([0.1, 0.3], [0.6, 0.7]), strict=True):
+        assert strip.shape == (3, 7)
+        np.testing.assert_allclose(strip[1, [1, 5]], shades)
+    html = pictures.to_html("x")
+    assert html.count("<span>zero</span>") == 1 and 'alt="random: x"' in html and 'alt="M: x"' in html
+
+
+# ---- what chapters share -----------------------------------------------------------------------------------
+
+
+def test_equations_stand_beside_their_code():
+    page = report.beside(("a < b", [how.d1], 8), ("c", [how.improved, how.d2]), colours={"d1": "gm-angle"}).data
+    first, second = page.split('<div class="gm-pair"')[1:]
+    assert r"\[a &lt; b\tag{8}\]" in first and 'id="eq-8"' in first and "def" in first
+    assert r"\[c\]" in second and "id=" not in second and second.count("<pre>") == 2
+    assert '<span class="nf gm-angle">d1</span>' in first and '<span class="n gm-angle">d1</span>' in second
+    assert "Euclidean distance of each row" not in page, "docstrings are left out"
+
+
+def test_the_answer_box_has_the_verdict_and_what_decides():
+    results = pd.concat([long_form({"M": [[80.0], [81.0]], "MD": [[90.0], [91.2]]}, "MNIST").assign(budget="paper")])
+    page = report.answer_box(results, ["md-beats-m", "tiny-imagenet"]).data
+    first, second = page.split("<p>")[1:]
+    assert "gm-yes" in first and "MD beats M." in first and "MNIST, IPC 1: MD minus M +10.10" in first
+    assert "not run" in second and "<small>" not in second
+    with pytest.raises(ValueError, match="unknown"):
+        report.answer_box(results, ["no-claim"])
+
+
+def test_the_plane_knows_the_weights_of_its_distances():
+    plane = report.Plane({"a <b>": (0.5, 0.0), "c": (0, 1)}, ["d1 + 100*d4", "d2"], marked=["c"], caption="<Drag>")
+    assert plane.settings()["distances"] == {"d1 + 100 d4": {"d1": 1, "d4": 100}, "d2": {"d2": 1}}
+    page = plane._repr_html_()
+    data = json.loads(re.search(r'<script type="application/json">(.*)</script>', page)[1])
+    assert data == plane.settings() and "&lt;Drag&gt;" in page and "a <b>" not in page
+    assert "d1: c is at 1.00" in page and "is at 0." not in page

@@ -203,16 +203,17 @@ def test_paths_figure_shows_paths_and_traps():
             "gradient_norm": [1, 0.09, 0.05, 1, 0.5, 0.3],
         }
     )
-    left, right = report.paths_figure(table, 0.1).axes
+    panels = report.paths_figure(table, 0.1)
+    left, right = panels.axes
     M, trap, T, no_trap, start = left.lines
     assert M.get_xydata().tolist() == [[0, 0], [3, 4], [4, 3]] and M.get_color() == report.colour("M")
-    assert T.get_xydata().tolist() == [[0, 0], [6, 0], [8, 0]] and T.get_color() == "black"
+    assert T.get_xydata().tolist() == [[0, 0], [6, 0], [8, 0]] and T.get_color() == report.style.INK
     assert trap.get_xydata().tolist() == [[3, 4]] and not len(no_trap.get_xydata()), (
         "M has a trap at its first point below eps, T has none"
     )
     assert start.get_xydata().tolist() == [[0, 0]]
     assert "(67%)" in left.get_xlabel() and "(13%)" in left.get_ylabel(), "125 and 25 of 186"
-    assert [t.get_text() for t in left.get_legend().get_texts()] == ["M", "T"]
+    assert [words for words, *_ in panels.legend] == ["M", "T"]
     assert right.get_yscale() == "log" and right.lines[0].get_ydata().tolist() == [1, 0.09, 0.05]
     assert right.lines[1].get_xydata().tolist() == [[5, 0.09]] and right.lines[-1].get_ydata()[0] == 0.1
 

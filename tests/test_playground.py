@@ -1,6 +1,8 @@
 """The playground: its panel without a browser, its runs against `condense`, and angles against a hand computation."""
 
 import html
+import io
+import json
 import math
 import re
 import time
@@ -14,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_data, tiny_recipe
+from PIL import Image
 
 import gmlib as gm
 import gmreport as report
@@ -23,7 +26,7 @@ from gmlib.condensation import follow
 from gmlib.lines import fresh_network
 from gmlib.maxmin import noise_set
 from gmlib.recipe import BUDGETS
-from gmreport import playground, sessions
+from gmreport import playground, replays, sessions
 
 
 @pytest.fixture
@@ -393,15 +396,121 @@ def test_session_figure_draws_what_it_is_given():
     assert ratio.get_yscale() == "log" and ratio.get_ylim()[0] < table["ratio"].min()
 
 
-def test_session_slider_shows_every_stored_iteration():
-    S, score = noise_set(make_data(), 1), gm.Evaluation((50.0, 60.0), "convnet", 0)
-    table = pd.concat([table_of_angles(0.3, 100.0).assign(k=0), table_of_angles(0.9, 1.0).assign(k=3)])
-    slider = report.session_slider({0: (S, score), 3: (S, score)}, [3.0, 2.0, 1.0], table, method="MD")
-    page = slider._repr_html_()
-    assert slider.names == ["0", "3"] and slider.start == 1 and page.count("<img") == 2
-    assert (
-        "MD, k = 3: inside classes cosine 0.80, |gS|/|gT| 0.61; across" in page
-    )  # means of .9 .8 .7 and of 1, 1/2, 1/3
-    assert "reach 55.0 % (mean of 2)" in page
-    assert sessions.ratio_limits(table) == (pytest.approx(0.8 / 3), pytest.approx(125))
-    assert sessions.ratio_limits(table.assign(ratio=np.nan)) == (1 / 3, 3.0)
+def test_ratio_limits_contain_every_ratio():
+    table = pd.concat([table_of_angles(0.3, 100.0), table_of_angles(0.9, 1.0)])
+    assert replays.ratio_limits(table) == (pytest.approx(0.8 / 3), pytest.approx(125))
+    assert replays.ratio_limits(table.assign(ratio=np.nan)) == (1 / 3, 3.0)
+
+
+# ---------------------------------------------------------------------------------------------- recordings
+
+
+def session(ks=(0, 1, 4), ipc=1, shade=0.0, ts=(0,), random=50.0):
+    """A session of noise, whose cosine grows with k."""
+    data = make_data(dtype=torch.float32)
+    sets = [noise_set(data, ipc, seed=k) for k in ks]
+    table = pd.concat([table_of_angles(0.3 + 0.1 * k, 1 + k, ts).assign(k=k) for k in ks])
+    scores = [[40.0 + 10 * k + shade, 42.0 + 10 * k + shade] for k in ks]
+    recipe = tiny_recipe(ipc=ipc, outer_loops=ks[-1])
+    trace = dict(zip(ks, zip(sets, scores, strict=True), strict=True))
+    return report.Session.of(recipe, trace, [9.0, 7.0, 5.0, 4.0][: ks[-1]], table, random)
+
+
+def test_a_sprite_has_the_frames_below_each_other():
+    data = make_data(shape=(1, 4, 6))
+    sets = [noise_set(data, 3, seed=seed) for seed in (0, 1)]
+    pixels = np.asarray(Image.open(io.BytesIO(sessions.sprite(sets))))
+    rows, height, width = sessions.ROWS, 4 + 1, 6 + 1  # with a gap of one pixel
+    assert pixels.shape == (2 * rows * height, 3 * width, 2)
+    for n, S in enumerate(sets):
+        images = np.rint(255 * S.pixels().numpy()).reshape(3, 3, 4, 6)
+        for c in range(3):
+            for r in range(rows):
+                y, x = (n * rows + r) * height, c * width
+                tile = pixels[y : y + height, x : x + width]
+                np.testing.assert_array_equal(tile[:4, :6, 0], images[c, r])
+                assert (tile[:4, :6, 1] == 255).all() and not tile[4:, :, 1].any() and not tile[:, 6:, 1].any()
+
+
+def test_a_session_survives_json_and_knows_its_means():
+    made = session(ts=(0, 3))
+    read = report.Session.from_json(json.loads(json.dumps(made.to_json())), made.random)
+    pd.testing.assert_frame_equal(read.angles[made.angles.columns], made.angles.reset_index(drop=True), rtol=1e-3)
+    for one in (made, read):
+        assert (one.ks, one.recipe, one.losses, one.sprite) == (made.ks, made.recipe, made.losses, made.sprite)
+        assert one.accuracy == [41.0, 51.0, 81.0]
+        assert one.along("cosine") == pytest.approx([0.2, 0.3, 0.6])  # of .3 .2 .1 and so on
+        ratios = [r * (1 / 4 + 1 / 5 + 1 / 6) / 3 for r in (1, 2, 5)]
+        assert one.along("ratio", "union", -1) == pytest.approx(ratios, rel=1e-3)  # JSON has four digits
+        assert one.lowest_layer == (3, 3, pytest.approx(0.5))
+
+
+def test_a_recording_has_every_frame_and_three_stills():
+    page = report.Recording({"a": session(), "b <": session(shade=1.0)}, answer="It <did>.")._repr_html_()
+    data = json.loads(re.search(r'<script type="application/json">(.*)</script>', page)[1])
+    assert data["ks"] == [0, 1, 4] and [run["at"] for run in data["runs"]] == [[0, 0.25, 1]] * 2
+    assert [run["text"][0] for run in data["runs"]] == [["41 %", "51 %", "81 %"], ["42 %", "52 %", "82 %"]]
+    assert data["runs"][0]["text"][3] == ["–", "9", "4"]
+    assert page.count("<img") == 6 and page.count("<svg") == 8 and "b &lt;" in page and "It &lt;did&gt;." in page
+    with pytest.raises(ValueError, match="different frames"):
+        report.Recording({"a": session(), "b": session(ks=(0, 4))})
+
+
+def test_a_run_is_recorded_at_each_frame():
+    data = make_data(dtype=torch.float32)
+    recipe = tiny_recipe(ipc=2, inner_loops=2, zeta_theta=1, outer_loops=3)
+    made = sessions.record(data, recipe, device="cpu")
+    S = gm.condense(data, recipe, device="cpu", progress=False)
+    assert made.ks == (0, 1, 2, 3) and made.losses == [entry["loss"] for entry in S.history]
+    assert [len(each) for each in made.accuracies] == [sessions.NETWORKS] * 3 + [sessions.NETWORKS_AT_END]
+    expected = angles(S, data, recipe, 3, device="cpu")
+    last = made.angles[made.angles["k"] == 3].drop(columns="k")
+    pd.testing.assert_frame_equal(last, expected)
+
+
+def test_only_what_is_missing_is_recorded(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def record(data, recipe, *, device):
+        asked.append(recipe.method)
+        return session(ks=(0, 1))
+
+    monkeypatch.setattr(sessions, "record", record)
+    monkeypatch.setattr(sessions, "_accuracies", lambda *_: [60.0, 70.0])
+    # The file has the recipe of the session, so it must be that of the definition.
+    monkeypatch.setattr(sessions, "recorded_recipe", lambda name: session(ks=(0, 1)).recipe)
+    monkeypatch.setattr(sessions, "SESSIONS", {"one": ("M", 1, {})})
+    path = tmp_path / "new" / "sessions.json"
+    for _ in range(2):
+        sessions.record_all(path)
+    assert asked == ["M"] and capsys.readouterr().out.count("one: ") == 1
+    found, about = sessions.stored_sessions(path)
+    assert found["one"].random == 65.0 and about["made_with"]["threads"] == 1
+    path.write_text(path.read_text().replace("40.0", "99.0"))
+    with pytest.raises(ValueError, match="damaged"):
+        sessions.stored_sessions(path)
+
+
+def test_the_committed_recordings_are_those_of_the_definitions(digits):
+    found, about = sessions.stored_sessions()
+    assert set(found) == set(sessions.SESSIONS) and about["protocol"]["data"] == digits.fingerprint
+    for name, each in found.items():
+        assert each.recipe == sessions.recorded_recipe(name)
+        assert each.ks == tuple(sessions.frames(each.recipe.outer_loops)) and len(each.losses) == each.ks[-1]
+    shown = report.recordings()
+    assert [r.id for r in shown] == [f"try-{thing.id}" for thing in replays.THINGS]
+
+
+@pytest.mark.parametrize("thing", replays.THINGS, ids=lambda thing: thing.id)
+def test_the_code_of_a_recording_makes_its_recipes(thing, monkeypatch, digits):
+    made = []
+    monkeypatch.setattr(gm, "load_data", lambda name: digits)
+    monkeypatch.setattr(gm, "condense", lambda data, recipe: made.append(recipe))
+    exec(replays._code(thing), {})
+    assert made == [sessions.recorded_recipe(name) for name in thing.sessions.values()]
+
+
+def test_without_recordings_the_page_says_how_to_make_them(tmp_path):
+    nothing = tmp_path / "none.json"
+    assert "gmreport.sessions" in report.recordings(nothing)._repr_html_()
+    assert not report.recordings_answer(nothing).data and not report.recordings_sentence(nothing).data

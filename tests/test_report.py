@@ -1,5 +1,7 @@
 """Numbers of the report against hand computation and scipy, and how tables, figures and sliders show them."""
 
+import base64
+import io
 import math
 import re
 import runpy
@@ -15,10 +17,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 
 import gmreport as report
-from gmlib.analysis.statistics import between_sets
+from gmlib.analysis.statistics import RankCorrelation, between_sets
 from gmlib.runs import readback
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -253,7 +256,7 @@ def test_the_sentence_has_the_numbers(noisy):
 def test_verdicts_cover_every_cell(noisy):
     found = report.verdicts(noisy, "M", "DC")
     assert [v.ipc for v in found] == [1, 10] and found[0] == report.verdict(noisy, "M", "DC", ipc=1)
-    assert found._repr_markdown_().count("\n- ") == 1
+    assert str(found) == "\n".join(map(str, found))
     with pytest.raises(ValueError, match="random, DC, M"):
         report.verdicts(noisy, "M", "MDA")
 
@@ -265,17 +268,73 @@ def test_a_verdict_needs_one_cell(noisy):
         report.verdict(noisy, "MDA", "DC", ipc=1)
 
 
+# ---------------------------------------------------------------------------------------------- forest plot
+
+
+def some_verdict(difference, low, high, outcome, **changes):
+    values = {"dataset": "d", "ipc": 1, "budget": "paper", "n": (2, 2), "test": "t"} | changes
+    return report.Verdict("M", "DC", difference=difference, low=low, high=high, outcome=outcome, **values)
+
+
+def lines_of(html):
+    """The lines of a forest plot: the numbers of its drawing, and its text."""
+    rows = re.findall("<tr><td>(.*?)</tr>", html.partition("<tfoot")[0])
+    return [(re.search("<svg.*?</svg>", row)[0], re.sub("<.*?>", "", row)) for row in rows]
+
+
+def test_a_forest_plot_draws_intervals_against_zero():
+    """The scale ends at 2, and the drawing is 300 wide: a point is 75."""
+    found = report.Verdicts([some_verdict(1.0, 0.5, 1.5, "held"), some_verdict(-0.4, -1.9, 0.2, "not decided")])
+    html = found._repr_html_()
+    (first, words), (second, _) = lines_of(html)
+    assert 'M187.5 11H262.5"' in first and 'cx="225.0"' in first and 'M150 0v22"' in first and "gm-yes" in first
+    assert 'M7.5 11H165.0"' in second and 'cx="120.0"' in second and "gm-open" in second
+    assert words == "✓ heldM − DC+1.00 +0.50 to +1.50"
+    assert "−2" in html and "d, 1 image per class: 2 sets of each" in html
+    assert "✓ the interval lies right of 0; ? it contains 0." in html and "arrow" not in html
+
+
+def test_a_forest_plot_is_not_pressed_together_by_one_wide_line():
+    few = [some_verdict(0.4, 0.1, 0.7, "held"), some_verdict(0.5, 0.2, 0.8, "held")]
+    html = report.Verdicts([*few, some_verdict(22.0, -1.0, 45.0, "not decided", ipc=10)])._repr_html_()
+    *_, (wide, words) = lines_of(html)
+    assert "<circle" not in wide and "An arrow goes on" in html and "+22.00" in words
+    assert html.count('scope="rowgroup"') == 2, "a head for each cell"
+
+
+def test_a_forest_plot_names_what_it_lacks(noisy):
+    found = report.forest(noisy, [("M", "DC"), ("M", "MDA"), ("M", "random")], caption="Why <b>.")
+    assert [(v.worse, v.ipc) for v in found] == [("DC", 1), ("random", 1), ("DC", 10), ("random", 10)]
+    assert found[0] == report.verdict(noisy, "M", "DC", ipc=1)
+    html = found._repr_html_()
+    assert "not run together: M and MDA." in html and "Why &lt;b&gt;. Dot: " in html
+    assert "M and MDA" in str(found)
+    assert "Nothing could be compared" in report.forest(noisy.iloc[:0], [("M", "DC")])._repr_html_()
+
+
+def test_a_forest_plot_shows_the_band_of_likeness():
+    close = some_verdict(0.5, -0.5, 1.5, "held", margin=2.0)
+    ((drawn, words),) = lines_of(report.Verdicts([close])._repr_html_())
+    assert '<rect class="gm-band" x="30.0" width="240.0"' in drawn and "M like DC" in words, "the scale ends at 2.5"
+    one = some_verdict(0.5, math.nan, math.nan, "too few sets", n=(1, 1))
+    ((drawn, words),) = lines_of(report.Verdicts([one])._repr_html_())
+    assert "H" not in drawn.partition("<path")[2].replace("H2", "") and "no interval" in words
+
+
 # ---------------------------------------------------------------------------------------------- table
 
 
 def test_the_table_has_every_number(noisy):
-    html = report.accuracy_table(noisy)._repr_html_()
+    table = report.accuracy_table(noisy)
+    html, text = table._repr_html_(), str(table)
     for _, s in report.summarise(noisy).iterrows():
-        assert f"{s['mean']:.1f}±{s['std']:.1f} (n=20, 4 sets)" in html
-        assert f"95% CI [{s['low']:.1f}, {s['high']:.1f}]" in html
+        assert f"{s['mean']:.1f}±{s['std']:.1f} (n=20, 4 sets)" in text
+        assert f"95% CI [{s['low']:.1f}, {s['high']:.1f}]" in text
+        assert f"{s['mean']:.1f}±{s['std']:.1f}</span><small>{s['low']:.1f} to {s['high']:.1f}</small></td>" in html
     rows = re.findall(r'<th scope="row">(.*?)</th>', html)
-    assert rows == ["random", "DC", "M"]  # the paper's order, whatever the order of the rows
-    assert "digits, IPC 1<" in html and "digits, IPC 10<" in html and "budget" not in html
+    assert rows == ["random images", "DC", "M"]  # the paper's order, whatever the order of the rows
+    assert "digits, 1 per class<small>n=20, 4 sets<" in html and "digits, 10 per class<" in html
+    assert "budget" not in html and "gm-legend" not in html
 
 
 def test_the_table_has_the_papers_figures(noisy):
@@ -289,12 +348,53 @@ def test_the_table_has_the_papers_figures(noisy):
         noisy, paper, methods=["random", "DC", "M", "MDA"], why={("digits", 10, "MDA"): "no <time>"}
     )
     one, ten = "digits, IPC 1", "digits, IPC 10"
-    assert shown.cells["M", one][-1] == "paper: 0.5±0.2 (ours above)"
-    assert shown.cells["DC", one][-1] == "paper: 99.5±0.8 (ours below)"
-    assert shown.cells["random", one][-1] == f"paper: {mean:.1f} (inside our interval)"
+    assert shown.cells["M", one][-1] == "paper: 0.5±0.2 (too few networks)"
+    assert shown.cells["DC", one][-1] == "paper: 99.5±0.8 (too few networks)"
+    assert shown.cells["random", one][-1] == f"paper: {mean:.1f} (too few networks)"
     assert shown.cells["MDA", one] == ["not run", "paper: 88.0±0.5"]
     assert shown.cells["MDA", ten] == ["not run: no <time>", "not in the paper"]
     assert "no &lt;time&gt;" in shown._repr_html_() and "not run" in str(shown)
+    with_ten = pd.concat([noisy.assign(net=noisy["net"] + 5), noisy])
+    outcomes = {row: report.accuracy_table(with_ten, paper).shown[row, one].outcome for row in ("M", "DC", "random")}
+    assert outcomes == {"M": "differs", "DC": "differs", "random": "not decided"}
+
+
+def test_a_number_of_the_paper_is_judged_by_one_rule():
+    """80 and 81 with 10 networks each: the interval is 80.5 ± 6.35."""
+    s = report.summarise(long_form({"M": {0: [80.0] * 10, 1: [81.0] * 10}})).iloc[0].to_dict()
+    assert report.outcome_against(80.5, 3.5, s) == "reproduced"
+    assert report.outcome_against(80.5, 3.0, s) == "not decided"
+    assert report.outcome_against(99.0, 3.0, s) == "differs"
+    assert report.outcome_against(80.5, 3.5, s | {"n_least": 9}) == "too few networks"
+    assert report.outcome_against(80.5, 3.5, s | {"low": math.nan}) == "too few sets"
+    assert report.outcome_against(80.5, 3.5, s | {"budget": "lite"}) == "another budget"
+
+
+def test_signs_stand_for_outcomes_and_the_legend_says_why():
+    cells = {
+        ("a", "value"): ["1.0"], ("a", "outcome"): ["reproduced"],
+        ("b", "value"): ["not run: no <data>", "paper: 2.0"], ("b", "outcome"): ["not run: no time"],
+        ("c", "value"): ["not applicable: T = 1"], ("c", "outcome"): ["-"],
+    }  # fmt: skip
+    html = report.Table(list("abc"), ["value", "outcome"], cells, "C.", "row")._repr_html_()
+    assert re.findall(r'<th scope="col">(.*?)</th>', html) == ["row", "outcome", "value"], "verdicts come first"
+    body, _, legend = html.partition("</table>")
+    assert "✓</b> reproduced" in body and "no time" not in body and "no &lt;data&gt;" not in body
+    assert "<small>paper: 2.0</small>" in body
+    assert [re.sub("<.*?>", "", line) for line in re.findall("<li>(.*?)</li>", legend)] == [
+        "– not run: no &lt;data&gt;; no time", "∅ not applicable: T = 1"
+    ]  # fmt: skip
+
+
+def test_data_sets_are_tabs(noisy):
+    two = pd.concat([noisy, noisy.assign(dataset="<b>")])
+    table = report.accuracy_table(two)
+    html = table._repr_html_()
+    assert html.count('type="radio"') == 2 and html.count(" checked>") == 1 and html.count("<table>") == 2
+    assert "</label><div" in html and "&lt;b&gt;</label>" in html and "<b></label>" not in html
+    first, second = html.split('<div class="gm-tab">')[1:]
+    assert first.count("per class<") == second.count("per class<") == 2
+    assert 'type="radio"' not in report.accuracy_table(noisy)._repr_html_()
 
 
 def test_the_table_names_another_budget(noisy):
@@ -306,6 +406,7 @@ def test_the_table_names_another_budget(noisy):
     mixed = report.accuracy_table(pd.concat([noisy, smoke]), paper)
     assert "budgets: paper, smoke" in mixed.caption
     assert {"budget: paper", "budget: smoke"} <= set(mixed.cells["M", "digits, IPC 1"])
+    assert any(line.startswith("smoke budget: ") for line in mixed.shown["M", "digits, IPC 1"].small)
 
 
 def test_the_table_of_one_set_and_one_network():
@@ -327,22 +428,25 @@ def test_the_table_needs_one_network(noisy):
 def test_image_grid_puts_each_image_in_its_place(channels):
     classes, ipc, side = 4, 3, 6
     shades = np.linspace(0, 1, classes * ipc * channels).reshape(classes * ipc, channels, 1, 1)
-    fig = report.image_grid(np.broadcast_to(shades, (classes * ipc, channels, side, side)), classes)
-    sheet = np.asarray(fig.axes[0].images[0].get_array()).reshape(ipc * 7 - 1, classes * 7 - 1, channels)
+    pictures = report.image_grid(np.broadcast_to(shades, (classes * ipc, channels, side, side)), classes)
+    sheet = pictures.strips[""].reshape(ipc * 7 - 1, classes * 7 - 1, channels)
     for c in range(classes):
         for j in range(ipc):
             tile = sheet[j * 7 : j * 7 + side, c * 7 : c * 7 + side]
             np.testing.assert_allclose(tile, np.broadcast_to(shades[c * ipc + j, :, 0, 0], tile.shape))
-    assert (sheet[6] == 1).all() and (sheet[:, 6] == 1).all()  # white gaps
+    assert np.isnan(sheet[6]).all() and np.isnan(sheet[:, 6]).all(), "gaps are transparent"
 
 
-def test_image_grid_keeps_orientation_and_clips_and_takes_tensors():
+def test_pictures_have_one_pixel_for_each_pixel():
     torch = pytest.importorskip("torch")
-    image = torch.tensor([[-1.0, 0.25], [0.5, 2.0]], requires_grad=True).reshape(1, 1, 2, 2)
-    ax = report.image_grid(image, 1, titles=["zero"]).axes[0]
-    np.testing.assert_allclose(ax.images[0].get_array(), [[0.0, 0.25], [0.5, 1.0]])
-    assert ax.images[0].get_clim() == (0, 1)  # a dark image stays dark: no stretching to its own range
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["zero"]
+    values = [[[-1.0, 0.25], [0.5, 2.0]], [[0.0, 0.0], [1.0, 1.0]]]
+    images = torch.tensor(values, requires_grad=True).reshape(2, 1, 2, 2)
+    html = report.image_grid(images, 2, titles=["<zero>", "one"]).to_html('"two" images')
+    assert "<span>&lt;zero&gt;</span><span>one</span>" in html and 'alt="&quot;two&quot; images"' in html
+    png = base64.b64decode(re.search('base64,([^"]*)"', html)[1])
+    grey, alpha = np.moveaxis(np.asarray(Image.open(io.BytesIO(png))), 2, 0)
+    assert grey.tolist() == [[0, 64, 0, 0, 0], [128, 255, 0, 255, 255]], "clipped, not stretched to its own range"
+    assert alpha.tolist() == [[255, 255, 0, 255, 255]] * 2
 
 
 @pytest.mark.parametrize(
@@ -360,20 +464,27 @@ def test_image_grid_checks_its_input(shape, classes, titles, words):
 
 
 def test_accuracy_figure_draws_every_network_in_the_methods_colour(noisy):
-    fig = report.accuracy_figure(noisy)
-    assert [ax.get_title() for ax in fig.axes] == ["digits, 1 image per class", "digits, 10 images per class"]
-    for ax, ipc in zip(fig.axes, (1, 10), strict=True):
-        assert [t.get_text() for t in ax.get_xticklabels()] == ["random", "DC", "M"]
+    panels = report.accuracy_figure(noisy)
+    assert [ax.get_title() for ax in panels.axes] == ["digits, 1 image per class", "digits, 10 images per class"]
+    for ax, ipc in zip(panels.axes, (1, 10), strict=True):
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["random images", "DC", "M"]
         for method in ("random", "DC", "M"):
             drawn = [line.get_ydata() for line in ax.lines if line.get_color() == report.COLOURS[method]]
             wanted = noisy[(noisy["method"] == method) & (noisy["ipc"] == ipc)]["accuracy"]
             np.testing.assert_allclose(np.sort(np.concatenate(drawn)), np.sort(wanted))
+            low, high = ax.get_ylim()
+            assert low < wanted.min() and wanted.max() < high
         whiskers = [drawn.lines[2][0].get_segments()[0][:, 1] for drawn in ax.containers]
         of_panel = report.summarise(noisy).query("ipc == @ipc").set_index("method").loc[["random", "DC", "M"]]
         np.testing.assert_allclose(whiskers, of_panel[["low", "high"]])
-    three = pd.concat([noisy, noisy[noisy["ipc"] == 1].assign(ipc=50)])
-    assert len(report.accuracy_figure(three).axes) == 3
-    assert report.style.png(report.accuracy_figure(noisy)) == report.style.png(fig)  # no random jitter
+    assert all(fig.get_figwidth() <= 3.4 for fig in panels), "two stand side by side, one fills a phone"
+    assert report.accuracy_figure(noisy).to_html("x") == panels.to_html("x")  # no random jitter
+
+
+def test_accuracy_figure_leaves_out_a_method_without_runs(noisy):
+    some = noisy[(noisy["ipc"] == 1) | (noisy["method"] != "DC")]
+    names = [[t.get_text() for t in ax.get_xticklabels()] for ax in report.accuracy_figure(some).axes]
+    assert names == [["random images", "DC", "M"], ["random images", "M"]]
 
 
 def test_accuracy_figure_has_a_panel_for_each_budget(noisy):
@@ -401,17 +512,85 @@ def test_every_method_has_its_own_colour():
     assert set(report.COLOURS) >= {"random", "herding", "DC", "Inter", "Interleaved", "M", "MD", "MDO", "MDA"}
 
 
-def test_show_displays_an_image_with_alt_and_closes_it(monkeypatch):
+def test_a_figure_in_a_page_has_the_colours_of_the_page():
+    def drawn():
+        fig, ax = report.figures.panel()
+        ax.plot([0, 1, 2], [0.123456, 1, 0.5], "o-", color=report.colour("DC"), label="a <b>")
+        ax.plot([0, 1], [1, 0], color="#123456")
+        ax.set_xlabel("$5 & more".replace("$", r"\$"))
+        ax.legend(frameon=False)
+        return report.svg(fig, hidden=False, label='a "line"')
+
+    text = drawn()
+    assert text == drawn(), "the same figure gives the same bytes"
+    assert 'role="img" aria-label="a &quot;line&quot;"' in text
+    assert "var(--gm-DC, #332288)" in text and "stroke:#123456" in text, "other colours stay as they are"
+    assert "currentColor" in text and "#ffffff" not in text and "#000000" not in text and "font-family" not in text
+    assert "a &lt;b&gt;" in text and "$5 &amp; more" in text, "letters stay letters"
+    assert "<style" not in text and "<!--" not in text, "it would hold for the whole page"
+    ids = re.findall(r' id="([^"]*)"', text)
+    used = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', text)
+    assert {name for pair in used for name in pair if name} == set(ids) and len(set(ids)) == len(ids)
+    other = report.svg(plt.figure(figsize=(1, 1)))
+    mark = ids[0][:9]
+    assert all(name.startswith(mark) for name in ids) and mark not in other and 'aria-hidden="true"' in other
+
+
+def test_every_colour_has_a_light_and_a_dark_value_that_can_be_read():
+    css = (Path(__file__).parents[1] / "book" / "_static" / "gmlib.css").read_text("utf-8")
+
+    def values(selector):
+        block = re.search(re.escape(selector) + r" \{\s*(--gm-random[^}]*)\}", css)[1]
+        return dict(re.findall(r"(--gm-[\w-]+): (#\w+);", block))
+
+    def contrast(one, other):
+        def light(shade):
+            linear = [
+                c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(shade)
+            ]
+            return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+        high, low = sorted([light(one), light(other)], reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    light, dark = values(":root"), values('html[data-theme="dark"]')
+    names = {paint[4:].partition(",")[0]: shade for shade, paint in report.style.PAINT.items() if "--gm-" in paint}
+    assert set(light) == set(dark) == set(names), "the style sheet has the colours of the figures"
+    for name, shade in names.items():
+        assert matplotlib.colors.to_hex(light[name]) == shade, name
+        if name != "--gm-grid":
+            assert contrast(light[name], "#ffffff") >= 4.5 and contrast(dark[name], "#1a1d21") >= 4.5, name
+
+
+def test_show_displays_a_figure_with_alt_and_caption_and_closes_it(monkeypatch):
     shown = []
-    monkeypatch.setattr(report.style, "display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr(report.drawing, "display", lambda data, raw: shown.append(data))
     fig, ax = plt.subplots()
     ax.plot([0, 1])
-    report.show(fig, 'a "line" <up>')
+    report.show(fig, 'a "line" <up>', "Dots <are> networks.")
     assert not plt.fignum_exists(fig.number)
-    assert 'alt="a &quot;line&quot; &lt;up&gt;"' in shown[0]["text/html"]
-    assert 'class="gm-card"' in shown[0]["text/html"] and shown[0]["text/plain"] == 'a "line" <up>'
+    html = shown[0]["text/html"]
+    assert 'role="img" aria-label="a &quot;line&quot; &lt;up&gt;"' in html and html.count("<svg") == 1
+    assert "<figcaption class=gm-numbered>Dots &lt;are&gt; networks.</figcaption>" in html
+    assert shown[0]["text/plain"] == 'a "line" <up>'
+    report.show(plt.figure(), "b", "Not counted.", number=False)
+    assert "<figcaption>Not counted." in shown[1]["text/html"]
+    report.show(plt.figure(), "b")
+    assert "figcaption" not in shown[2]["text/html"]
     with pytest.raises(ValueError, match="alt"):
         report.show(fig, " ")
+
+
+def test_panels_share_a_legend(noisy):
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], "--", color=report.colour("M"), label="dashed <i>")
+    ax.errorbar([0], [1], yerr=[1], fmt="o", color="#123456", label="dots")
+    entries = report.legend_of(ax)
+    assert entries == [("dashed <i>", report.COLOURS["M"], "--"), ("dots", "#123456", "o")]
+    html = report.Panels([fig], [*entries, ("a bar", "#000000", "bar 0.5")]).to_html("x")
+    items = re.findall("<li>(.*?)</li>", html)
+    assert "stroke-dasharray" in items[0] and "var(--gm-M, " in items[0] and "dashed &lt;i&gt;" in items[0]
+    assert "<circle" in items[1] and "stroke=" not in items[1] and 'opacity="0.5"' in items[2]
 
 
 def test_use_style_sets_the_one_style():
@@ -468,7 +647,19 @@ def test_slider_takes_figures():
     fig, ax = plt.subplots()
     ax.plot([0, 1])
     html = report.Slider([("c", fig, "a line")])._repr_html_()
-    assert "data:image/png;base64,iVBOR" in html and not plt.fignum_exists(fig.number)
+    assert '<div class="gm-panels" role="img" aria-label="a line"><svg' in html and not plt.fignum_exists(fig.number)
+
+
+def test_what_is_below_the_frames_moves_with_them():
+    html = report.Slider(frames(), start=1, below='<circle data-places="1.0,2;3.5,4"/>')._repr_html_()
+    assert html.count("<circle") == 1 and '<circle data-places="1.0,2;3.5,4" transform="translate(3.5,4)"/>' in html
+
+
+def test_a_slider_lists_its_captions_for_pages_without_scripts():
+    assert (
+        '<ul class="gm-captions"><li>start</li><li>end &amp; after</li></ul>' in report.Slider(frames())._repr_html_()
+    )
+    assert "gm-captions" not in report.Slider(frames()[:1])._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -573,6 +764,13 @@ def test_trace_slider_opens_at_the_end_and_names_every_k():
     assert [caption for caption, _, _ in slider.frames][
         2
     ] == "k = 9: networks trained on these images reach 60.0 % (mean of 2)"
+    html = slider._repr_html_()
+    assert html.count("<img") == 3 and html.count("<svg") == 1, "the curve is drawn once"
+    xs, ys = zip(
+        *(map(float, at.split(",")) for at in re.search('data-places="(.*?)"', html)[1].split(";")), strict=True
+    )
+    assert xs[0] < xs[1] < xs[2] and ys[0] > ys[1] > ys[2], "accuracy rises with k: 51, 53, 60"
+    assert (ys[0] - ys[1]) / (ys[1] - ys[2]) == pytest.approx(2 / 7, abs=0.02)
 
 
 def test_source_shows_the_code():
@@ -667,18 +865,33 @@ def test_reach_table_counts_sets_and_starts():
 
 
 @pytest.mark.parametrize(
-    ("rho", "low", "high", "answer"),
+    ("rho", "low", "high", "n", "answer"),
     [
-        (0.8, 0.1, 0.9, "yes"),
-        (-0.8, -0.9, -0.1, "no, the other way round"),
-        (0.3, -0.2, 0.6, "not decided"),
-        (math.nan, math.nan, math.nan, "not decided"),
+        (0.8, 0.1, 0.9, 10, "yes"),
+        (0.3, 0.1, 0.5, 40, "yes"),
+        (-0.8, -0.9, -0.1, 10, "no, the other way round"),
+        (0.3, -0.2, 0.6, 10, "not decided"),
+        (0.29, 0.1, 0.5, 40, "not decided"),  # too weak, however sure
+        (-0.07, -0.44, -0.02, 12, "not decided"),
+        (-0.07, -0.44, -0.02, 8, "too few sets"),
+        (0.8, 0.1, 0.9, 9, "too few sets"),
+        (math.nan, math.nan, math.nan, 12, "not decided"),
+        (math.nan, math.nan, math.nan, 2, "too few sets"),
     ],
 )
-def test_correlation_answers_by_its_rule(rho, low, high, answer):
-    found = SimpleNamespace(rho=rho, low=low, high=high, note="why")
+def test_correlation_answers_by_its_rule(rho, low, high, n, answer):
+    found = RankCorrelation(rho, low, high, n, 0.5, "why")
     sentence = report.correlation("So?", found).data
-    assert sentence.endswith(f"**{answer}**." if math.isfinite(rho) else "So? **not decided** (why).")
+    assert f"**{answer}**" in sentence and sentence.startswith("- So?")
+    assert ("rho" in sentence.replace("|rho|", "")) == math.isfinite(rho)
+    reasons = {"too few sets": "of at least 10", "not decided": "why" if math.isnan(rho) else ""}
+    assert reasons.get(answer, "") in sentence
+
+
+@pytest.mark.parametrize(("first", "outcome"), [(4, "too few sets"), (5, "held"), (8, "too few sets")])
+def test_two_groups_need_five_sets_each(first, outcome):
+    groups = [i < first for i in range(12)]
+    assert report.correlation_outcome(RankCorrelation(0.8, 0.4, 0.9, 12, 0.01), groups)[0] == outcome
 
 
 def test_points_have_the_smallest_threshold_and_the_accuracy_of_each_set():
@@ -705,6 +918,7 @@ def test_sets_without_a_distance_are_counted_and_named():
     answers = {line.partition("?")[0].removeprefix("- "): line for line in lines[2:]}
     assert len(answers) == 6
     # Against noise: two of noise and DC, DC, M, MD; herding and random are chosen, not matched.
+    assert all("**too few sets** (" in answer for answer in answers.values())
     assert "(n = 6; 1 of 7 left out" in answers["Does matching raise the distance, against noise"]
     assert "rho 1.00" in answers["Do sets with a farther trap train better networks"]
     assert "(n = 7; 1 of 8 left out" in answers["Do sets with a farther trap train better networks"]
@@ -718,12 +932,13 @@ def test_sets_without_a_distance_are_counted_and_named():
 def test_figures_of_section_5_show_every_method_and_layer():
     sums = pd.DataFrame({"method": ["M", "DC"], "min_distance": [2.0, 3.0], "accuracy": [80.0, 70.0]})
     along = pd.DataFrame({"method": "M", "k": [0, 5], "min_distance": [1.0, 2.0]})
-    left, right = report.reach_figure(sums, along).axes
-    assert [t.get_text() for t in left.get_legend().get_texts()] == ["DC", "M"]
+    panels = report.reach_figure(sums, along)
+    _, right = panels.axes
+    assert [words for words, *_ in panels.legend] == ["DC", "M"]
     assert right.lines[0].get_xydata().tolist() == [[0, 1], [5, 2]]
     table = pd.DataFrame(
         {"start": [0, 1, 0, 1], "step": 0, "layer": ["a", "a", "b", "b"], "cosine": [0.2, 0.4, 1, 1], "ratio": 1.0}
     )
     cosine, _ = report.alignment_figure(table).axes
     assert cosine.lines[0].get_ydata().tolist() == pytest.approx([0.3])
-    assert len(report.reach_figure(sums, along.iloc[:0]).axes) == 2, "a run without snapshots"
+    assert len(report.reach_figure(sums, along.iloc[:0]).axes) == 1, "a run without snapshots"

@@ -71,7 +71,7 @@ def test_overfitting_figure_by_hand():
     assert updates == [[0, 2, 3], [0, 2]]
     assert left.get_xlim() == right.get_xlim() == (0, 3)
     (one,) = report.overfitting_figure(losses(**{"multi,d1,steps:2,1@mlp": PATH}), 3).axes
-    assert one.get_title() == "multi,d1,steps:2,1@mlp\nsteps:2,1"
+    assert one.get_title() == "multi,d1,steps:2,1 from mlp\nsteps:2,1"
 
 
 def test_overfitting_table_by_hand():
@@ -122,7 +122,7 @@ def test_schedule_figure_by_hand():
     seen, learned = {"a log": [[50, 10], [50, 20], [40, 60]]}, {"a log": [50, 20]}
     (ax,) = report.schedule_figure(seen, learned).axes
     shown = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
-    assert shown["learned from it"] == [50, 20] and shown["Eq. 12"] == [50, 40]
+    assert shown["learned from them"] == [50, 20] and shown["Eq. 12"] == [50, 40]
     (bars,) = ax.containers
     assert list(bars.lines[0].get_ydata()) == [50, 20]
     assert [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()] == [[45, 50], [15, 40]]

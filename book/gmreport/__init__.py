@@ -15,34 +15,53 @@ from typing import Any
 # A module is imported when one of its names is first used: a batch job needs none of the plotting packages.
 _NAMES = {
     "benchmarks": "aims_sentence aims_table benchmarks_table stored_benchmarks",
-    "claims": "claims_sentence claims_summary claims_table judge_claims paper_table substitutes_sentence",
+    "cards": (
+        "augmented_code gmlib_code other_cards recommended recommended_cards sets_sentence shipped_sets terms_list "
+        "training_code training_sentence"
+    ),
+    "claims": "claims_table judge_claims paper_table stored_claims substitutes_sentence",
+    "chapters": "answer_box beside claims_box longest_runs",
+    "contours": "Plane",
     "costs": (
-        "cost_measured cost_ratio cost_table log_sentence overfitting_table precision_table predicted_table "
-        "pulls_sentence saving_sentence schedule_sentence steps_table time_to timed_with timing_sentence"
+        "added_up_sentence cost_measured cost_ratio cost_table costs_sentence log_sentence overfitting_table "
+        "precision_table pulls_sentence saving_sentence schedule_sentence steps_table time_to timed_with "
+        "timing_sentence"
     ),
     "deviations": "deviations_sentence deviations_table find_deviations probes probes_table recipe_departures",
+    "drawing": "Panels Pictures legend_of show svg",
+    "explorer": "Explorer Runs",
     "faults": "faults_sentence faults_table stored_faults",
     "figures": (
-        "accuracy_figure alignment_figure cost_figure distance_figure image_grid loss_figure overfitting_figure "
-        "paths_figure plane_distances pulls_figure reach_figure schedule_figure sets_figure time_figure "
-        "transfer_figure"
+        "ACCURACY_CAPTION accuracy_figure alignment_figure cost_figure distance_figure image_grid loss_figure "
+        "overfitting_figure paths_figure plane_distances pulls_figure reach_figure schedule_figure sets_figure "
+        "time_figure transfer_figure"
     ),
-    "hypothesis": "alignment_sentence correlation paths_sentence paths_table reach_answers reach_points reach_table",
-    "orders": "ORDERINGS orderings orderings_table",
+    "front": "answers_html five_answers hero ours_against_paper stored_film",
+    "hypothesis": (
+        "alignment_sentence correlation correlation_outcome paths_sentence paths_table reach_answers "
+        "reach_correlations reach_points reach_table"
+    ),
+    "matrix": "claims_in_words claims_matrix message not_run_table",
+    "orders": "ORDERINGS ordering_cells orderings orderings_table",
     "playground": "Playground",
-    "sessions": "session_figure session_slider",
+    "replays": "Recording recordings recordings_answer recordings_sentence session_figure",
+    "sessions": "Session",
     "sharing": (
         "precision_effect precision_pairs precision_pairs_table stored_together together_sentence together_table"
     ),
     "sliders": "Slider trace_slider",
-    "style": "COLOURS STYLE colour in_figure md method_order show source use_style",
+    "style": (
+        "COLOURS STYLE colour display_name distance_name in_figure md method_order per_class sign source use_style"
+    ),
     "summaries": (
-        "Verdict Verdicts alike best_method components components_sentence compression data_sentence matching "
+        "Verdict Verdicts alike best_method components components_sentence compression data_sentence forest matching "
         "spreads spreads_sentence summarise verdict verdicts"
     ),
     "tables": (
-        "Table accuracy_table components_table distance_names matching_table neighbours_table noise_table text_table"
+        "Cell Table accuracy_table components_table distance_names matching_table neighbours_table noise "
+        "outcome_against text_table"
     ),
+    "trainer": "train_here",
     "transfer": "best_source best_target generalisation network_sizes network_table transfer_table",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -6,7 +6,8 @@ The paper's claims in words are in `orders`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -22,14 +23,12 @@ from gmlib.runs.layout import LEAST_NETWORKS
 
 from . import paper
 from .deviations import Departure, protocol_departures
-from .orders import cells_by_outcome
-from .style import counted, md, per_class
-from .summaries import OUTCOMES as VERDICTS
+from .style import SIGNS, counted, md, per_class
 from .summaries import SLACK, summarise, within
-from .tables import Table, accuracy_table
+from .tables import Cell, Table, accuracy_table
 from .transfer import transfer_table
 
-OUTCOMES = ["reproduced", "differs", "as counted", *VERDICTS, "too few networks", "another budget", "not run"]
+OUTCOMES = list(SIGNS)
 CELL = ["dataset", "ipc", "method", "network"]
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -66,8 +65,8 @@ def judge_claims(
     results
         Long form. May have no rows.
     measured
-        Claims on computing time or steps: claim id -> (value, low, high) with a 95% interval. Steps that are not
-        measured are counted from the schedules.
+        Claims on computing time: claim id -> (value, low, high) with a 95% interval. Steps are always counted from
+        the schedules, so a measured number of steps is ignored.
     whole
         Data set -> networks trained on all its training images (`readback.stored_whole_data`).
     measured_budget
@@ -105,13 +104,15 @@ def judge_claims(
     substitutes = {name: paper.substitutes(name, results) for name in paper.TABLES}
     rows = []
     for c in numbers:
-        if c.claim in measured:
-            ours = _judge_measured(c, measured[c.claim])
+        if c.claim in steps:
+            low = high = steps[c.claim]
+            outcome = "as counted" if _against(c, low, high) == "reproduced" else "differs"
+            ours = {"ours": low, "low": low, "high": high, "outcome": outcome}
+            ours["note"] = "from the schedule, without a run"
+        elif c.claim in measured:
+            ours = _judge_bound(c, measured[c.claim])
             if measured_budget != "paper":
                 ours |= {"outcome": "another budget", "note": f"{measured_budget} budget"}
-        elif c.claim in steps:
-            ours = _judge_measured(c, steps[c.claim]) | {"note": "from the schedule, without a run"}
-            ours["outcome"] = "as counted" if ours["outcome"] == "reproduced" else ours["outcome"]
         elif c.claim in on_time:
             ours = {"outcome": "not run", "note": "no time was measured"}
         elif c.method == "whole":
@@ -206,91 +207,54 @@ def _against(c, low: float, high: float) -> str:
     return within(low - c.value, high - c.value, margin, "reproduced", "differs")
 
 
-def _steps_of_schedules() -> dict[str, Interval]:
+def _steps_of_schedules() -> dict[str, float]:
     """Steps of theta in one outer iteration at ten images per class, from the schedules."""
     T, zeta = where.FIXED[10]
     counts = {name: float(where.steps_per_outer_iteration(name, T, zeta)) for name in ("fixed", "adaptive")}
-    return {f"text-efficiency-theta-updates-{name}": (count, count, count) for name, count in counts.items()}
+    return {f"text-efficiency-theta-updates-{name}": count for name, count in counts.items()}
 
 
-def _judge_measured(c, interval: Interval) -> dict:
+def _judge_bound(c, interval: Interval) -> dict:
     value, low, high = interval
-    if c.unit == "steps":
-        outcome = _against(c, low, high)
-    elif c.column.endswith("at most"):
+    if c.column.endswith("at most"):
         outcome = "held" if high <= c.value else "reversed" if low > c.value else "not decided"
     else:
         outcome = "held" if low >= c.value else "reversed" if high < c.value else "not decided"
     return {"ours": value, "low": low, "high": high, "outcome": outcome}
 
 
+def stored_claims(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
+    """`judge_claims` of the results that come with the repository: the outcome of a number on every page.
+
+    Parameters
+    ----------
+    results_dir
+        Another folder of results.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of results.
+    """
+    return judge_claims(
+        readback.stored_accuracies(results_dir),
+        whole=readback.stored_whole_data(results_dir),
+        unfinished=readback.unfinished_accuracies(results_dir),
+    )
+
+
 # ---- as the page shows them ------------------------------------------------------------------------------
 
 
-def claims_sentence(found: pd.DataFrame, orders: pd.DataFrame) -> Markdown:
-    """What was run, under which budget, and with which outcomes.
-
-    Parameters
-    ----------
-    found, orders
-        From `judge_claims` and `orderings`.
-    """
-    budgets = found.loc[found["n"].notna(), "budget"]
-    if budgets.empty:
-        first = "**No run is stored yet, so no accuracy of the paper was tested.** Only counts and times are judged."
-    else:
-        others = ", ".join(dict.fromkeys(budget for budget in budgets if budget != "paper"))
-        first = (
-            f"**Of the paper's {len(found)} numbers, {(budgets == 'paper').sum()} were run by its own protocol, and "
-            f"{(budgets != 'paper').sum()} with another budget only{f' ({md(others)})' if others else ''}.**"
-        )
-    every = counted(orders["id"].nunique(), "ordering")
-    tested = orders[orders["run"] > 0]
-    own = tested[tested["data"] == ""]
-    if own.empty:
-        second = f"None of its {every} was run."
-    else:
-        by_budget = [
-            f"budget {md(budget)}, {cells_by_outcome(rows)}" for budget, rows in own.groupby("budget", sort=False)
-        ]
-        n = own["id"].nunique()
-        second = f"**Of its {every}, {n} {'was' if n == 1 else 'were'} run: {'; '.join(by_budget)}.**"
-    for (table, data, budget), rows in tested[tested["data"] != ""].groupby(["table", "data", "budget"], sort=False):
-        second += f" On other data, {table}, {md(data)}, budget {md(budget)}, {cells_by_outcome(rows)}."
-    counts = found["outcome"].value_counts()
-    outcomes = ", ".join(f"{name} {counts[name]}" for name in OUTCOMES if name in counts)
-    return Markdown(f"{first} {second} Outcomes of all {len(found)} numbers: {outcomes}.")
-
-
-def claims_summary(found: pd.DataFrame) -> Table:
-    """Outcomes counted by table, with the other budgets and the reasons for "not run".
-
-    Parameters
-    ----------
-    found
-        From `judge_claims`.
-    """
-    outcomes = [name for name in OUTCOMES if name in set(found["outcome"])]
-    rows = {**dict(iter(found.groupby("table", sort=False))), "all": found}
-    cells = {}
-    for row, some in rows.items():
-        cells[row, "numbers"] = [f"{len(some)}"]
-        for name in outcomes:
-            these = some[some["outcome"] == name]
-            detail = {"another budget": "budget", "not run": "note"}.get(name)
-            parts = these[detail].value_counts().items() if detail else ()
-            cells[row, name] = [f"{len(these)}", *(f"{part}: {n}" for part, n in parts)]
-    caption = "Numbers of the paper by outcome, with the budget of the run or the reason why there is none."
-    return Table(list(rows), ["numbers", *outcomes], cells, caption, corner="where")
-
-
-def claims_table(found: pd.DataFrame) -> Table:
-    """Each claim with the paper's number, ours, our interval and the outcome.
+def claims_table(found: pd.DataFrame, live: Mapping[str, Interval] | None = None) -> Table:
+    """Each claim with its outcome, ours, our interval and the paper's number.
 
     Parameters
     ----------
     found
         Some or all rows of `judge_claims`.
+    live
+        Claim id -> (value, low, high), measured by the page itself. It has a column of its own and no outcome.
     """
     one_table = found["table"].nunique() == 1
     one_unit = found["unit"].nunique() == 1
@@ -298,23 +262,42 @@ def claims_table(found: pd.DataFrame) -> Table:
     for c in found.itertuples():
         row = f"{c.row}: {c.column}" if one_table else f"{c.table}, {c.row}: {c.column}"
         rows.append(row)
-        printed = paper.decimals(c.paper, c.unit)
-        more = printed if c.unit == "steps" else max(printed, 1)
-        cells[row, "paper"] = [_number(c.paper, c.paper_std, printed)] + ([] if one_unit else [c.unit])
-        cells[row, "ours"] = ["" if math.isnan(c.ours) else _number(c.ours, c.ours_std, more)]
-        if not pd.isna(c.n):
-            sets = "" if pd.isna(c.n_sets) else f", {counted(c.n_sets, 'set')}"
-            cells[row, "ours"].append(f"n={c.n}{sets}" + ("" if c.budget == "paper" else f", budget: {c.budget}"))
-        cells[row, "95% interval"] = ["" if math.isnan(c.low) else f"{c.low:.{more}f} to {c.high:.{more}f}"]
-        if not math.isnan(c.low_alone):
-            cells[row, "95% interval"].append(f"alone: {c.low_alone:.{more}f} to {c.high_alone:.{more}f}")
-        cells[row, "outcome"] = [c.outcome] + ([c.note] if c.note else [])
+        missing = c.outcome == "not run"
+        cells[row, "outcome"] = [f"not run: {c.note}"] if missing else [c.outcome, *([c.note] if c.note else [])]
+        cells[row, "ours"], cells[row, "paper"] = ours_and_theirs(c)
+        cells[row, "paper"] += [] if one_unit else [c.unit]
+        if live is not None:
+            value, low, high = live.get(c.claim, (math.nan,) * 3)
+            digits = paper.decimals(c.paper, c.unit) if c.unit == "steps" else 1
+            text = f"{value:.{digits}f}" + ("" if low == high else f" ({low:.{digits}f} to {high:.{digits}f})")
+            cells[row, "this page"] = ["–" if math.isnan(value) else text]
     unit = f" in {found['unit'].iloc[0]}" if one_unit else ""
     caption = (
         f"Numbers{unit}, ±std over all networks; 95% t interval over sets. If its standard deviation is pooled, "
         "that with the number's own sets follows (alone)."
     )
-    return Table(rows, ["paper", "ours", "95% interval", "outcome"], cells, caption, corner="number")
+    if live is not None:
+        caption += " This page: what it measured itself, with the 95% interval; this is not judged."
+    columns = ["outcome", "ours", "paper"] + (["this page"] if live is not None else [])
+    return Table(rows, columns, cells, caption, corner="number")
+
+
+def ours_and_theirs(c) -> tuple[list[str], list[str]]:
+    """Our number in a row of `judge_claims`, with interval and size of the sample, and the paper's, as text."""
+    printed = paper.decimals(c.paper, c.unit)
+    more = printed if c.unit == "steps" else max(printed, 1)
+    theirs = [_number(c.paper, c.paper_std, printed)]
+    if math.isnan(c.ours):
+        return ["–"], theirs
+    ours = [_number(c.ours, c.ours_std, more)]
+    if not math.isnan(c.low) and c.low < c.high:
+        ours.append(f"{c.low:.{more}f} to {c.high:.{more}f}")
+    if not math.isnan(c.low_alone):
+        ours.append(f"alone: {c.low_alone:.{more}f} to {c.high_alone:.{more}f}")
+    if not pd.isna(c.n):
+        sets = "" if pd.isna(c.n_sets) else f", {counted(c.n_sets, 'set')}"
+        ours.append(f"n={c.n}{sets}" + ("" if c.budget == "paper" else f", budget: {c.budget}"))
+    return ours, theirs
 
 
 def _number(value: float, std: float, digits: int) -> str:
@@ -322,7 +305,7 @@ def _number(value: float, std: float, digits: int) -> str:
 
 
 def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
-    """A table of the paper with our runs in each cell, or the reason why there is none.
+    """A table of the paper with our runs in each cell, or the reason why there is none. `judge_claims` judges them.
 
     Rows are methods. Columns are data sets with images per class, those with runs first. Data that replace the
     paper's (`paper.substitutes`) have columns of their own. In Table 4, on MNIST, rows and columns are source and
@@ -333,7 +316,7 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
     name
         "Table 1" to "Table 4".
     results
-        Long form. None takes the results in the repository (`readback.stored_accuracies`).
+        Long form. None takes the results in the repository (`stored_claims`).
 
     Raises
     ------
@@ -343,7 +326,8 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
         If ``results`` is None and there are no stored results here.
     """
     choose(dict.fromkeys(t for t in paper.TABLES if t != "text"), "table", name)
-    results = readback.stored_accuracies() if results is None else results
+    stored = results is None
+    results = readback.stored_accuracies() if stored else results
     published = paper.published(name)
     theirs = published[published["ipc"].notna()].astype({"ipc": int})
     substitutes = paper.substitutes(name, results)
@@ -368,10 +352,16 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
         for method in methods
         for at in columns
     }
+    judged = stored_claims() if stored else judge_claims(results)
+    shown = dict(zip(theirs[CELL].itertuples(index=False, name=None), _cells_of(judged, theirs), strict=True))
     if name == "Table 4":
         sources = {method: method.partition("@")[2] or "convnet" for method in methods}
         targets = list(dict.fromkeys(theirs["network"]))
-        return transfer_table(mine, theirs, sources=sources, targets=targets, dataset="MNIST", ipc=1, why=why)
+        made = transfer_table(mine, theirs, sources=sources, targets=targets, dataset="MNIST", ipc=1, why=why)
+        mine = {
+            (sources[method], target): shown["MNIST", 1, method, target] for method in methods for target in targets
+        }
+        return replace(made, shown=mine)
     by_distance = name == "Table 2"
     labels = dict(zip(theirs["method"], theirs["column"], strict=True)) if by_distance else None
     replaced = "".join(f", {dataset} instead of {on}" for (dataset, _), on in substitutes.items())
@@ -385,11 +375,23 @@ def paper_table(name: str, results: pd.DataFrame | None = None) -> Table:
         corner="distance" if by_distance else "method",
         caption=f"{name}: test accuracy in percent{replaced}",
     )
+    names = labels or {method: method for method in methods}
+    shown = {(names[method], f"{dataset}, IPC {ipc}"): cell for (dataset, ipc, method, _), cell in shown.items()}
+    made = replace(made, shown={**made.shown, **shown}, legend=())
     whole = published[published["method"] == "whole"]
     if whole.empty:
         return made
     numbers = ", ".join(f"{c.dataset} {_number(c.value, c.std, 1)}" for c in whole.itertuples())
     return replace(made, caption=f"{made.caption} The paper's numbers on whole training sets: {numbers}.")
+
+
+def _cells_of(judged: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[Cell]:
+    """What `paper_table` shows for these numbers: the outcome by `judge_claims`, ours, and the paper's."""
+    for c in judged.set_index("claim").loc[theirs["claim"]].itertuples():
+        (first, *rest), (printed, *_) = ours_and_theirs(c)
+        run = not math.isnan(c.ours)
+        small = [line for line in rest if not line.startswith("alone")] if run else []
+        yield Cell(first if run else "", [*small, f"paper {printed}"], c.outcome, "" if run else c.note)
 
 
 def substitutes_sentence(name: str, results: pd.DataFrame) -> Markdown:

@@ -15,7 +15,7 @@ from gmlib.runs.store import Run
 
 from .figures import overfitting
 from .paper import published
-from .style import counted, md, method_order, per_class
+from .style import counted, display_name, md, method_order, per_class
 from .tables import Table, filled
 
 
@@ -109,7 +109,7 @@ def log_sentence(log: Mapping) -> Markdown:
     return Markdown(
         f"The log **{md(log['data']['name'])}** is from {md(log['data']['origin'])}, made with a ConvNet of {size} "
         f"(in the paper {Recipe.width} and {Recipe.batch_real}). "
-        f"Method {md(recipe.method)}, {per_class(recipe.ipc)}, {length}."
+        f"Method {md(display_name(recipe.method))}, {per_class(recipe.ipc)}, {length}."
     )
 
 
@@ -159,9 +159,9 @@ def pulls_sentence(name: str, pulls: pd.DataFrame) -> Markdown:
         less = f", that of the others is at most {_share(others.max())}" if len(others) else ""
         step = f"its step goes from {_share(begin['step'][most])} of |S| to {_share(end['step'][most])}{less}"
         lines.append(
-            f"- {md(name)}, {md(method)}: in {counted(int(end['steps'].iloc[0]), 'step')} of theta L(S, θ) goes from "
-            f"{begin['loss_S'].iloc[0]:.2f} to {end['loss_S'].iloc[0]:.2f} nats. Then the part that moves S most is "
-            f"**{md(', '.join(most))}**: {step}. "
+            f"- {md(name)}, {md(display_name(method))}: in {counted(int(end['steps'].iloc[0]), 'step')} of theta "
+            f"L(S, θ) goes from {begin['loss_S'].iloc[0]:.2f} to {end['loss_S'].iloc[0]:.2f} nats. Then the part "
+            f"that moves S most is **{md(', '.join(most))}**: {step}. "
             f"The norm of its gradient goes to {end['gradient'][most] / begin['gradient'][most]:.0%} of its first "
             "value."
         )
@@ -285,6 +285,25 @@ def cost_measured(costs: pd.DataFrame, ipc: int) -> dict[str, tuple[float, float
     return {f"text-efficiency-{name}": ours for name, ours in found.items() if not math.isnan(ours[1])}
 
 
+def costs_sentence(costs: pd.DataFrame) -> str:
+    """What M and D add and what A saves, in percent of the time with 95% intervals, as plain text. "" for neither.
+
+    Parameters
+    ----------
+    costs
+        From `costs.outer_iteration`.
+    """
+    timed, parts = set(costs["method"]), []
+    for method, base, words in (("MD", "DC", "M and D add"), ("MDA", "MD", "A saves")):
+        if {method, base} <= timed:
+            value, low, high = (x - 100 for x in cost_ratio(costs, method, base))
+            if method == "MDA":
+                value, low, high = -value, -high, -low
+            spread = "" if math.isnan(low) else f" ({low:.1f} to {high:.1f})".replace("-", "−")
+            parts.append(f"{words} {value:.1f} %".replace("-", "−") + spread)
+    return ", ".join(parts)
+
+
 def saving_sentence(costs: pd.DataFrame, base: str = "MD", shorter: str = "MDA") -> Markdown:
     """How much time the steps of theta take with ``base``, and how much of it the fewer steps of ``shorter`` save.
 
@@ -334,7 +353,7 @@ def timing_sentence(costs: pd.DataFrame, method: str = "MD", base: str = "DC", t
         In percentage points.
     """
     ratios = _ratios(costs, method, base)
-    method, base = md(method), md(base)
+    method, base = md(display_name(method)), md(display_name(base))
     value, low, _ = _interval(ratios)
     half = value - low
     if math.isnan(half):
@@ -351,8 +370,8 @@ def timing_sentence(costs: pd.DataFrame, method: str = "MD", base: str = "DC", t
     )
 
 
-def predicted_table(predicted: pd.DataFrame, taken: pd.DataFrame) -> Table:
-    """Seconds of an outer iteration, added up from its pieces and as runs took them; methods in rows.
+def added_up_sentence(predicted: pd.DataFrame, taken: pd.DataFrame) -> Markdown:
+    """Whether outer iterations of runs took as long as their pieces add up to.
 
     Parameters
     ----------
@@ -361,20 +380,17 @@ def predicted_table(predicted: pd.DataFrame, taken: pd.DataFrame) -> Table:
     taken
         From `costs.measured_seconds`.
     """
-    cells = {}
-    for method, runs in taken.groupby("method", sort=False):
-        added_up = predicted.loc[predicted["method"] == method, "seconds"].mean()
-        took = runs["seconds"].mean()
-        cells[method, "steps of theta"] = [f"{runs['theta_steps'].mean():.0f}"]
-        cells[method, "added up"] = [_seconds(added_up)]
-        cells[method, "in the run"] = [_seconds(took)]
-        cells[method, "run / added up"] = [f"{took / added_up:.2f}"]
-    first = predicted.iloc[0]
-    caption = (
-        f"One outer iteration with T = {first['T']}, zeta = {first['zeta']}: mean of {predicted['round'].nunique()} "
-        "rounds of pieces, median of a run's outer iterations."
+    shares = taken.groupby("method")["seconds"].mean() / predicted.groupby("method")["seconds"].mean()
+    ends = dict.fromkeys(f"{share:.2f}" for share in (shares.min(), shares.max()))
+    text = f"Outer iterations in the runs took {' to '.join(ends)} times as long as their pieces add up to"
+    if ADDS_UP[0] <= shares.min() and shares.max() <= ADDS_UP[1]:
+        return Markdown(f"{text}: the pieces tell the whole.")
+    return Markdown(
+        f"{text}. The machine was not equally fast all the time, so the clock of single runs says little."
     )
-    return filled(method_order(taken["method"]), cells, caption)
+
+
+ADDS_UP = (0.8, 1.25)  # a run takes this many times its pieces if the machine was equally fast for both
 
 
 def time_to(along: pd.DataFrame, base: str = "DC") -> Markdown:
@@ -398,9 +414,11 @@ def time_to(along: pd.DataFrame, base: str = "DC") -> Markdown:
         rows = looks[looks["method"] == method].sort_values("k")
         there = rows[rows["accuracy"] >= end["accuracy"]]
         if len(there):
-            times.append(f"{md(method)} after {_seconds(there['seconds'].iloc[0])} (k = {there['k'].iloc[0]})")
+            times.append(
+                f"{md(display_name(method))} after {_seconds(there['seconds'].iloc[0])} (k = {there['k'].iloc[0]})"
+            )
         else:
-            times.append(f"{md(method)} not within {_seconds(rows['seconds'].iloc[-1])}")
+            times.append(f"{md(display_name(method))} not within {_seconds(rows['seconds'].iloc[-1])}")
     sets = along["set"].nunique()
     networks = along["networks"].min()
     return Markdown(

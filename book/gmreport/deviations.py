@@ -22,7 +22,7 @@ from gmlib.runs.shipped import CondensedSet, usual_recipe
 from gmlib.runs.store import CHANGED
 
 from . import paper
-from .style import counted, md
+from .style import counted, display_name, md
 from .summaries import CELL, summarise
 from .tables import Table
 
@@ -140,10 +140,12 @@ def find_deviations(sets: Collection[CondensedSet]) -> pd.DataFrame:
     -------
     DataFrame
         One row for each cell with runs and each number that the paper prints for it, and for each cell on data that
-        replace the paper's. Columns:
+        replace the paper's. If a cell was run under several budgets, the one nearest to the paper's counts, as in
+        `judge_claims`. Columns:
 
         - dataset, ipc, method, network, budget.
         - tables: where the paper prints the number. If two tables print the same number, they share a row.
+        - numbers: how many numbers of the paper this is; 0 on other data.
         - paper, paper_std; ours, n, n_sets, as in `summarise`.
         - difference, low, high: ours minus the paper's in points, with the 95% interval of ours over sets. The
           paper's number counts as exact. Missing for data that replace the paper's.
@@ -152,6 +154,7 @@ def find_deviations(sets: Collection[CondensedSet]) -> pd.DataFrame:
     columns = [
         *CELL,
         "tables",
+        "numbers",
         "paper",
         "paper_std",
         "ours",
@@ -173,20 +176,30 @@ def find_deviations(sets: Collection[CondensedSet]) -> pd.DataFrame:
         for method in paper.published(table)["method"]
     }
     rows = []
-    for s in summarise(results).to_dict("records"):
-        cell = tuple(s[name] for name in ("dataset", "ipc", "method", "network"))
+    nearest: dict[tuple, dict] = {}  # cell -> its row under the budget nearest to the paper's
+    for s in sorted(summarise(results).to_dict("records"), key=lambda s: _rank(s["budget"])):
+        nearest.setdefault(tuple(s[name] for name in ("dataset", "ipc", "method", "network")), s)
+    for cell, s in nearest.items():
         found = _departures_of([S for S in sets if _is_of(S, s)], s["network"])
         ours = {name: s[name] for name in CELL} | {"ours": s["mean"], "n": s["n"], "n_sets": s["n_sets"]}
         for (value, std), tables in published.get(cell, {}).items():
-            printed = {"tables": ", ".join(tables), "paper": value, "paper_std": std}
+            printed = {"tables": ", ".join(tables), "numbers": len(tables), "paper": value, "paper_std": std}
             against = {"difference": s["mean"] - value, "low": s["low"] - value, "high": s["high"] - value}
             rows.append(ours | printed | against | {"departures": found})
         if cell not in published and cell[:3] in replaced:
             table, on = replaced[cell[:3]]
             missing = dict.fromkeys(("paper", "paper_std", "difference", "low", "high"), math.nan)
             other = Departure("data", s["dataset"], on)
-            rows.append(ours | {"tables": f"{table} is on {on}"} | missing | {"departures": (other, *found)})
+            rows.append(
+                ours | {"tables": f"{table} is on {on}", "numbers": 0} | missing | {"departures": (other, *found)}
+            )
     return pd.DataFrame(rows, columns=columns)
+
+
+def _rank(budget: str) -> int:
+    """0 for the paper's budget, more for shorter ones."""
+    nearest = list(reversed(BUDGETS))
+    return nearest.index(budget) if budget in nearest else len(nearest)
 
 
 def _published() -> dict[tuple, dict[tuple[float, float], list[str]]]:
@@ -343,9 +356,9 @@ def probes_table(found: pd.DataFrame) -> Table:
     """
     cells, rows = {}, []
     for p in found.itertuples():
-        row = f"{p.dataset}, IPC {p.ipc}: {p.method}, set {p.set} ({p.budget}), {p.change}"
+        row = f"{p.dataset}, IPC {p.ipc}: {display_name(p.method)}, set {p.set} ({p.budget}), {p.change}"
         rows.append(row)
-        cells[row, "random real images"] = ["not run" if math.isnan(p.random) else f"{p.random:.1f}"]
+        cells[row, "random images"] = ["not run" if math.isnan(p.random) else f"{p.random:.1f}"]
         cells[row, "unchanged"] = [f"{p.before:.1f}", f"pixels {p.rms_before:.2f}"]
         cells[row, "changed"] = [f"{p.after:.1f}", f"pixels {p.rms_after:.2f}"]
         cells[row, "gain"] = [f"{p.gain:+.1f}" + ("" if math.isnan(p.half) else f"±{p.half:.1f}"), f"n={p.n}"]
@@ -354,7 +367,7 @@ def probes_table(found: pd.DataFrame) -> Table:
         "unchanged set, with the 95% interval over networks. Pixels: root mean square of normalised S; the training "
         "images have 1."
     )
-    columns = ["random real images", "unchanged", "changed", "gain"]
+    columns = ["gain", "unchanged", "changed", "random images"]
     return Table(rows, columns, cells, caption, corner="set, and what was changed")
 
 
@@ -372,23 +385,25 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
     known = found[found["difference"].notna()]
     if known.empty:
         return Markdown("**No cell of the paper's tables has a run,** so there is nothing to compare.")
-    judged = known[known["low"].notna()]
+    numbers = known.loc[known.index.repeat(known["numbers"].astype(int))]
+    judged = numbers[numbers["low"].notna()]
     above = (judged["low"] > 0).sum()
     below = (judged["high"] < 0).sum()
-    without = len(known) - len(judged)
+    without = len(numbers) - len(judged)
     one_set = f", and there is no interval, with one set, in {without}" if without else ""
     halves = (judged["high"] - judged["low"]) / 2
     width = f" (its half width is {halves.min():.1f} to {halves.max():.1f} points)" if len(judged) else ""
-    counts = Counter(d.what for departures in known["departures"] for d in departures)
+    counts = Counter(d.what for departures in numbers["departures"] for d in departures)
     reasons = [f"{md(what)} ({n})" for what, n in counts.most_common()]
-    if none := sum(not departures for departures in known["departures"]):
+    if none := sum(not departures for departures in numbers["departures"]):
         reasons.append(f"nothing in recipe or protocol ({none})")
-    difference = known["difference"]
+    difference = numbers["difference"]
     return Markdown(
-        f"**For what we ran, the paper prints {counted(len(known), 'number')}; a number printed twice counts "
-        f"once. Ours minus the paper's is {difference.min():+.1f} to {difference.max():+.1f} points, with a median "
-        f"of {difference.median():+.1f}. The paper's is inside our 95% interval in {len(judged) - above - below}, "
-        f"below it in {above}, above it in {below}{one_set}{width}.** "
+        f"**{len(numbers)} {'accuracy' if len(numbers) == 1 else 'accuracies'} of the paper "
+        f"{'has' if len(numbers) == 1 else 'have'} one of ours, under some budget. Ours minus the paper's is "
+        f"{difference.min():+.1f} to {difference.max():+.1f} points, with a median of {difference.median():+.1f}.** "
+        f"The paper's is inside our 95% interval in "
+        f"{len(judged) - above - below}, below it in {above}, above it in {below}{one_set}{width}. "
         f"What differs, and for how many numbers: {'; '.join(reasons)}."
     )
 
@@ -403,7 +418,8 @@ def deviations_table(found: pd.DataFrame) -> Table:
     """
     cells, rows = {}, []
     for c in found.itertuples():
-        row = f"{c.dataset}, IPC {c.ipc}: {c.method}" + (f" to {c.network}" if c.network != "convnet" else "")
+        row = f"{c.dataset}, IPC {c.ipc}: {display_name(c.method)}"
+        row += f" to {c.network}" if c.network != "convnet" else ""
         row += "" if c.budget == "paper" else f" ({c.budget})"
         row = row if row not in rows else f"{row}, {c.tables}"
         rows.append(row)
@@ -420,5 +436,5 @@ def deviations_table(found: pd.DataFrame) -> Table:
     caption = (
         "In points; 95% t interval of our mean over sets. What differs comes from the stored recipes and protocols."
     )
-    columns = ["paper", "ours", "ours minus the paper's", "what differs in the run"]
+    columns = ["ours minus the paper's", "ours", "paper", "what differs in the run"]
     return Table(rows, columns, cells, caption, corner="cell")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 
 from . import paper
-from .style import counted
+from .style import SIGNS, counted
 from .summaries import SLACK, Verdict, checked, summarise, verdict, within
 from .tables import Table
 
@@ -106,8 +108,8 @@ ORDERINGS = [
 ]  # fmt: skip
 
 
-def orderings(results: pd.DataFrame) -> pd.DataFrame:
-    """Each of ORDERINGS, in the paper's own numbers and in our runs.
+def ordering_cells(results: pd.DataFrame) -> pd.DataFrame:
+    """Each cell of the paper in which one of ORDERINGS can be judged, in the paper's own numbers and in our runs.
 
     A cell is held if every ``better`` is above every ``worse`` beyond noise (`verdict`, with the variance of a paired
     difference pooled over all condensed methods of the cell, but not over target networks), reversed if one is below
@@ -123,15 +125,19 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row for each ordering and budget, or one with budget "" if it was not run. Columns:
+        One row for each cell and budget, and one with budget "" for a cell without a run. Columns:
 
-        - id, sentence, quote, table.
-        - cells: how many cells of the paper's table have all the numbers; shown: in how many of them the paper's own
-          means are in this order (ties count; for "like", they differ by two standard deviations at most).
-        - budget; data: "", or the data that were run instead of the paper's, which have a row of their own.
-        - run: the number of cells with all the runs; in_order: in how many of them our means are in this order.
-        - held, reversed, not_decided, too_few: the number of cells with this outcome.
-        - deciding: for each cell the difference that decides, in words.
+        - id, dataset, ipc.
+        - at: the trained network, or the method if the ordering is one of networks.
+        - budget; data: "", or the data that were run instead of the paper's.
+        - shown: whether the paper's own means are in this order (ties count; for "like", they differ by two standard
+          deviations at most). None on other data.
+        - outcome: held, reversed, not decided, too few sets or not run.
+        - better, worse: the pair of names that decides, in our runs, or in the paper's numbers if there is no run.
+        - paper: their difference in the paper's numbers. NaN on other data.
+        - difference, low, high: their difference in our runs, with its 95% interval, in points.
+        - margin: for "like", within which the interval has to lie; NaN otherwise.
+        - in_order: whether our means are in this order.
         - note: why there is no run.
 
     Raises
@@ -140,39 +146,122 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
         If the results are not in long form.
     """
     results = checked(results) if len(results) else results
+    return pd.DataFrame([row for o in ORDERINGS for row in _rows_of(o, results)])
+
+
+def _rows_of(o: Ordering, results: pd.DataFrame) -> Iterator[dict]:
+    cells, substitutes, run = _cells_of(o), paper.substitutes(o.table, results), set()
+    for (*cell, budget), runs in results.groupby([*_cell_columns(o), "budget"], sort=False):
+        dataset, ipc, at = cell
+        replaced = substitutes.get((dataset, ipc))
+        if not (tuple(cell) in cells or replaced) or not {*o.better, *o.worse} <= set(runs[o.names]):
+            continue
+        row = {"id": o.id, "dataset": dataset, "ipc": ipc, "at": at, "budget": budget}
+        row |= {"data": f"{dataset} instead of {replaced}" if replaced else "", "shown": None, "paper": math.nan}
+        ours = _outcome(o, runs)
+        if numbers := cells.get(tuple(cell)):
+            row |= {"shown": _shown(o, numbers), "paper": numbers[ours["better"]][0] - numbers[ours["worse"]][0]}
+            run.add(tuple(cell))
+        yield row | ours | {"note": ""}
+    for cell, numbers in cells.items():
+        if cell not in run:
+            dataset, ipc, at = cell
+            better, worse = min(
+                product(o.better, o.worse), key=lambda pair: numbers[pair[0]][0] - numbers[pair[1]][0]
+            )
+            row = {"id": o.id, "dataset": dataset, "ipc": ipc, "at": at, "budget": "", "data": ""}
+            row |= {"shown": _shown(o, numbers), "outcome": "not run", "better": better, "worse": worse}
+            row |= {"paper": numbers[better][0] - numbers[worse][0]}
+            row |= dict.fromkeys(("difference", "low", "high", "margin"), math.nan) | {"in_order": False}
+            yield row | {"note": paper.why_not_run(dataset, ipc, results)}
+
+
+def _shown(o: Ordering, numbers: dict[str, tuple[float, float]]) -> bool:
+    differences = [numbers[b][0] - numbers[w][0] for b, w in product(o.better, o.worse)]
+    return _in_order(o, differences, paper.tolerance(*numbers[o.worse[0]]))
+
+
+def together(cells: pd.DataFrame) -> tuple[str, str]:
+    """The outcome of a claim from the outcomes of its cells, and the word for it.
+
+    - held: at least one cell is held, and none is reversed.
+    - reversed: at least one cell is reversed, and none is held.
+    - not decided: otherwise. If some are held and others reversed, the word is "mixed".
+    - too few sets: no cell has an interval.
+
+    Only cells by the paper's protocol on its own data count. If there is none, the outcome is "another budget", and
+    the word says what those of another budget, or on other data, show. Without any run it is "not run".
+
+    Parameters
+    ----------
+    cells
+        Rows with the columns outcome, budget and data.
+    """
+    own = cells[cells["data"] == ""]
+    judged = own[own["budget"] == "paper"]
+    if len(judged):
+        return _together(set(judged["outcome"]))
+    if len(shorter := own[own["budget"] != ""]):
+        return "another budget", f"shorter run: {_together(set(shorter['outcome']))[1]}"
+    if len(other := cells[cells["data"] != ""]):
+        return "another budget", f"other data: {_together(set(other['outcome']))[1]}"
+    return "not run", "not run"
+
+
+def _together(outcomes: set[str]) -> tuple[str, str]:
+    if {"held", "reversed"} <= outcomes:
+        return "not decided", "mixed"
+    outcome = next(name for name in ("held", "reversed", "not decided", "too few sets") if name in outcomes)
+    return outcome, outcome
+
+
+def orderings(results: pd.DataFrame) -> pd.DataFrame:
+    """Each of ORDERINGS with its cells counted.
+
+    Parameters
+    ----------
+    results
+        Long form. May have no rows.
+
+    Returns
+    -------
+    DataFrame
+        One row for each ordering and budget, or one with budget "" if it was not run. Columns:
+
+        - id, sentence, quote, table.
+        - cells: how many cells of the paper's table have all the numbers; shown: in how many of them the paper's own
+          means are in this order.
+        - budget; data: "", or the data that were run instead of the paper's, which have a row of their own.
+        - run: the number of cells with all the runs; in_order: in how many of them our means are in this order.
+        - held, reversed, not_decided, too_few: the number of cells with this outcome.
+        - deciding: for each cell the difference that decides, in words.
+        - outcome, word: of the ordering as a whole, by `together`.
+        - note: why there is no run.
+
+    Raises
+    ------
+    ValueError
+        If the results are not in long form.
+    """
+    every = ordering_cells(results)
     rows = []
     for o in ORDERINGS:
-        cells = _cells_of(o)
-        shown = 0
-        for numbers in cells.values():
-            differences = [numbers[b][0] - numbers[w][0] for b in o.better for w in o.worse]
-            shown += _in_order(o, differences, paper.tolerance(*numbers[o.worse[0]]))
-        stated = {
-            "id": o.id,
-            "sentence": o.sentence,
-            "quote": o.quote,
-            "table": o.table,
-            "cells": len(cells),
-            "shown": shown,
-        }
-        substitutes = paper.substitutes(o.table, results)
-        found: dict[tuple[str, str], list[tuple[str, str, bool]]] = {}  # (data, budget) -> `_outcome` of each cell
-        for (*cell, budget), runs in results.groupby([*_cell_columns(o), "budget"], sort=False):
-            replaced = substitutes.get((cell[0], cell[1]))
-            if (tuple(cell) in cells or replaced) and {*o.better, *o.worse} <= set(runs[o.names]):
-                data = f"{cell[0]} instead of {replaced}" if replaced else ""
-                found.setdefault((data, budget), []).append(_outcome(o, runs))
-        if not any(data == "" for data, _ in found):
-            found = {("", ""): [], **found}
-        for (data, budget), outcomes in found.items():
-            names = [name for name, *_ in outcomes]
+        cells = every[every["id"] == o.id]
+        of_paper = cells[cells["data"] == ""].drop_duplicates(["dataset", "ipc", "at"])
+        stated = {"id": o.id, "sentence": o.sentence, "quote": o.quote, "table": o.table}
+        stated |= {"cells": len(of_paper), "shown": int(of_paper["shown"].sum())}
+        stated |= dict(zip(("outcome", "word"), together(cells), strict=True))
+        run = cells[cells["budget"] != ""]
+        found = list(run.groupby(["data", "budget"], sort=False))
+        if not (run["data"] == "").any():
+            found = [(("", ""), run[:0]), *found]
+        for (data, budget), some in found:
             rows.append(
                 stated
-                | {"budget": budget, "data": data, "run": len(outcomes)}
-                | {"in_order": sum(in_order for *_, in_order in outcomes)}
-                | {column: names.count(name) for column, name in _COUNTS.items()}
-                | {"deciding": tuple(words for _, words, _ in outcomes)}
-                | {"note": "" if outcomes else _why_no_cell(list(cells), results)}
+                | {"budget": budget, "data": data, "run": len(some), "in_order": int(some["in_order"].sum())}
+                | {column: int((some["outcome"] == name).sum()) for column, name in _COUNTS.items()}
+                | {"deciding": tuple(_words(o, c) for c in some.itertuples())}
+                | {"note": "" if len(some) else _why_no_cell(of_paper)}
             )
     return pd.DataFrame(rows)
 
@@ -180,9 +269,9 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
 _COUNTS = {"held": "held", "reversed": "reversed", "not_decided": "not decided", "too_few": "too few sets"}
 
 
-def _why_no_cell(cells: list[tuple], results: pd.DataFrame) -> str:
+def _why_no_cell(cells: pd.DataFrame) -> str:
     """The reason that all cells share, unless it is only that there is no run."""
-    reasons = {paper.why_not_run(dataset, ipc, results) for dataset, ipc, _ in cells}
+    reasons = set(cells["note"])
     return reasons.pop() if len(reasons) == 1 and paper.NO_RUN not in reasons else "no cell has all its runs"
 
 
@@ -202,22 +291,22 @@ def _in_order(o: Ordering, differences: list[float], margin: float) -> bool:
     return all(abs(d) <= margin + SLACK if o.alike else d >= 0 for d in differences)
 
 
-def _outcome(o: Ordering, runs: pd.DataFrame) -> tuple[str, str, bool]:
-    """The outcome of one cell, the difference that decides it in words, and whether our means are in this order."""
-    first = runs.iloc[0]
-    cell = f"{first['dataset']}, IPC {first['ipc']}"
+def _outcome(o: Ordering, runs: pd.DataFrame) -> dict:
+    """The outcome of one cell, and the difference that decides it."""
     if o.names == "network":
-        cell += f", from {first['method']}"
         runs = runs.rename(columns={"method": "network", "network": "method"})  # `verdict` compares methods
-    elif first["network"] != "convnet":
-        cell += f", to {first['network']}"
-    found = [verdict(runs, b, w) for b in o.better for w in o.worse]
+    found = [verdict(runs, b, w) for b, w in product(o.better, o.worse)]
     margin = 2 * summarise(runs[runs["method"] == o.worse[0]])["std"].iloc[0]
     each = [within(v.low, v.high, margin + SLACK) if o.alike and not math.isnan(v.low) else v.outcome for v in found]
     outcome = next(name for name in ("too few sets", "reversed", "not decided", "held") if name in each)
     # Among the pairs with this outcome, the one with the lowest interval decides.
     decides = min((v for v, name in zip(found, each, strict=True) if name == outcome), key=_height)
-    return outcome, f"{cell}: {_difference(decides, o.table)}", _in_order(o, [v.difference for v in found], margin)
+    return {
+        "outcome": outcome,
+        **{name: getattr(decides, name) for name in ("better", "worse", "difference", "low", "high")},
+        "margin": margin if o.alike else math.nan,
+        "in_order": _in_order(o, [v.difference for v in found], margin),
+    }
 
 
 def _height(v: Verdict) -> float:
@@ -226,35 +315,32 @@ def _height(v: Verdict) -> float:
     return v.high if v.high < 0 else v.low
 
 
-def _difference(v: Verdict, table: str) -> str:
+def _words(o: Ordering, c) -> str:
+    """The difference that decides a cell, as a sentence without a verb."""
     names = {}
-    if table == "Table 2":  # its columns are shorter than our names for them
-        printed = paper.published(table)
+    if o.table == "Table 2":  # its columns are shorter than our names for them
+        printed = paper.published(o.table)
         names = dict(zip(printed["method"], printed["column"], strict=True))
-    better, worse = (names.get(method, method) for method in (v.better, v.worse))
-    interval = "no interval" if math.isnan(v.low) else f"{v.low:+.2f} to {v.high:+.2f}"
-    return f"{better} minus {worse} {v.difference:+.2f} ({interval})"
+    better, worse = (names.get(method, method) for method in (c.better, c.worse))
+    interval = "no interval" if math.isnan(c.low) else f"{c.low:+.2f} to {c.high:+.2f}"
+    return f"{cell_name(o, c)}: {better} minus {worse} {c.difference:+.2f} ({interval})"
+
+
+def cell_name(o: Ordering, c) -> str:
+    """A cell of `ordering_cells`, such as "MNIST, IPC 1, to mlp"."""
+    if o.names == "network":
+        return f"{c.dataset}, IPC {c.ipc}, from {c.at}"
+    return f"{c.dataset}, IPC {c.ipc}" + ("" if c.at == "convnet" else f", to {c.at}")
 
 
 # ---- as the page shows them ------------------------------------------------------------------------------
 
 
-def cells_by_outcome(rows: pd.DataFrame) -> str:
-    """Cells counted by outcome, in words.
-
-    Parameters
-    ----------
-    rows
-        Some rows of `orderings`.
-    """
-    counts = ", ".join(f"{name} in {rows[column].sum()}" for column, name in _COUNTS.items() if rows[column].any())
-    return f"{counts} of {counted(rows['run'].sum(), 'cell')}"
-
-
 def orderings_table(found: pd.DataFrame) -> Table:
-    """Each ordering in the paper's numbers and in ours, those with runs first.
+    """Each ordering with its verdict, our cells and the paper's, those with runs first.
 
-    Each budget, and each data set that replaces the paper's, has a line. The deciding differences follow.
+    The verdict is that of `together`. Each budget, and each data set that replaces the paper's, has a line. The
+    deciding differences follow.
 
     Parameters
     ----------
@@ -266,21 +352,22 @@ def orderings_table(found: pd.DataFrame) -> Table:
     for sentence, rows in found.groupby("sentence", sort=False):
         first = rows.iloc[0]
         place = "in the text" if first["table"] == "text" else f"in {first['table']}"
+        verdict_lines = [first["outcome"], *([first["word"]] if first["word"] != first["outcome"] else [])]
+        cells[sentence, "verdict"] = verdict_lines if first["run"] or len(rows) > 1 else [f"not run: {first['note']}"]
+        lines = [line for _, row in rows.iterrows() for line in (_result_line(row), *row["deciding"])]
+        cells[sentence, "ours"] = lines
         cells[sentence, "in the paper"] = [
             f"{first['shown']} of {counted(first['cells'], 'cell')} {place}",
             first["quote"],
         ]
-        cells[sentence, "ours"] = [
-            line for _, row in rows.iterrows() for line in (*_result_lines(row), *row["deciding"])
-        ]
     caption = "What the paper claims in words. In brackets: the 95% interval of a difference, in points."
     order = [*run[run > 0].index, *run[run == 0].index]
-    return Table(order, ["in the paper", "ours"], cells, caption, corner="ordering")
+    return Table(order, ["verdict", "ours", "in the paper"], cells, caption, corner="ordering")
 
 
-def _result_lines(row: pd.Series) -> list[str]:
+def _result_line(row: pd.Series) -> str:
     if not row["run"]:
-        return [f"not run: {row['note']}"]
+        return "–"
+    counts = ", ".join(f"{SIGNS[name][0]} {name} in {row[column]}" for column, name in _COUNTS.items() if row[column])
     marks = [f"budget: {row['budget']}"] * (row["budget"] != "paper") + [row["data"]] * bool(row["data"])
-    marked = f" ({'; '.join(marks)})" if marks else ""
-    return [cells_by_outcome(row.to_frame().T) + marked, f"the means are in this order in {row['in_order']}"]
+    return f"{counts} of {counted(row['run'], 'cell')}" + (f" ({'; '.join(marks)})" if marks else "")

@@ -28,7 +28,7 @@ from gmlib.sets import SyntheticSet
 from gmlib.speed.precision import matmul_precision
 from gmlib.what import WHAT
 
-from .sessions import alt_text, in_words, session_figure
+from .replays import alt_text, in_words, session_figure
 from .style import counted, img, png
 
 REFRESH = 1.0  # seconds between two pictures of a run

@@ -14,26 +14,45 @@ from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import seaborn as sns
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from gmlib.runs.overview import in_markdown
 
 md = in_markdown  # a short name, since every name on a page goes through it
 
-# Paul Tol's "muted" scheme, which colour-blind readers can tell apart.
+# Each colour is dark enough to be read on white (4.5:1). In a page it is a CSS variable, which dark mode replaces by
+# a light one (gmlib.css). The hues follow Paul Tol's "muted" scheme, which colour-blind readers can tell apart.
 COLOURS = {
-    "random": "#8C8C8C", "herding": "#999933", "DC": "#332288", "Inter": "#44AA99", "Interleaved": "#88CCEE",
-    "M": "#117733", "MD": "#CC6677", "MDO": "#AA4499", "MDA": "#882255",
+    "random": "#6b6b6b", "herding": "#76761a", "DC": "#332288", "Inter": "#1b7f6e", "Interleaved": "#1f78a8",
+    "M": "#117733", "MD": "#b8475c", "MDO": "#aa4499", "MDA": "#882255",
 }  # fmt: skip
 OTHER_COLOUR = "#555555"  # any other method
+INK, MUTED, GRID, PAPER = "#12161c", "#5a6472", "#d4d8dd", "#fefefd"  # letters and lines, less of it, grid, the page
+INTRA, INTER = "#7a4a00", "#0a66a8"  # the two terms of Eq. 5, in equations, code and figures
+HUES = ("#0f5fa6", "#b04a00", "#0d7a5f", "#8a3f8f", "#7a6400", "#a3324a")  # other lines
 LONGEST = 40  # characters of a name in a figure
 
-# matplotlib contains this font, so a figure looks the same on every machine.
+# Colour in a figure -> what a page takes in its place.
+PAINT = (
+    {shade: f"var(--gm-{name}, {shade})" for name, shade in COLOURS.items()}
+    | {shade: f"var(--gm-hue-{i}, {shade})" for i, shade in enumerate(HUES, 1)}
+    | {INTRA: f"var(--gm-intra, {INTRA})", INTER: f"var(--gm-inter, {INTER})"}
+    | {OTHER_COLOUR: f"var(--gm-other, {OTHER_COLOUR})", INK: "currentColor", "#000000": "currentColor"}
+    | {
+        MUTED: f"var(--pst-color-text-muted, {MUTED})",
+        GRID: f"var(--gm-grid, {GRID})",
+        PAPER: f"var(--pst-color-background, {PAPER})",
+    }
+)
+
+# matplotlib contains this font, so a figure is laid out in the same way on every machine. Pages show it in their own.
 STYLE = {
     "figure.dpi": 100, "savefig.dpi": 150, "font.sans-serif": ["DejaVu Sans"], "font.size": 10,
-    "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 11, "legend.frameon": False,
-    "figure.facecolor": "white", "savefig.facecolor": "white",
+    "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 10, "legend.frameon": False,
+    "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+    "figure.facecolor": "none", "savefig.facecolor": "none", "axes.facecolor": "none", "axes.edgecolor": GRID,
+    "grid.color": GRID, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip
 
 
@@ -45,6 +64,49 @@ def use_style() -> None:
 def colour(method: str) -> str:
     """The colour of a method as ``"#RRGGBB"``. Methods that are not in the paper are grey."""
     return COLOURS.get(method, OTHER_COLOUR)
+
+
+# Outcome -> sign, and the class of its colour in the style sheet. A sign always comes with its word.
+SIGNS = {
+    "reproduced": ("✓", "yes"),
+    "held": ("✓", "yes"),
+    "as counted": ("✓", "yes"),
+    "differs": ("✗", "no"),
+    "reversed": ("✗", "no"),
+    "not decided": ("?", "open"),
+    "too few sets": ("…", "waits"),
+    "too few networks": ("…", "waits"),
+    "another budget": ("~", "waits"),
+    "not run": ("–", "waits"),
+    "not applicable": ("∅", "waits"),
+}
+
+
+def sign(outcome: str, word: str | None = None) -> str:
+    """HTML of an outcome: its sign and its word. ``word`` replaces the word that is shown."""
+    mark, tone = SIGNS[outcome]
+    return f'<span class="gm-sign gm-{tone}"><b aria-hidden="true">{mark}</b> {html.escape(word or outcome)}</span>'
+
+
+def display_name(method: str) -> str:
+    """The one name of a method on all pages.
+
+    A distance alone names the method that takes it with multi-level gradients and fixed steps, as in Table 2:
+    "multi,d1+100*d4,fixed" is "d1 + 100 d4".
+    """
+    preset, at, source = method.partition("@")
+    what, _, rest = preset.partition(",")
+    distance, _, where = rest.partition(",")
+    if what == "multi" and where == "fixed":
+        preset = distance_name(distance)
+    else:
+        preset = {"random": "random images", "intra,d1,overfit": "DC until overfitting"}.get(preset, preset)
+    return f"{preset} from {source}" if at else preset
+
+
+def distance_name(expression: str) -> str:
+    """The one name of a distance on all pages: "d1+100*d4" is "d1 + 100 d4"."""
+    return " + ".join(term.strip().replace("*", " ") for term in expression.split("+"))
 
 
 def method_order(methods: Iterable[str]) -> list[str]:
@@ -75,7 +137,7 @@ def in_figure(text: object, longest: int = LONGEST) -> str:
 def png(fig: Figure) -> bytes:
     """The figure as PNG. It is closed, so that a notebook does not show it again."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"], bbox_inches="tight")
+    fig.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"], bbox_inches="tight", facecolor="white")
     plt.close(fig)
     return buffer.getvalue()
 
@@ -84,26 +146,6 @@ def img(png: bytes, alt: str) -> str:
     """An HTML image that contains its data."""
     source = base64.b64encode(png).decode()
     return f'<img class="gm-card" alt="{html.escape(alt)}" src="data:image/png;base64,{source}">'
-
-
-def show(fig: Figure, alt: str) -> None:
-    """Display a figure with alternative text, on a card that is white in dark mode too.
-
-    Parameters
-    ----------
-    fig : Figure
-        It is closed.
-    alt : str
-        Says what the figure shows.
-
-    Raises
-    ------
-    ValueError
-        If ``alt`` is empty.
-    """
-    if not alt.strip():
-        raise ValueError("alt is empty: describe the figure in a sentence")
-    display({"text/html": img(png(fig), alt), "text/plain": alt}, raw=True)
 
 
 def source(*functions) -> Markdown:

@@ -13,8 +13,8 @@ same images each time, so one of them does not show how the other spreads.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,8 @@ from gmlib.recipe import Recipe
 from gmlib.runs.readback import COLUMNS
 from gmlib.runs.store import Run
 
-from .style import counted, md, method_order, per_class
+from .differences import forest_html
+from .style import counted, display_name, md, method_order, per_class
 
 OUTCOMES = ("held", "reversed", "not decided", "too few sets")  # of a `Verdict`
 SLACK = 1e-9  # for rounding errors such as in 83.8 - 83.2 <= 0.6
@@ -257,7 +258,7 @@ def components_sentence(found: pd.DataFrame) -> Markdown:
     """
 
     def names(chosen: pd.Series) -> str:
-        return ", ".join(f"{md(c.method)} at {c.ipc}" for c in found[chosen].itertuples()) or "none"
+        return ", ".join(f"{md(display_name(c.method))} at {c.ipc}" for c in found[chosen].itertuples()) or "none"
 
     better, worse = names(found["ior_low"] > 0), names(found["ior_high"] < 0)
     return Markdown(
@@ -312,6 +313,10 @@ class Verdict:
     outcome : str
         "held" (the interval lies above 0), "reversed" (below 0), "not decided" (0 lies in it), or "too few sets"
         (fewer than two sets of one of them, so low and high are NaN).
+    margin : float
+        For a claim that two methods do equally well (`alike`): how much the difference may be, in percentage points.
+        Then the outcome is "held" if the interval lies within ±margin, "reversed" if it lies outside, and "not
+        decided" if it crosses an edge. NaN otherwise.
     """
 
     better: str
@@ -325,17 +330,21 @@ class Verdict:
     n: tuple[int, int]
     test: str
     outcome: str
+    margin: float = math.nan
 
     def _sentence(self, mark: str) -> str:
         show = md if mark else str
         where = f"{show(self.dataset)}, {per_class(self.ipc)}"
         if self.budget != "paper":
             where += f", {show(self.budget)} budget"
-        head = f"{where}: {show(self.better)} minus {show(self.worse)} is "
+        better, worse = (show(display_name(method)) for method in (self.better, self.worse))
+        head = f"{where}: {better} minus {worse} is "
         if self.outcome == "too few sets":
             sets = f"{self.n[0]} and {self.n[1]} sets: an interval needs two of each"
             return f"{head}{self.difference:+.2f} points ({sets}): {mark}{self.outcome}{mark}."
         interval = f"95% interval {self.low:+.2f} to {self.high:+.2f}"
+        if not math.isnan(self.margin):
+            interval += f", alike within ±{self.margin:.2f}"
         return f"{head}{self.difference:+.2f} points ({interval}, {self.test}): {mark}{self.outcome}{mark}."
 
     def __str__(self) -> str:
@@ -346,13 +355,30 @@ class Verdict:
 
 
 class Verdicts(list):
-    """A list of `Verdict`, shown as one sentence per line."""
+    """A list of `Verdict`, shown as a forest plot: one line each, its interval against zero.
+
+    Attributes
+    ----------
+    caption : str, optional
+        What is compared.
+    missing : list of (str, str)
+        Pairs of methods without a common cell.
+    """
+
+    def __init__(self, verdicts: Iterable[Verdict] = (), caption: str | None = None, missing=()):
+        super().__init__(verdicts)
+        self.caption = caption
+        self.missing = list(missing)
 
     def __str__(self) -> str:
-        return "\n".join(str(v) for v in self)
+        return "\n".join(map(str, [*self, *self._notes()]))
 
-    def _repr_markdown_(self) -> str:
-        return "\n".join(f"- {v._repr_markdown_()}" for v in self)
+    def _repr_html_(self) -> str:
+        return forest_html(self, self.caption, self._notes())
+
+    def _notes(self) -> list[str]:
+        names = "; ".join(f"{display_name(a)} and {display_name(b)}" for a, b in self.missing)
+        return [f"Not compared, because they were not run together: {names}."] if names else []
 
     def counted(self) -> Markdown:
         """How many of them have which outcome, in a sentence."""
@@ -451,14 +477,45 @@ def verdicts(results, better: str, worse: str, *, network=None) -> Verdicts:
     return found
 
 
+def forest(
+    results: pd.DataFrame,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    network: str | None = None,
+    caption: str | None = None,
+) -> Verdicts:
+    """`verdict` for pairs of methods in every (dataset, ipc, budget) in which both were run, as a forest plot.
+
+    Parameters
+    ----------
+    results
+        Long form. May have no rows.
+    pairs
+        (better, worse) of each line. A pair without a common cell is named below the plot.
+    network
+        The trained network, needed if ``results`` have several.
+    caption
+        What is compared.
+    """
+    pairs = list(pairs)
+    results = select(checked(results), network=network) if len(results) else results
+    found = []
+    for _, cell in results.groupby(["dataset", "ipc", "budget"], sort=False):
+        run = set(cell["method"])
+        found += [verdict(cell, better, worse) for better, worse in pairs if {better, worse} <= run]
+    compared = {(v.better, v.worse) for v in found}
+    return Verdicts(found, caption, [pair for pair in pairs if pair not in compared])
+
+
 def best_method(results: pd.DataFrame, best: str, others: Sequence[str], *, network=None) -> Markdown:
     """Whether ``best`` is the best of these methods, by `verdict` in each (dataset, ipc, budget) with all of them.
 
     The sentence counts the cells in which ``best`` has the highest mean, those in which it is above every other
     beyond noise, and those in which another one is above it beyond noise.
     """
+    name = md(display_name(best))
     if not others:
-        return Markdown(f"We cannot say whether {md(best)} is best: there is nothing to compare it with.")
+        return Markdown(f"We cannot say whether {name} is best: there is nothing to compare it with.")
     cells = top = above = beaten = 0
     results = select(checked(results), network=network) if len(results) else results
     for _, cell in results.groupby(["dataset", "ipc", "budget"], sort=False):
@@ -469,11 +526,11 @@ def best_method(results: pd.DataFrame, best: str, others: Sequence[str], *, netw
         top += all(v.difference > 0 for v in found)
         above += all(v.outcome == "held" for v in found)
         beaten += any(v.outcome == "reversed" for v in found)
-    names = md(", ".join(others))
+    names = md(", ".join(map(display_name, others)))
     if not cells:
-        return Markdown(f"We cannot say whether {md(best)} is best: no cell has runs of it and of {names}.")
+        return Markdown(f"We cannot say whether {name} is best: no cell has runs of it and of {names}.")
     return Markdown(
-        f"**{md(best)} has the highest mean, against {names}, in {top} of {counted(cells, 'cell')}.** "
+        f"**{name} has the highest mean, against {names}, in {top} of {counted(cells, 'cell')}.** "
         f"It is above all of them beyond noise in {above}, and below one of them beyond noise in {beaten}."
     )
 
@@ -485,7 +542,7 @@ def within(low: float, high: float, tolerance: float, inside: str = "held", outs
     return outside if low > tolerance or high < -tolerance else "not decided"
 
 
-def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markdown:
+def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Verdicts:
     """Whether two methods do equally well, a line for each cell with both. "No difference found" is not enough.
 
     A cell is held if the 95% interval of `verdict` lies within two standard deviations of the other's networks (over
@@ -497,20 +554,13 @@ def alike(results: pd.DataFrame, one: str, other: str, *, network=None) -> Markd
         If no cell has runs of both.
     """
     results = select(checked(results), network=network)
-    lines = []
+    found = Verdicts()
     for v in verdicts(results, one, other):
         cell = select(results, dataset=v.dataset, ipc=v.ipc, budget=v.budget, method=other)
         margin = 2 * summarise(cell)["std"].iloc[0]
-        outcome = v.outcome
-        if outcome != "too few sets":
-            outcome = within(v.low, v.high, margin)
-        bound = "two standard deviations" if math.isnan(margin) else f"±{margin:.2f}"
-        interval = "no interval" if math.isnan(v.low) else f"95% interval {v.low:+.2f} to {v.high:+.2f}"
-        lines.append(
-            f"- {md(v.dataset)}, {per_class(v.ipc)}: {md(one)} is like {md(other)} if their difference, "
-            f"{v.difference:+.2f} points ({interval}), is within {bound}: **{outcome}**."
-        )
-    return Markdown("\n".join(lines))
+        outcome = v.outcome if v.outcome == "too few sets" else within(v.low, v.high, margin)
+        found.append(replace(v, outcome=outcome, margin=margin))
+    return found
 
 
 def matching(runs: Collection[Run], data: Data) -> pd.DataFrame:

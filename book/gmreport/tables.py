@@ -4,21 +4,73 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
+from IPython.display import Markdown
 
 from gmlib import how
 from gmlib.recipe import Recipe
+from gmlib.runs.layout import LEAST_NETWORKS
 
-from .style import counted, method_order
-from .summaries import checked, select, summarise
+from .paper import tolerance
+from .style import SIGNS, counted, display_name, md, method_order, per_class, sign
+from .summaries import SLACK, checked, select, summarise, within
+
+FIRST = ("outcome", "verdict")  # columns that stand right after the name of a row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a page shows in a cell of a `Table`.
+
+    Attributes
+    ----------
+    main : str
+        The first line.
+    small : sequence of str
+        The lines below it.
+    outcome : str
+        A name in `style.SIGNS`, whose sign stands in front, or "". Its word is in the legend of the table.
+    reason : str
+        Why there is no number. It is in the legend of the table too.
+    """
+
+    main: str = ""
+    small: Sequence[str] = ()
+    outcome: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> Cell:
+        """The cell of these lines. "not run: why" and "not applicable: why" become a sign."""
+        first, *rest = map(str, lines)
+        for outcome in ("not run", "not applicable"):
+            if first == outcome or first.startswith(f"{outcome}: "):
+                return cls("", rest, outcome, first.removeprefix(outcome).removeprefix(": "))
+        return cls(first, rest)
+
+    def to_html(self) -> str:
+        small = "".join(f"<small>{html.escape(line)}</small>" for line in self.small)
+        if not self.outcome and self.main in SIGNS:
+            return sign(self.main) + small  # a cell that is a verdict has its word too
+        mark = ""
+        if self.outcome:
+            shown, tone = SIGNS[self.outcome]
+            mark = f'<span class="gm-sign gm-{tone}" title="{self.outcome}"><b aria-hidden="true">{shown}</b>'
+            mark += f'<span class="gm-hidden">{self.outcome}: </span></span> '
+        unbroken = ' class="gm-main"' if len(self.main) < 16 else ""  # a number with its sign
+        return f"<span{unbroken}>{mark}{html.escape(self.main)}</span>{small}"
 
 
 @dataclass(frozen=True)
 class Table:
     """A table of text: HTML in a page, plain text elsewhere.
+
+    In a page a verdict is a sign. A column named "outcome" or "verdict" stands right after the names of the rows,
+    which stay in sight while the rest scrolls. A legend says what signs mean and why something was not run.
 
     Attributes
     ----------
@@ -27,7 +79,15 @@ class Table:
         (row, column) -> lines of text. Lines after the first are small.
     caption : str
     corner : str
-        What the rows are.
+        What the rows are. Methods and distances are shown by `display_name`.
+    tabs : dict
+        Name of a tab -> its columns, of which one tab is shown at a time. Empty for a table without tabs.
+    heads : dict
+        Column -> its head in a page, if that is not its name. Lines after the first are small.
+    shown : dict
+        (row, column) -> `Cell` that a page shows in place of the lines.
+    legend : sequence of str
+        Sentences below the table.
     """
 
     # HTML by hand: great_tables adds 9 kB of CSS to every table and has no caption; pandas' Styler writes no scope
@@ -37,28 +97,68 @@ class Table:
     cells: dict[tuple[str, str], list[str]]
     caption: str
     corner: str = "method"
+    tabs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    heads: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[tuple[str, str], Cell] = field(default_factory=dict)
+    legend: Sequence[str] = ()
 
     def _repr_html_(self) -> str:
-        def esc(text):
-            return html.escape(str(text))
+        caption = html.escape(self.caption)
+        if len(self.tabs) < 2:
+            inside = f'<p class="gm-caption">{caption}</p>{self._one(self.columns, caption)}'
+        else:
+            parts = ""
+            for i, (name, columns) in enumerate(self.tabs.items()):
+                tab, checked = html.escape(name), "" if i else " checked"
+                parts += f'<label><input type="radio" name="tab" autocomplete="off"{checked}>{tab}</label>'
+                parts += f'<div class="gm-tab">{self._one(columns, tab)}</div>'
+            # Radio buttons of one form belong together, so no id is needed, and no script.
+            inside = (
+                f'<p class="gm-caption">{caption}</p><form class="gm-tabs"><fieldset>'
+                f'<legend class="gm-hidden">Which part of the table</legend>{parts}</fieldset></form>'
+            )
+        legend = "".join(f"<li>{line}</li>" for line in self._legend())
+        below = f'<ul class="gm-legend">{legend}</ul>' if legend else ""
+        return f'<div class="gm-table">{inside}{below}</div>'
 
-        head = "".join(f'<th scope="col">{esc(c)}</th>' for c in self.columns)
-        body = ""
+    def _one(self, columns: Sequence[str], caption: str) -> str:
+        columns = sorted(columns, key=lambda column: column not in FIRST)
+        head, body = "", ""
+        for column in columns:
+            first, *rest = str(self.heads.get(column, column)).split("\n")
+            small = "".join(f"<small>{html.escape(line)}</small>" for line in rest)
+            head += f'<th scope="col">{html.escape(first)}{small}</th>'
         for row in self.rows:
-            cells = ""
-            for column in self.columns:
-                first, *rest = self.cells[row, column]
-                small = "".join(f"<br><small>{esc(line)}</small>" for line in rest)
-                cells += f"<td>{esc(first)}{small}</td>"
-            body += f'<tr><th scope="row">{esc(row)}</th>{cells}</tr>'
+            cells = "".join(f"<td>{self._cell(row, column).to_html()}</td>" for column in columns)
+            body += f'<tr><th scope="row">{html.escape(self._name(row))}</th>{cells}</tr>'
         return (
-            f'<div class="gm-table"><table class="table"><caption>{esc(self.caption)}</caption><thead><tr>'
-            f'<th scope="col">{esc(self.corner)}</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f'<div class="gm-scroll" role="region" tabindex="0" aria-label="{caption}"><table>'
+            f'<caption>{caption}</caption><thead><tr><th scope="col">{html.escape(str(self.corner))}</th>{head}</tr>'
+            f"</thead><tbody>{body}</tbody></table></div>"
         )
+
+    def _name(self, row: str) -> str:
+        return display_name(str(row)) if self.corner in ("method", "distance") else str(row)
+
+    def _cell(self, row: str, column: str) -> Cell:
+        return self.shown.get((row, column)) or Cell.of(self.cells[row, column])
+
+    def _legend(self) -> list[str]:
+        reasons: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for column in self.columns:
+                cell = self._cell(row, column)
+                if cell.outcome:
+                    reasons.setdefault(cell.outcome, {}).setdefault(cell.reason)
+        lines = []
+        for outcome in (name for name in SIGNS if name in reasons):
+            why = "; ".join(html.escape(reason) for reason in reasons[outcome] if reason)
+            lines.append(sign(outcome) + (f": {why}" if why else ""))
+        return lines + [html.escape(line) for line in self.legend]
 
     def __str__(self) -> str:
         text = {c: ["; ".join(self.cells[r, c]) for r in self.rows] for c in self.columns}
-        return f"{self.caption}\n{pd.DataFrame(text, index=self.rows).to_string()}"
+        return f"{self.caption}\n{pd.DataFrame(text, index=map(self._name, self.rows)).to_string()}"
 
     __repr__ = __str__
 
@@ -78,11 +178,9 @@ def accuracy_table(
 ) -> Table:
     """Accuracies with methods in rows and (dataset, images per class) in columns; the paper's number is under ours.
 
-    The interval of a mean is that of `summarise`, over all of ``results``, whether shown or not. If it has a pooled
-    standard deviation, the interval with that of the cell's own sets follows ("alone").
-
-    If the runs had another budget than "paper", ours is not compared with the paper's number. The caption names the
-    budget; if there are several, each cell names its own.
+    The interval of a mean is that of `summarise`, over all of ``results``, whether shown or not. If the runs had
+    another budget than "paper", ours is not compared with the paper's number. The caption names the budget; if there
+    are several, each cell names its own. Several data sets are tabs.
 
     Parameters
     ----------
@@ -97,7 +195,7 @@ def accuracy_table(
     why
         (dataset, ipc, method) -> why a cell was not run. A reason "not applicable: ..." is shown without "not run".
     labels
-        Method -> the text of its row, if that is not its name.
+        Method -> the text of its row, if that is not its display name.
     corner
         What the rows are.
     caption
@@ -121,31 +219,96 @@ def accuracy_table(
     shown = [method in methods and (dataset, ipc) in columns for dataset, ipc, method in known]
     summary = summary[pd.Series(shown, summary.index, dtype=bool)]
     budgets = list(dict.fromkeys(summary["budget"]))
-    cells, rows = {}, [(labels or {}).get(method, method) for method in methods]
+    rows = [(labels or {}).get(method, method) for method in methods]
     if len(set(rows)) < len(rows):
         raise ValueError(f"two rows have the same label ({', '.join(rows)}): give each method its own")
+    cells, shown, common = {}, {}, {}
+    for dataset, ipc in columns:
+        inside = summary[(summary["dataset"] == dataset) & (summary["ipc"] == ipc)]
+        inside = inside.sort_values("budget", key=lambda b: b != "paper").drop_duplicates("method")
+        counts = Counter(map(_how_many, inside.to_dict("records"))).most_common(1)
+        common[dataset, ipc] = counts[0][0] if counts and counts[0][1] > 1 else ""
     for method, row in zip(methods, rows, strict=True):
         for dataset, ipc in columns:
             where = (summary["dataset"] == dataset) & (summary["ipc"] == ipc) & (summary["method"] == method)
+            ours = summary[where].to_dict("records")
             theirs = _published(paper, dataset, ipc, method)
-            lines = []
-            for _, s in summary[where].iterrows():
-                lines += _cell_lines(s, decimals, name_budget=len(budgets) > 1)
-            if not lines:
-                lines = [_not_run((why or {}).get((dataset, ipc, method), ""))]
+            lines = [line for s in ours for line in _cell_lines(s, decimals, name_budget=len(budgets) > 1)]
+            lines = lines or [_not_run((why or {}).get((dataset, ipc, method), ""))]
             if paper is not None:
-                lines += [_against_paper(theirs, summary[where], decimals)]
-            cells[row, f"{dataset}, IPC {ipc}"] = lines
-    note = "mean±std over all networks, n networks, 95% t interval over sets"
-    if len(summary) and summary["low_alone"].notna().any():
-        note += " with a pooled standard deviation; alone: with that of the cell's own sets"
+                lines += [_against_paper(theirs, ours, decimals)]
+            at = row, f"{dataset}, IPC {ipc}"
+            cells[at] = lines
+            shown[at] = _cell(lines, ours, theirs, decimals, budgets, common[dataset, ipc])
+    note = "mean±std over all networks; 95% t interval over sets"
     if not budgets:
         note += "; nothing was run"
     elif len(budgets) > 1:
         note += f'; budgets: {", ".join(budgets)}; only "paper" is the paper\'s protocol'
     elif budgets != ["paper"]:
         note += f"; budget: {budgets[0]}, not the paper's protocol"
-    return Table(rows, [f"{d}, IPC {i}" for d, i in columns], cells, f"{caption} ({note}).", corner)
+    names = [f"{d}, IPC {i}" for d, i in columns]
+    tabs: dict[str, list[str]] = {}
+    for name, (dataset, _) in zip(names, columns, strict=True):
+        tabs.setdefault(dataset, []).append(name)
+    heads = {
+        name: (f"{i} per class" if len(tabs) > 1 else f"{d}, {i} per class") + f"\n{common[d, i]}".rstrip()
+        for name, (d, i) in zip(names, columns, strict=True)
+    }
+    return Table(rows, names, cells, f"{caption} ({note}).", corner, tabs, heads, shown)
+
+
+def _cell(
+    lines: Sequence[str],
+    ours: Sequence[Mapping],
+    theirs: tuple[float, float] | None,
+    decimals: int,
+    budgets: Sequence[str],
+    common: str,
+) -> Cell:
+    """The short form of these lines: the verdict on the paper's number, ours, its interval, the paper's."""
+    paper = [] if theirs is None else [f"paper {_plus_minus(*theirs, decimals)}"]
+    if not ours:
+        return replace(Cell.of(lines), small=paper)
+    first, *others = sorted(ours, key=lambda s: s["budget"] != "paper")
+    outcome = "" if theirs is None else outcome_against(*theirs, first)
+    if outcome == "another budget" and len(budgets) == 1:
+        outcome = ""  # the caption says so
+    small = [
+        "one set" if math.isnan(first["ci95"]) else f"{first['low']:.{decimals}f} to {first['high']:.{decimals}f}"
+    ]
+    small += [] if _how_many(first) == common else [_how_many(first)]
+    small += [f"{first['budget']} budget"] if first["budget"] != "paper" and len(budgets) > 1 else []
+    small += [f"{s['budget']} budget: {_plus_minus(s['mean'], s['std'], decimals)}" for s in others]
+    return Cell(_plus_minus(first["mean"], first["std"], decimals), [*small, *paper], outcome)
+
+
+def outcome_against(value: float, std: float, ours: Mapping) -> str:
+    """The outcome for a number of the paper, by the rule of `judge_claims`.
+
+    Parameters
+    ----------
+    value, std
+        The paper's accuracy and its standard deviation, in percent.
+    ours
+        A row of `summarise`.
+    """
+    if ours["budget"] != "paper":
+        return "another budget"
+    if ours["n_least"] < LEAST_NETWORKS:
+        return "too few networks"
+    if math.isnan(ours["low"]):
+        return "too few sets"
+    margin = tolerance(value, std) + SLACK
+    return within(ours["low"] - value, ours["high"] - value, margin, "reproduced", "differs")
+
+
+def _how_many(s: Mapping) -> str:
+    return f"n={s['n']}, {counted(s['n_sets'], 'set')}"
+
+
+def _plus_minus(value: float, std: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" + ("" if math.isnan(std) else f"±{std:.{decimals}f}")
 
 
 def _not_run(reason: str) -> str:
@@ -211,29 +374,45 @@ def components_table(found: pd.DataFrame) -> Table:
     return filled(method_order(found["method"]), cells, caption)
 
 
-def noise_table(results: pd.DataFrame) -> Table:
-    """Standard deviations between sets, and between the networks of one set (see `between_sets`); methods in rows.
+def noise(results: pd.DataFrame) -> Markdown:
+    """The spread between sets and between the networks of one set (see `between_sets`), in a few sentences.
 
     Parameters
     ----------
     results
         Long form, of one network and budget.
     """
-    cells, column = {}, _column_names(results)
-    for s in summarise(select(checked(results), network=None, budget=None)).itertuples():
-        at = column(s.dataset, s.ipc)
-        between = _unless_missing(s.std_between_sets, "{:.2f}")
-        if not math.isnan(s.std_between_sets):
-            between += [f"95% interval {s.between_low:.2f} to {s.between_high:.2f}"]
-        if not math.isnan(s.std_set_means):
-            between += [f"of the set means: {s.std_set_means:.2f}"]
-        cells[s.method, f"{at}: between sets"] = [*between, counted(s.n_sets, "set")]
-        cells[s.method, f"{at}: between networks"] = [*_unless_missing(s.std_within_sets, "{:.2f}"), f"n={s.n}"]
-    caption = (
-        "Standard deviation of test accuracy, in points: between sets, without the part that comes from their "
-        "networks, and between the networks of one set."
-    )
-    return filled(method_order(results["method"]), cells, caption)
+    found = summarise(select(checked(results), network=None, budget=None))
+    within_sets = found["std_within_sets"].dropna()
+    networks = f"{_range(within_sets)} points" if len(within_sets) else "not known"
+    text = f"The networks of one set have a standard deviation of {networks}. "
+    known = found[found["between_low"].notna()]
+    if known.empty:
+        return Markdown(
+            f"{text}No method has two sets with several networks, so the spread between sets is not known."
+        )
+    decided = known[known["between_low"] > 0]
+    named = [
+        f"{md(display_name(s.method))} at {md(s.dataset)}, {per_class(s.ipc)}: {s.std_between_sets:.2f} points "
+        f"(95% interval {s.between_low:.2f} to {s.between_high:.2f})"
+        for s in decided.itertuples()
+    ]
+    open_ones = len(known) - len(decided)
+    if named:
+        text += f"**The spread between sets is above 0** for {'; '.join(named)}. "
+    if open_ones:
+        means = known.loc[known["between_low"] <= 0, "std_set_means"]
+        text += (
+            f"{'For the others' if named else 'For each method'} ({counted(open_ones, 'cell')} of "
+            f"{_range(known['n_sets'], 0)} sets) **no spread between sets can be told from 0**: their set means have "
+            f"a standard deviation of {_range(means)} points, and the networks alone may explain it."
+        )
+    return Markdown(text.strip())
+
+
+def _range(values: pd.Series, decimals: int = 2) -> str:
+    low, high = (f"{value:.{decimals}f}" for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 def matching_table(found: pd.DataFrame, labels: Mapping[str, str] | None = None, corner: str = "method") -> Table:
@@ -319,13 +498,10 @@ def text_table(frame: pd.DataFrame, caption: str, corner: str = "method") -> Tab
     return Table(rows, columns, cells, caption, corner)
 
 
-def _cell_lines(s: pd.Series, decimals: int, name_budget: bool) -> list[str]:
-    spread = "" if math.isnan(s["std"]) else f"±{s['std']:.{decimals}f}"
-    ours = f"{s['mean']:.{decimals}f}{spread} (n={s['n']}, {counted(s['n_sets'], 'set')})"
+def _cell_lines(s: Mapping, decimals: int, name_budget: bool) -> list[str]:
+    ours = f"{_plus_minus(s['mean'], s['std'], decimals)} ({_how_many(s)})"
     interval = s["note"] if math.isnan(s["ci95"]) else f"95% CI [{s['low']:.{decimals}f}, {s['high']:.{decimals}f}]"
-    alone = f"alone: [{s['low_alone']:.{decimals}f}, {s['high_alone']:.{decimals}f}]"
-    lines = [ours, interval] + ([] if math.isnan(s["low_alone"]) else [alone])
-    return lines + ([f"budget: {s['budget']}"] if name_budget else [])
+    return [ours, interval] + ([f"budget: {s['budget']}"] if name_budget else [])
 
 
 def _published(paper: pd.DataFrame | None, dataset: str, ipc: int, method: str) -> tuple[float, float] | None:
@@ -335,14 +511,8 @@ def _published(paper: pd.DataFrame | None, dataset: str, ipc: int, method: str) 
     return None if row.empty else (float(row["value"].iloc[0]), float(row["std"].iloc[0]))
 
 
-def _against_paper(theirs: tuple[float, float] | None, ours: pd.DataFrame, decimals: int) -> str:
+def _against_paper(theirs: tuple[float, float] | None, ours: Sequence[Mapping], decimals: int) -> str:
     if theirs is None:
         return "not in the paper"
-    value, std = theirs
-    text = f"paper: {value:.{decimals}f}" + ("" if math.isnan(std) else f"±{std:.{decimals}f}")
-    same = ours[(ours["budget"] == "paper") & ours["ci95"].notna()]
-    if same.empty:  # another budget, or one set: nothing to compare with
-        return text
-    low, high = same["low"].iloc[0], same["high"].iloc[0]
-    side = "ours above" if low > value else "ours below" if high < value else "inside our interval"
-    return f"{text} ({side})"
+    outcomes = [outcome_against(*theirs, s) for s in ours if s["budget"] == "paper"]
+    return f"paper: {_plus_minus(*theirs, decimals)}" + "".join(f" ({outcome})" for outcome in outcomes)

@@ -11,7 +11,7 @@ from IPython.display import Markdown
 from gmlib import networks
 from gmlib.runtime import generator
 
-from .style import counted, md
+from .style import counted, display_name, md, per_class
 from .summaries import summarise, verdict
 from .tables import Table, accuracy_table
 
@@ -120,8 +120,7 @@ def transfer_table(
         paper = paper[(paper["dataset"] == dataset) & (paper["ipc"] == ipc)]
         paper = None if paper.empty else paper
     results = results[(results["dataset"] == dataset) & (results["ipc"] == ipc)]
-    cells, note = {}, ""
-    unfit = unfit or {}
+    cells, shown, note, legend, unfit = {}, {}, "", (), unfit or {}
     for target in targets:
         theirs = None if paper is None else paper[paper["network"] == target]
         reasons = dict(why or {}) | {(dataset, ipc, m): unfit[target] for m in sources if target in unfit}
@@ -131,13 +130,15 @@ def transfer_table(
             methods=list(sources),
             columns=[(dataset, ipc)],
             why=reasons,
-            caption=f"{dataset}, IPC {ipc}: test accuracy in percent, sources in rows, targets in columns",
+            labels=sources,
+            caption=f"{dataset}, {per_class(ipc)}: test accuracy in percent, sources in rows, targets in columns",
         )
-        for method, label in sources.items():
-            cells[label, target] = column.cells[method, f"{dataset}, IPC {ipc}"]
+        for label in sources.values():
+            cells[label, target] = column.cells[label, f"{dataset}, IPC {ipc}"]
+            shown[label, target] = column.shown[label, f"{dataset}, IPC {ipc}"]
         if not note or (results["network"] == target).any():
-            note = column.caption
-    return Table(list(sources.values()), list(targets), cells, note, corner="source \\ target")
+            note, legend = column.caption, column.legend
+    return Table(list(sources.values()), list(targets), cells, note, "source \\ target", shown=shown, legend=legend)
 
 
 def generalisation(
@@ -168,7 +169,7 @@ def generalisation(
     if not found:
         return Markdown(
             "We cannot say whether sources generalise: no pair of different networks has runs of the source and of "
-            f"{md(control)}."
+            f"{md(display_name(control))}."
         )
     pairs = {outcome: [pair for pair in found if found[pair] == outcome] for outcome in dict.fromkeys(found.values())}
     rest = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in pairs.items() if outcome != "held")

@@ -1,0 +1,300 @@
+"""The message, the matrix of claims and the table of every number, on made-up runs."""
+
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import torch
+
+import gmreport as report
+from gmlib.evaluation import Evaluation
+from gmlib.runs import readback, shipped
+from gmlib.runs.shipped import CondensedSet
+from gmreport import paper
+from gmreport.explorer import StoredRun
+from gmreport.matrix import Mark, drawing
+
+NOTHING = pd.DataFrame(columns=readback.COLUMNS)
+BAD = '<b onclick="x">&'
+
+
+def runs(method, set_means, *, dataset="MNIST", ipc=1, budget="paper", network="convnet", networks=10):
+    rows = [
+        (dataset, ipc, method, budget, seed, network, net, mean + (net % 2) / 5 - 0.1)
+        for seed, mean in enumerate(set_means)
+        for net in range(networks)
+    ]
+    return pd.DataFrame(rows, columns=readback.COLUMNS)
+
+
+class Text(HTMLParser):
+    """The text of a page, the attributes of all elements, and whether every element is closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.words, self.elements, self.opened = [], [], []
+        self.feed(html)
+        self.close()
+        assert self.opened == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("br", "circle", "line", "rect", "use", "image"):
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("br", "circle", "line", "rect", "use", "image"):
+            assert self.opened.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def line(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture
+def some():
+    """DC is reproduced, M below it, MD above M; with the lite budget MD against random images."""
+    return pd.concat(
+        [
+            runs("DC", [91.6, 91.7, 91.8]), runs("M", [90.5, 90.6, 90.8]), runs("MD", [92.0, 92.1, 92.3]),
+            runs("MD", [70, 71], dataset="FashionMNIST", budget="lite", networks=5),
+            runs("random", [50, 51], dataset="FashionMNIST", budget="lite", networks=5),
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def claims(some):
+    return report.claims_in_words(some, report.judge_claims(some), pd.DataFrame())
+
+
+# ---- claims in words -------------------------------------------------------------------------------------
+
+
+def test_every_claim_has_a_row(claims):
+    by_id = {claim.id: claim for claim in claims}
+    assert len(by_id) == len(claims) == len(report.ORDERINGS) + len(report.hypothesis.QUESTIONS) + 3
+    assert [c.group for c in claims] == sorted((c.group for c in claims), key=list(report.matrix.CHAPTERS).index)
+    outcomes = {name: (by_id[name].outcome, by_id[name].word) for name in by_id}
+    assert outcomes["m-beats-dc"] == ("reversed", "reversed") and outcomes["md-beats-m"] == ("held", "held")
+    assert outcomes["multi-level-best"] == ("not run", "not run"), "Inter was not run"
+    assert outcomes["a-saves-steps"] == ("as counted", "as counted")
+    assert outcomes["a-saves-time"] == outcomes["section-5-1"] == ("not run", "not run")
+    m = by_id["m-beats-dc"]
+    assert (m.shown, len(m.run), len(m.cells)) == ("9 of 14", 1, 14)
+    (cell,) = m.run
+    assert cell.name == "MNIST, 1 per class" and cell.ours.startswith("M − DC: −1.07 (")
+    assert cell.papers == "−0.8" and cell.mark.paper == pytest.approx(-0.8)
+    assert cell.runs == (("MNIST", 1, "M", "paper", "convnet"), ("MNIST", 1, "DC", "paper", "convnet"))
+
+
+def test_measured_times_decide_their_claims(some):
+    measured = {
+        "text-efficiency-a-saving-at-least": (28, 26, 30),
+        "text-efficiency-a-saving-at-most": (35, 31, 36),
+        "text-efficiency-m-and-d-extra-time-at-most": (0.5, 0.1, 0.9),
+    }
+    found = report.judge_claims(some, measured)
+    by_id = {claim.id: claim for claim in report.claims_in_words(some, found, pd.DataFrame())}
+    assert (by_id["a-saves-time"].outcome, by_id["a-saves-time"].word) == ("not decided", "mixed")
+    assert by_id["m-and-d-are-cheap"].outcome == "held"
+
+
+def test_questions_of_section_5_need_enough_sets(some):
+    stored = readback.stored_descents()
+    if stored.empty:
+        pytest.skip("no descents are stored")
+    claims = [c for c in report.claims_in_words(some, report.judge_claims(some), stored) if "section-5" in c.id]
+    n = {c.id: c.cells[0].ours for c in claims}
+    assert len(claims) == 6 and all("sets" in text for text in n.values())
+    for claim in claims:
+        (rho, groups), *_ = [report.reach_correlations(report.reach_points(stored))[claim.sentence]]
+        assert claim.cells[0].outcome == report.correlation_outcome(rho, groups)[0]
+
+
+def test_the_message_counts_what_was_tested(some, claims):
+    found = report.judge_claims(some)
+    html = report.message(found, claims).data
+    text = Text(html).line
+    outcomes = found["outcome"].value_counts()
+    # DC twice, M twice, MD twice: Table 4 has MD too.
+    assert "None of the 6 accuracies that we could judge contradicts the paper." in text
+    assert f"Of the {len(found)} numbers that the paper prints, {outcomes['not run']} were not run" in text
+    assert "at 1 image per class of MNIST." in text
+    numbers, words = re.findall(r"<ul>(.*?)</ul>", html)
+    for row, total, counts in (
+        (numbers, len(found), outcomes),
+        (words, len(claims), pd.Series([c.outcome for c in claims]).value_counts()),
+    ):
+        assert f"<p>{total} " in html
+        shown = {name.strip(): int(n) for n, name in re.findall(r"<b>(\d+)</b> <i[^>]*>.</i> ([\w ]+)", row)}
+        assert shown == counts.to_dict() and sum(shown.values()) == total
+
+
+def test_the_message_names_contradictions():
+    found = report.judge_claims(runs("DC", [80.0, 80.1, 80.2]))
+    claims = report.claims_in_words(NOTHING, found, pd.DataFrame())
+    assert "2 of the 2 accuracies that we could judge contradict the paper." in report.message(found, claims).data
+    empty = report.message(report.judge_claims(NOTHING), claims).data
+    assert "No accuracy of the paper could be judged yet." in empty
+
+
+def test_the_matrix_has_the_verdict_first_and_the_papers_words(claims):
+    html = report.claims_matrix(claims).data
+    page = Text(html)
+    rows = re.findall(r'<details class="gm-claim" id="claim-([\w-]+)"><summary>(.*?)</summary>', html)
+    assert [id for id, _ in rows] == [claim.id for claim in claims]
+    for (_, summary), claim in zip(rows, claims, strict=True):
+        assert summary.startswith('<span class="gm-verdict"><span class="gm-sign')
+        assert unescape(summary).index(claim.word) < unescape(summary).index(claim.sentence)
+    for claim in claims:
+        assert claim.quote in page.line
+    assert page.line.count("not run") == sum(c.outcome == "not run" for c in claims) + len(
+        {(c.id, cell.note) for c in claims for cell in c.cells if cell.outcome == "not run"}
+    )
+    assert "MNIST, 10 per class: M − DC +0.2" in page.line
+
+
+def test_runs_are_shown_inside_their_cells(claims):
+    asked = []
+    html = report.claims_matrix(claims, lambda keys: asked.append(keys) or f"<p>{len(keys)} runs</p>").data
+    Text(html)
+    assert (("MNIST", 1, "M", "paper", "convnet"), ("MNIST", 1, "DC", "paper", "convnet")) in asked
+    assert html.count("<p>2 runs</p>") == sum(len(claim.run) for claim in claims if "saves" not in claim.id)
+
+
+def test_a_drawing_marks_what_is_cut_off():
+    marks = [Mark("held", 1.0, 0.5, 1.5, paper=-1.0), Mark("reversed", -5.0, -9.0, 1.0, paper=30.0, faint=True)]
+    svg = drawing(marks, reach=2.0)
+    Text(svg)
+    first, second = re.findall(r'<g class="([^"]*)">(.*?)</g>', svg)
+    assert first[0] == "gm-yes" and 'cx="75.0%"' in first[1] and 'cx="25.0%"' in first[1] and "‹" not in first[1]
+    assert second[0] == "gm-no gm-faint" and "‹" in second[1] and "circle" not in second[1]
+
+
+def test_the_last_table_has_a_sign_for_every_number(some):
+    found = report.judge_claims(some)
+    html = report.not_run_table(found).data
+    Text(html)
+    assert len(re.findall(r'<span class="gm-\w+" title=', html)) == len(found)
+    missing = [int(n) for n, _ in re.findall(r">(\d+) of (\d+)</td>", html)]
+    assert sum(missing) == (found["outcome"] == "not run").sum()
+    assert html.count("not run</") == 2, "the head of the column and the legend"
+
+
+# ---- every number ----------------------------------------------------------------------------------------
+
+
+def a_run(method, seed, accuracies, *, title="a"):
+    recipe = {"method": method, "dataset": "MNIST", "ipc": 1, "seed": seed}
+    record = {"recipe": recipe, "method": method, "budget": "paper"}
+    images = torch.linspace(-3, 3, 2 * 4 * 4).reshape(2, 1, 4, 4)
+    S = CondensedSet(
+        images=images, labels=torch.tensor([0, 1]), classes=(title, "b"), mean=(0.5,), std=(0.5,), recipe=recipe,
+        record=record, evaluations={"convnet": Evaluation(tuple(accuracies), "convnet", seed, {})},
+    )  # fmt: skip
+    return StoredRun(S, {"run.json": json.dumps({"note": title})})
+
+
+@pytest.fixture
+def explorer(some):
+    stored = report.Runs([a_run("random", seed, [50.0 + seed] * 10) for seed in (0, 1)])
+    more = pd.concat([some, runs("random", [50, 51])])
+    return report.Explorer(report.judge_claims(more), more, stored)
+
+
+def test_the_table_is_complete_without_a_script(explorer):
+    html = explorer._repr_html_()
+    table, data = html.split('<script type="application/json">')
+    page = Text(table.replace('<div class="gm-explorer">', "", 1))
+    rows = re.findall(r'<tr role="row" data-i="(\d+)">(.*?)</tr>', table)
+    found = explorer.found
+    assert [int(i) for i, _ in rows] == list(range(len(found))) and len(found) == 187
+    for (_, row), c in zip(rows, found.itertuples(), strict=True):
+        assert row.startswith('<td role="cell" class="gm-verdict"><span class="gm-sign')
+        assert f"{c.paper:.{paper.decimals(c.paper, c.unit)}f}" in row and unescape(row).count(c.outcome) >= 1
+        assert ("<svg" in row) == (c.outcome in ("reproduced", "not decided", "differs", "another budget"))
+    assert "whole training set" in page.line and "MD from lenet, to resnet18" in page.line
+    assert json.loads(data.partition("</script>")[0].replace("\\u003c", "<")) == json.loads(
+        json.dumps(explorer.data())
+    )
+
+
+def test_every_network_is_a_dot_at_its_distance_from_the_papers_number(explorer):
+    i = list(explorer.found["claim"]).index("table3-mnist-1-dc")
+    row = re.findall(rf'<tr role="row" data-i="{i}">(.*?)</tr>', explorer._repr_html_())[0]
+    at = sorted(float(x) for x in re.findall(r'class="gm-net" cx="([\d.]+)%"', row))
+    dots = sorted([91.6, 91.7, 91.8] * 10)
+    values = sorted(explorer.results.query("method == 'DC'")["accuracy"])
+    assert len(at) == len(dots) == 30
+    reach = report.matrix.POINTS
+    assert at == pytest.approx([50 + 50 * (v - 91.7) / reach for v in values], abs=0.06)
+
+
+def test_the_script_has_the_difference_of_every_pair(explorer):
+    data = explorer.data()
+    (pair,) = [p for p in data["pairs"] if p["at"] == ["MNIST", 1, "convnet"] and {p["a"], p["b"]} == {"MD", "DC"}]
+    v = report.verdict(explorer.results.query("dataset == 'MNIST'"), pair["a"], pair["b"])
+    assert (pair["d"], pair["low"], pair["high"]) == pytest.approx((v.difference, v.low, v.high), abs=1e-3)
+    assert len(data["pairs"]) == 6 + 1, "four methods on MNIST, two on FashionMNIST"
+    assert {p["budget"] for p in data["pairs"] if p["at"][0] == "FashionMNIST"} == {"lite"}
+    assert data["rows"][list(explorer.found["claim"]).index("table3-mnist-whole")]["ipc"] is None
+
+
+def test_a_number_opens_to_its_sets_and_to_the_other_methods(explorer):
+    i = list(explorer.found["claim"]).index("table3-mnist-1-random")
+    row = re.findall(rf'<tr role="row" data-i="{i}">(.*?)</tr>', explorer._repr_html_())[0]
+    page = Text(row)
+    assert "random images, set 0 : 50.0 % mean of 10 networks" in page.line and "51.00 51.00" in page.line
+    used = [a["href"] for tag, a in page.elements if tag == "use"]
+    stored = Text(explorer.runs.pictures().data)
+    pictures = {a["id"]: a for tag, a in stored.elements if tag == "image"}
+    assert len(used) == 2 and {href[1:] for href in used} == set(pictures)
+    assert all((p["width"], p["height"]) == ("8", "4") for p in pictures.values())
+    links = [a["href"][1:] for tag, a in page.elements if tag == "a"]
+    section = Text(explorer.runs.section().data)
+    assert set(links) <= {a.get("id") for _, a in section.elements}
+    assert 'run.json {"note": "a"}' in section.line
+    others = re.findall(r"<li>(<span.*?)</li>", row)
+    assert sorted(Text(other).line.split()[2].rstrip(":") for other in others) == ["DC", "M", "MD"]
+    assert all("gm-no" in other and "below" in other for other in others)
+
+
+def test_names_are_shown_as_they_are():
+    results = runs(BAD, [50, 51]).assign(dataset=BAD)
+    both = pd.concat([results, results.assign(method="M")])
+    stored = report.Runs([a_run(BAD, 0, [50.0], title=BAD)])
+    explorer = report.Explorer(report.judge_claims(both), both, stored)
+    for html in (
+        explorer._repr_html_().split("<script")[0] + "</div>",
+        stored.section().data,
+        stored.pictures().data,
+    ):
+        page = Text(html)
+        assert not any("onclick" in a for _, a in page.elements)
+    assert "<b" not in explorer._repr_html_().split("application/json")[1].partition("</script>")[0]
+    shown = stored.short([("MNIST", 1, BAD, "paper", "convnet")])
+    assert BAD in Text(shown).line.replace(" :", ":") and not any("onclick" in a for _, a in Text(shown).elements)
+
+
+def test_the_stored_page_is_small_and_its_links_lead_somewhere():
+    runs_ = report.Runs.stored()
+    explorer = report.Explorer.stored(runs_)
+    claims = report.claims_in_words(found=explorer.found, results=explorer.results)
+    made = [report.message(explorer.found, claims), report.claims_matrix(claims, runs_.short)]
+    made += [runs_.pictures(), runs_.section(), report.not_run_table(explorer.found)]
+    html = explorer._repr_html_() + "".join(part.data for part in made)
+    assert len(html.encode()) < 2_500_000
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    links = set(re.findall(r'href="#([^"]+)"', html)) - {"every-number"}
+    assert links and links <= set(ids)
+    assert len(explorer.found) == 187 and len(claims) == 23
+    run = explorer.found[explorer.found["n"].notna()]
+    assert report.find_deviations(shipped.condensed())["numbers"].sum() == len(run[run["unit"] == "percent"])
