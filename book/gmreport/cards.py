@@ -40,6 +40,7 @@ from gmlib.runs.provenance import HOME
 from gmlib.runs.readback import stored_whole_data
 
 from .deviations import protocol_departures, recipe_departures
+from .drawing import png_bytes
 from .figures import sheet_of
 from .style import counted, display_name, md, per_class
 
@@ -226,7 +227,7 @@ def png_archive(one: Shipped) -> bytes:
     files = {"README.txt": _readme(one).encode()}
     for i, image in enumerate(levels):
         c, j = divmod(i, S.ipc)
-        files[f"{slug(f'{c:0{digits}}-{S.classes[c]}')}/{j:04}.png"] = _png(_image(image))
+        files[f"{slug(f'{c:0{digits}}-{S.classes[c]}')}/{j:04}.png"] = png_bytes(_image(image))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():
@@ -276,7 +277,7 @@ def picture(one: Shipped, full: bool = False) -> bytes:
     levels = np.where(gaps, transparent, np.asarray(indexed)).astype(np.uint8)
     indexed = Image.fromarray(levels).convert("P")
     indexed.putpalette([*palette, 255, 255, 255])
-    return _png(indexed, transparency=transparent)
+    return png_bytes(indexed, transparency=transparent)
 
 
 def _shown(one: Shipped) -> tuple[int, int]:
@@ -287,12 +288,6 @@ def _shown(one: Shipped) -> tuple[int, int]:
 def _image(levels: np.ndarray) -> Image.Image:
     """An image from (height, width, 1 or 3) bytes."""
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
-
-
-def _png(image: Image.Image, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True, **options)
-    return buffer.getvalue()
 
 
 # ---- the cards

@@ -19,13 +19,12 @@ from gmlib.coresets import CORESETS
 from gmlib.evaluation import Evaluation
 from gmlib.recipe import BUDGETS
 from gmlib.runs import readback
-from gmlib.runs.layout import LEAST_NETWORKS
 
 from . import paper
 from .deviations import Departure, protocol_departures
 from .style import SIGNS, counted, md, per_class
-from .summaries import SLACK, summarise, within
-from .tables import Cell, Table, accuracy_table
+from .summaries import summarise
+from .tables import Cell, Table, accuracy_table, agreement, outcome_against
 from .transfer import transfer_table
 
 OUTCOMES = list(SIGNS)
@@ -106,7 +105,7 @@ def judge_claims(
     for c in numbers:
         if c.claim in steps:
             low = high = steps[c.claim]
-            outcome = "as counted" if _against(c, low, high) == "reproduced" else "differs"
+            outcome = "as counted" if agreement(c.value, c.std, low, high, c.unit) == "reproduced" else "differs"
             ours = {"ours": low, "low": low, "high": high, "outcome": outcome}
             ours["note"] = "from the schedule, without a run"
         elif c.claim in measured:
@@ -171,7 +170,7 @@ def _judge_run(c, runs: Mapping[str, dict], whole: Evaluation | None) -> dict:
     names = {"ours": "mean", "ours_std": "std"} | {name: name for name in ("low", "high", "low_alone", "high_alone")}
     ours = {name: scale * s[key] for name, key in names.items()}
     ours |= {"n": s["n"], "n_sets": s["n_sets"], "budget": budget, "note": note}
-    return ours | {"outcome": _judge(c, ours, least)}
+    return ours | {"outcome": _outcome(c, ours, least)}
 
 
 def _judge_whole(c, e: Evaluation | None) -> dict:
@@ -183,7 +182,7 @@ def _judge_whole(c, e: Evaluation | None) -> dict:
     note += f"; {departures}" if departures else ""
     budget = "another protocol" if departures else "paper"
     ours = {"ours": e.mean, "ours_std": e.std, "low": low, "high": high, "n": e.n, "budget": budget, "note": note}
-    return ours | {"outcome": _judge(c, ours, e.n)}
+    return ours | {"outcome": _outcome(c, ours, e.n)}
 
 
 def _other_protocol(dataset: str, e: Evaluation) -> str:
@@ -192,19 +191,8 @@ def _other_protocol(dataset: str, e: Evaluation) -> str:
     return ", ".join(map(str, network + protocol_departures(dataset, e)))
 
 
-def _judge(c, ours: dict, least: int) -> str:
-    if ours["budget"] != "paper":
-        return "another budget"
-    if least < LEAST_NETWORKS:
-        return "too few networks"
-    if math.isnan(ours["low"]):
-        return "too few sets"
-    return _against(c, ours["low"], ours["high"])
-
-
-def _against(c, low: float, high: float) -> str:
-    margin = paper.tolerance(c.value, c.std, c.unit) + SLACK
-    return within(low - c.value, high - c.value, margin, "reproduced", "differs")
+def _outcome(c, ours: dict, least: int) -> str:
+    return outcome_against(c.value, c.std, ours | {"n_least": least}, c.unit)
 
 
 def _steps_of_schedules() -> dict[str, float]:

@@ -208,10 +208,15 @@ def _pixels(sheet: np.ndarray, alt: str) -> str:
     hole = np.isnan(sheet) if sheet.ndim == 2 else np.isnan(sheet).any(axis=2)
     if hole.any():
         picture.putalpha(Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(png_bytes(picture)).decode()
     return f'<img class="gm-pixels" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def png_bytes(picture: Image.Image, **options) -> bytes:
+    """A small PNG file, with further options of Pillow."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png", optimize=True, **options)
+    return buffer.getvalue()
 
 
 def content(picture: Figure | Panels | Pictures, alt: str) -> str:

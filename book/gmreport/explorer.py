@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -28,6 +27,7 @@ from gmlib.runs.shipped import CondensedSet
 
 from . import paper
 from .claims import CELL, ours_and_theirs, stored_claims
+from .drawing import png_bytes
 from .matrix import POINTS, Key, Mark, drawing, interval, legend, signed
 from .style import SIGNS, counted, display_name, method_order, per_class, sign
 from .summaries import Verdict, verdict
@@ -168,9 +168,8 @@ def _picture(S: CondensedSet) -> tuple[str, tuple[int, int]]:
     pixels = S.pixels().unflatten(0, (S.n_classes, S.ipc))[:SHOWN, 0].float().clamp(0, 1).numpy()  # (n, c, h, w)
     strip = np.concatenate(list(pixels), axis=2).transpose(1, 2, 0)  # (h, n w, c)
     strip = np.rint(np.rint(strip * GREYS) * (255 / GREYS)).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip).save(buffer, format="png", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode(), (strip.shape[1], strip.shape[0])
+    picture = Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip)
+    return base64.b64encode(png_bytes(picture)).decode(), (strip.shape[1], strip.shape[0])
 
 
 def _use(run: StoredRun) -> str:

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -22,25 +22,24 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gmlib import where
-from gmlib.analysis.statistics import rank_correlation
 from gmlib.evaluation import Evaluation
-from gmlib.files import read_tensors
 from gmlib.recipe import BUDGETS
 from gmlib.runs import readback, shipped
 from gmlib.runs.layout import run_folder
-from gmlib.runs.store import SNAPSHOTS, SNAPSHOTS_FORMAT
+from gmlib.runs.store import stored_snapshots
 from gmlib.sets import SyntheticSet
 
 from . import paper
 from .drawing import Pictures
 from .figures import sheet_of, show_sheet
-from .hypothesis import correlation_outcome, reach_points
+from .hypothesis import QUESTIONS, correlation_outcome, reach_correlations, reach_points
 from .matrix import Mark, drawing
 from .style import INK, MUTED, STYLE, colour, counted, display_name, md, per_class, sign
 from .summaries import OUTCOMES, Verdict, verdict
 
 FILM = ("MNIST", 1, "MD", 0)  # dataset, images per class, method and seed of the run that is shown
 DIGIT = 2  # the class in the small pictures below the curve
+AGAINST_REAL, TRAIN_BETTER = QUESTIONS[1:3]
 WORDS = {"held": "yes", "reversed": "no"}
 CLOSED_FROM = 30  # judged numbers from which the figure opens its first table only
 LIMIT = 4.0  # points on each side of the paper's mean that the figure shows
@@ -103,13 +102,7 @@ def stored_film(results_dir: Path | None = None) -> Film | None:
     if not all((path / "run.json").is_file() for path in (run, chosen)):
         return None
     learned, real = shipped.load(run), shipped.load(chosen)
-    states: dict[int, SyntheticSet] = {}
-    if (run / SNAPSHOTS).is_file():
-        tensors, about = read_tensors(run / SNAPSHOTS, SNAPSHOTS_FORMAT, "")
-        if about.get("set") != learned.record["set"]:
-            raise ValueError(f"{run / SNAPSHOTS} belongs to another set: delete it and run again")
-        of = {int(name.removeprefix("k")): images for name, images in tensors.items()}
-        states = {k: replace(learned, images=of[k].to(learned.images.dtype)) for k in sorted(of)}
+    states = stored_snapshots(run, learned, learned.record["set"])
     last = learned.recipe["outer_loops"]
     final = {last: learned.accuracy} if learned.accuracy else {}
     return Film(learned, real, states | {last: learned}, learned.trace | final)
@@ -391,9 +384,9 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     points = reach_points(some)
     trained = points[points["accuracy"].notna()]
     is_learned = trained["method"] != "random"
-    raised = rank_correlation(is_learned, trained["min_distance"])
-    better = rank_correlation(trained["min_distance"], trained["accuracy"])
-    each = [correlation_outcome(raised, list(is_learned)), correlation_outcome(better)]
+    answers = reach_correlations(points)
+    better, _ = answers[TRAIN_BETTER]
+    each = [correlation_outcome(*answers[question]) for question in (AGAINST_REAL, TRAIN_BETTER)]
     outcome = next(name for name in ("reversed", "too few sets", "not decided", "held") if name in dict(each))
     learned, real = (float(trained.loc[rows, "min_distance"].mean()) for rows in (is_learned, ~is_learned))
     sentence = (

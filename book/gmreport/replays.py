@@ -22,6 +22,7 @@ from PIL import Image
 
 from gmlib.sets import SyntheticSet
 
+from .drawing import png_bytes
 from .figures import sheet_of, show_sheet
 from .listing import code_html
 from .sessions import ROWS, SESSIONS, Session, stored_sessions
@@ -404,7 +405,7 @@ def _run_html(words: str, session: Session, limits: Mapping[str, tuple[float, fl
     frames, last = _frames(session), len(session.ks) - 1
     stills = "".join(
         f'<div><span>k = {session.ks[i]}</span><img alt="{_alt(session, i)}" '
-        f'src="data:image/png;base64,{_base64(frames[i])}"></div>'
+        f'src="data:image/png;base64,{base64.b64encode(png_bytes(frames[i])).decode()}"></div>'
         for i in sorted({0, last // 2, last})
     )
     curves = "".join(_curve(name, session, limits.get(name)) for name in CURVES)
@@ -418,12 +419,6 @@ def _alt(session: Session, i: int) -> str:
     n = min(session.recipe.ipc, ROWS)
     of = f"{n} of {per_class(session.recipe.ipc)}" if n < session.recipe.ipc else per_class(n)
     return f"The images after {counted(session.ks[i], 'outer iteration')}: {of}, a column for each class."
-
-
-def _base64(frame: Image.Image) -> str:
-    buffer = io.BytesIO()
-    frame.save(buffer, format="png", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _curve(name: str, session: Session, limits: tuple[float, float] | None) -> str:

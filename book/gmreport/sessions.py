@@ -9,7 +9,6 @@ already, with the same settings, is not done again.
 from __future__ import annotations
 
 import base64
-import io
 import math
 import os
 import sys
@@ -36,6 +35,7 @@ from gmlib.runs.shipped import results_folder
 from gmlib.runtime import device_of
 from gmlib.sets import SyntheticSet
 
+from .drawing import png_bytes
 from .style import INTER, INTRA
 
 # Level in the table of `angles` -> (words, colour of the term that matches this level alone, marker).
@@ -159,13 +159,7 @@ def sprite(sets: Sequence[SyntheticSet]) -> bytes:
         frame[:, :height, :, :width, :channels] = x.transpose(1, 3, 0, 4, 2)
         frame[:, :height, :, :width, channels] = 1
         frames.append(frame.reshape(rows * (height + gap), classes * (width + gap), channels + 1))
-    return _png(np.concatenate(frames))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
+    return png_bytes(Image.fromarray(np.rint(np.concatenate(frames) * 255).astype(np.uint8)))
 
 
 # ---- what is recorded

@@ -283,15 +283,17 @@ def _cell(
     return Cell(_plus_minus(first["mean"], first["std"], decimals), [*small, *paper], outcome)
 
 
-def outcome_against(value: float, std: float, ours: Mapping) -> str:
+def outcome_against(value: float, std: float, ours: Mapping, unit: str = "percent") -> str:
     """The outcome for a number of the paper, by the rule of `judge_claims`.
 
     Parameters
     ----------
     value, std
-        The paper's accuracy and its standard deviation, in percent.
+        The paper's number and its standard deviation.
     ours
-        A row of `summarise`.
+        A row of `summarise`, or its budget, n_least, low and high.
+    unit
+        Of the paper's number.
     """
     if ours["budget"] != "paper":
         return "another budget"
@@ -299,8 +301,13 @@ def outcome_against(value: float, std: float, ours: Mapping) -> str:
         return "too few networks"
     if math.isnan(ours["low"]):
         return "too few sets"
-    margin = tolerance(value, std) + SLACK
-    return within(ours["low"] - value, ours["high"] - value, margin, "reproduced", "differs")
+    return agreement(value, std, ours["low"], ours["high"], unit)
+
+
+def agreement(value: float, std: float, low: float, high: float, unit: str = "percent") -> str:
+    """Whether an interval reproduces a number of the paper, by the tolerance around that number."""
+    margin = tolerance(value, std, unit) + SLACK
+    return within(low - value, high - value, margin, "reproduced", "differs")
 
 
 def _how_many(s: Mapping) -> str:

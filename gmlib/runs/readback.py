@@ -292,16 +292,18 @@ def _measurements(
 ) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any], pd.DataFrame]]:
     """(path, columns that identify the run, settings, rows) of every file of that name in the folders of runs."""
     root = results_folder(results_dir)
-    for path in files_of(root, f"*/ipc*/*/set*/{name}"):
+    paths = files_of(root, f"*/ipc*/*/set*/{name}")
+    data_in = {folder: _data_of(folder) for folder in dict.fromkeys(path.parents[3] for path in paths)}
+    for path in paths:
         *budget, _, ipc, _, seed = path.parent.relative_to(root).parts
-        content = read_json(path, kind)
-        settings, (name, fingerprint) = content["settings"], _data_of(path.parents[3])
+        settings = read_json(path, kind)["settings"]
+        dataset, fingerprint = data_in[path.parents[3]]
         if isinstance(recipe := settings.get("recipe"), dict):
             check_place(path, recipe, Recipe(**recipe).method)
         if None not in (fingerprint, settings.get("data")) and settings["data"] != fingerprint:
             raise ValueError(f"{path} was measured on other data than the runs next to it: delete it and run again")
         of = {
-            "dataset": name,
+            "dataset": dataset,
             "ipc": int(ipc.removeprefix("ipc")),
             "method": method_of(path.parent),
             "budget": budget[0] if budget else "paper",

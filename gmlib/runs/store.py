@@ -649,8 +649,14 @@ def _evaluated(
     return _with_time_of(stored, found)
 
 
-def _snapshots(folder: Path, S: SyntheticSet, of: str) -> dict[int, SyntheticSet]:
-    """The stored snapshots of S, whose digest is ``of``, by number of outer iterations."""
+def stored_snapshots(folder: Path, S: SyntheticSet, of: str) -> dict[int, SyntheticSet]:
+    """The stored snapshots of S, whose digest is ``of``, by number of outer iterations.
+
+    Raises
+    ------
+    ValueError
+        If they are damaged, or of another set.
+    """
     path = folder / SNAPSHOTS
     if not path.exists():
         return {}
@@ -684,7 +690,7 @@ def _traced(
         write_json(path, {"set": of, "trace": {str(at): evaluation_to_json(e) for at, e in stored.items()}})
 
     trace = {}
-    for k, S_k in _snapshots(job.folder, S, of).items():
+    for k, S_k in stored_snapshots(job.folder, S, of).items():
         before = stored.get(k)
         if before and (before.network, before.seed, before.protocol) != (final.network, final.seed, final.protocol):
             before = None
