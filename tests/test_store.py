@@ -1317,6 +1317,15 @@ def test_a_deadline_that_is_none_is_refused_with_nothing_written(deadline, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("option", "value"), [("progress", "no"), ("wait", 1)])
+def test_a_switch_that_is_none_is_refused_with_nothing_written(option, value, tmp_path):
+    data, given = make_data(dtype=torch.float32), {"budget": "smoke", "results_dir": tmp_path / "runs"}
+    for call in (lambda **more: store.run(data, "DC", 1, **more), lambda **more: store.whole_data(data, **more)):
+        with refuses(ValueError, f"{option}={value!r}"):
+            call(**given, device="cpu", **{option: value})
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "run.json")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..checks import check_flag
 from ..runtime import OutOfTime, check_deadline
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def locked(folder: Path, deadline: float | None = None, wait: bool = True) -> It
     from filelock import FileLock, Timeout  # torch depends on it
 
     check_deadline(deadline)
+    check_flag("wait", wait)
     make_folder(folder)
     if not os.access(folder, os.W_OK):
         yield

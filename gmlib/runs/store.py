@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoint import Checkpoint
-from ..checks import as_list, check_number, choose, require, shown
+from ..checks import as_list, check_flag, check_number, choose, require, shown
 from ..condensation import Diverged, condense_together
 from ..coresets import coreset
 from ..data import Data, check_data
@@ -229,6 +229,7 @@ def do(
         As `run`. If something is wrong with one of the others, only its own `do` raises an error.
     """
     device = device_of(device)
+    check_flag("progress", progress)
     with locked(job.folder, deadline, wait):
         return _do(job, others, device, progress, deadline, partly)
 
@@ -367,6 +368,7 @@ def whole_data(
     how_trained = Protocol(**{**sizes, "epochs": size.epochs, **protocol})
     folder = whole_data_folder(path_or(results_dir, default_folder(budget)), data.name)
     device = device_of(device)
+    check_flag("progress", progress)
     with locked(folder, deadline, wait):
         remove_leftovers(folder)
         return _evaluated(
