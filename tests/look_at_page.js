@@ -6,11 +6,13 @@ const name = (element) => {
   return `<${element.tagName.toLowerCase()} class="${classes}"> ${words}`;
 };
 
-// Open folded parts and tabs: what is in them must fit too.
+// Open folded parts and tabs: what is in them must fit too. Without the fade: half of it is no colour to judge.
 const openAll = () => {
   for (const part of document.querySelectorAll("main details")) part.open = true;
   const style = document.createElement("style");
-  style.textContent = "main :is(.sd-tab-content, .gm-tab) { display: block !important; }";
+  style.textContent =
+    "main :is(.sd-tab-content, .gm-tab) { display: block !important; } " +
+    "*, ::before, ::after { animation: none !important; transition: none !important; }";
   document.head.append(style);
 };
 
