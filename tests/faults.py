@@ -36,12 +36,13 @@ import torch
 from conftest import make_data, tiny_recipe
 
 import gmlib as gm
-from gmlib import checkpoint, cli, files
+from gmlib import checkpoint, cli, evaluation, files
 from gmlib.analysis import matching, training
 from gmlib.runs import readback, shipped, store
 from gmlib.runs.provenance import environment
 
 SLOW = 20.0  # seconds after which a call counts as hanging
+TRAINED = "networks trained"
 PATTERNS = ("*.tmp", ".*.tmp", "kernel-*.json", ".*.batch")  # files that must not stay behind
 Work = Callable[[Path], None]
 
@@ -236,13 +237,16 @@ def end(pid: int) -> int:
 
 def finish(row: Row, work: Work, folder: Path, expected: dict[str, Any]) -> None:
     """Do the work again after a fault, to its end, and count the result. What was stored must not be done again."""
-    done, reached = finished_files(folder), checkpoints(folder)
-    is_done = end(start(work, folder, partial(note_starts, folder / "starts"))) == 0
-    starts = (folder / "starts").read_text().splitlines() if (folder / "starts").exists() else []
-    (folder / "starts").unlink(missing_ok=True)
-    begun = dict(json.loads(line) for line in starts)
+    done, reached, trained = finished_files(folder), checkpoints(folder), networks(folder)
+    is_done = end(start(work, folder, partial(note_work, folder / "work"))) == 0
+    lines = (folder / "work").read_text().splitlines() if (folder / "work").exists() else []
+    (folder / "work").unlink(missing_ok=True)
+    noted = [json.loads(line) for line in lines]
+    begun = {what: at for what, at in noted if what != TRAINED}
+    more = sum(number for what, number in noted if what == TRAINED)
     again = [name for name, at in done.items() if finished_files(folder).get(name) != at]
     again += [name for name, at in reached.items() if begun.get(name, at) != at]
+    again += [f"{trained} networks"] if lines and trained + more != networks(folder) else []
     if is_done and again:
         row.count("lost", f"{row.what}: {again[0]} was stored and done again")
     else:
@@ -250,10 +254,19 @@ def finish(row: Row, work: Work, folder: Path, expected: dict[str, Any]) -> None
 
 
 def finished_files(folder: Path) -> dict[str, int]:
-    """The time of the last change of every file in the folders of finished runs."""
+    """The time of the last change of the records and sets of all finished runs."""
     runs = [path.parent for path in folder.rglob("run.json")]
-    names = ("run.json", "set.safetensors", "accuracy-*.json")
-    return {str(path): path.stat().st_mtime_ns for run in runs for name in names for path in run.glob(name)}
+    return {
+        str(run / name): (run / name).stat().st_mtime_ns for run in runs for name in ("run.json", "set.safetensors")
+    }
+
+
+def networks(folder: Path) -> int:
+    """How many networks have a stored accuracy, those on snapshots too."""
+    stored = [json.loads(path.read_text()) for path in folder.rglob("accuracy-*.json")]
+    for path in folder.rglob("trace.json"):
+        stored += json.loads(path.read_text())["trace"].values()
+    return sum(len(one["accuracies"]) + len(one.get("failed", [])) for one in stored)
 
 
 def checkpoints(folder: Path) -> dict[str, list]:
@@ -267,16 +280,27 @@ def checkpoints(folder: Path) -> dict[str, list]:
     return found
 
 
-def note_starts(path: Path) -> None:
-    """Let this process write down where every checkpoint lets its runs begin. Another program does not."""
+def note_work(path: Path) -> None:
+    """Let this process write down where every checkpoint lets its runs begin, and how many networks it trains.
 
-    def noted(self: checkpoint.Checkpoint, data: Any, real: Any = checkpoint.Checkpoint.progress) -> Any:
-        runs = real(self, data)
+    A program that it starts does not.
+    """
+
+    def note(what: str, value: Any) -> None:
         with open(path, "a") as file:
-            file.write(json.dumps([str(self.path), [[run.state.k, run.state.t] for run in runs]]) + "\n")
+            file.write(json.dumps([what, value]) + "\n")
+
+    def progress(self: checkpoint.Checkpoint, data: Any, real: Any = checkpoint.Checkpoint.progress) -> Any:
+        runs = real(self, data)
+        note(str(self.path), [[run.state.k, run.state.t] for run in runs])
         return runs
 
-    checkpoint.Checkpoint.progress = noted
+    def train(numbers: Sequence[int], *args: Any, real: Any = evaluation._train) -> Any:
+        note(TRAINED, len(numbers))
+        return real(numbers, *args)
+
+    checkpoint.Checkpoint.progress = progress
+    evaluation._train = train
 
 
 def settle(row: Row, is_done: bool, folder: Path, expected: dict[str, Any]) -> None:
@@ -286,8 +310,18 @@ def settle(row: Row, is_done: bool, folder: Path, expected: dict[str, Any]) -> N
         row.count("traceback" if "Traceback" in errors else "lost", f"{row.what}: {errors[-300:]}")
     else:
         (folder / "errors").unlink()
-        row.count("held" if content(folder) == expected else "silent", row.what)
+        found = content(folder)
+        row.count("held" if found == expected else "silent", f"{row.what}: {first_difference(found, expected)}")
         row.count_leftovers(folder)
+
+
+def first_difference(found: Any, expected: Any, where: str = "") -> str:
+    """Where two results differ first, and how."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in [*expected, *found]:
+            if found.get(key) != expected.get(key):
+                return first_difference(found.get(key), expected.get(key), f"{where}/{key}")
+    return f"{where}: {str(found)[:100]} instead of {str(expected)[:100]}"
 
 
 def expected_of(work: Work, folder: Path) -> tuple[dict[str, Any], float, int]:

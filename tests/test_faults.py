@@ -11,6 +11,7 @@ if sys.platform == "win32":
     pytest.skip("needs fork and POSIX signals", allow_module_level=True)
 
 import faults
+from conftest import make_data
 
 import gmlib as gm
 
@@ -85,3 +86,23 @@ def test_stored_work_that_is_done_again_is_lost(tmp_path):
         assert faults.checkpoints(tmp_path / str(i))
         faults.finish(row, work, tmp_path / str(i), expected)
     assert (row.held, row.lost) == (1, 1)
+
+
+def test_a_stored_network_that_is_trained_again_is_lost(tmp_path):
+    def trains(folder):
+        small = {"networks": 2, "width": 4, "depth": 2, "epochs": 2}
+        data = make_data(dtype=torch.float32)
+        faults.store.whole_data(data, budget="smoke", results_dir=folder, device="cpu", progress=False, **small)
+
+    def forgets(folder):
+        for path in folder.rglob("accuracy-*.json"):
+            path.unlink()
+        trains(folder)
+
+    row = faults.Row("kill", "made up")
+    expected, _, _ = faults.expected_of(trains, tmp_path / "whole")
+    for i, work in enumerate((trains, forgets)):
+        faults.end(faults.start(trains, tmp_path / str(i), partial(faults.die_in_write, 0, "after")))
+        assert faults.networks(tmp_path / str(i)) == 1
+        faults.finish(row, work, tmp_path / str(i), expected)
+    assert (row.held, row.lost) == (1, 1), row.examples

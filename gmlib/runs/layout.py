@@ -42,6 +42,7 @@ class MadeWith(msgspec.Struct):
     device: str
     device_name: str
     threads: Positive | list[Positive]
+    made_together: Positive = 1
 
 
 class Timed(msgspec.Struct):
@@ -78,7 +79,6 @@ class Record(msgspec.Struct):
     set: Digest
     peak_memory_bytes: Seconds | None
     history: list[HistoryEntry]
-    made_together: Positive = 1
     schedule: dict[str, Any] = {}
 
     def __post_init__(self) -> None:

@@ -17,8 +17,9 @@ damaged file, or one of another set, is refused in one sentence that says what t
 A run that is stopped and continued gives the same bits as one without a stop, on one machine with one number of
 threads. "threads" lists the numbers of all parts of the work, if they differ.
 
-If several sets were made together, "made_together" in run.json is their number. Of the work that they shared,
-"seconds" counts an equal part, but "peak_memory_bytes" is the peak of all of them.
+If several sets were made together, "made_together" in run.json is their number: the largest, if a part of the work
+was done with fewer. Of the work that they shared, "seconds" counts an equal part, but "peak_memory_bytes" is the peak
+of all of them.
 """
 
 from __future__ import annotations
@@ -555,13 +556,12 @@ def _can_be_made(job: Job) -> bool:
 def _condense(jobs: Sequence[Job], device: torch.device, progress: bool, deadline: float | None) -> dict[str, Any]:
     """Condense the sets of several jobs together, and store each when it is finished. Returns the first's record."""
     peak = PeakMemory(device)
-    made_with = [_begin(job, device) for job in jobs]
+    made_with = [_begin(job, device, len(jobs)) for job in jobs]
     records: dict[int, dict[str, Any]] = {}
 
     def finished(i: int, S: SyntheticSet) -> None:
         seconds = sum(entry["seconds"] for entry in S.history)  # with those before a restart
-        together = {"made_together": len(jobs)} if len(jobs) > 1 else {}
-        records[i] = _store(jobs[i], S, made_with[i] | together, seconds, peak())
+        records[i] = _store(jobs[i], S, made_with[i], seconds, peak())
 
     try:
         condense_together(
@@ -583,9 +583,14 @@ def _condense(jobs: Sequence[Job], device: torch.device, progress: bool, deadlin
     return records[0]
 
 
-def _begin(job: Job, device: torch.device) -> dict[str, Any]:
-    """What the set is made with. It is kept for the process that continues, perhaps at another commit."""
-    made_with = made_with_here(device, _begun(job))
+def _begin(job: Job, device: torch.device, together: int = 1) -> dict[str, Any]:
+    """What the set is made with. It is kept for the process that continues, perhaps at another commit or alone."""
+    before = _begun(job)
+    made_with = made_with_here(device, before)
+    if (job.folder / CHECKPOINT).exists():  # otherwise nothing of the earlier work is left
+        together = max(together, before.get("made_together", 1))
+    if together > 1:
+        made_with["made_together"] = together
     write_json(job.folder / BEGUN, made_with)
     return made_with
 
