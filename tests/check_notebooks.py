@@ -1,7 +1,7 @@
 """Run every notebook as a batch job on the smoke budget: `python tests/check_notebooks.py build/papermill first`.
 
-Two notebooks run at a time, with one thread each. Those that measure time run alone at the end. With `again` instead
-of `first` they run once more, one at a time, and may compute nothing: the files under runs/smoke must not change.
+Two notebooks run at a time, with one thread each. With `again` instead of `first` they run once more, one at a time,
+and may compute nothing: the files under runs/smoke must not change.
 
 Exit status: 0 all is well; 1 a notebook failed, or the second round changed a file.
 """
@@ -15,10 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ["efficiency"]
 STORED = "stored.json"
 # The longest notebooks start first, so that both processes end at about the same time.
-LONG = ["comparison", "what", "hypothesis", "where"]
+LONG = ["comparison", "what", "hypothesis", "where", "efficiency"]
 
 
 def run(name: str, folder: Path) -> tuple[int, float]:
@@ -57,8 +56,7 @@ def first(folder: Path) -> int:
     """Run all, and note which files they stored."""
     folder.mkdir(parents=True, exist_ok=True)
     found = [path.stem for path in sorted((ROOT / "notebooks").glob("*.md"))]
-    run_all(LONG + [name for name in found if name not in LONG + ALONE], folder, workers=2)
-    run_all(ALONE, folder, workers=1)
+    run_all(LONG + [name for name in found if name not in LONG], folder, workers=2)
     (folder / STORED).write_text(json.dumps(stored()))
     return 0
 

@@ -33,7 +33,7 @@ from gmlib.runs import store
 
 store.sweep(
     gm.load_data("digits"), methods, 1, budget="smoke", sets=1, networks=1, device="cpu",
-    outer_loops=20, trace={("M", 1): [0, 10, 20]}, results_dir=results_dir, together=False,
+    outer_loops=20, trace={("M", 1): [0, 10, 20]}, results_dir=results_dir, together=False, width=8,
 )
 ```
 """

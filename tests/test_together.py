@@ -193,7 +193,7 @@ TOGETHER = """
 from test_together import mixed_recipes
 
 def work(checkpoint, out):
-    recipes = mixed_recipes(outer_loops=6, inner_loops=8)
+    recipes = mixed_recipes(outer_loops=3, inner_loops=6)
     save = lambda i, S: S.save(out + str(i))
     gm.condense_together(
         make_data(dtype=torch.float32), recipes, "cpu", checkpoint, False, checkpoint_seconds=0.0, finished=save
@@ -207,7 +207,7 @@ def test_killed_runs_continue_to_the_same_sets(tmp_path):
     ended = kill_and_continue(TOGETHER, 5, (0.1, 0.7), checkpoint, out)
     assert "killed" in ended, "at least one kill must hit a running process"
     data = make_data(dtype=torch.float32)
-    for i, recipe in enumerate(mixed_recipes(outer_loops=6, inner_loops=8)):
+    for i, recipe in enumerate(mixed_recipes(outer_loops=3, inner_loops=6)):
         assert torch.equal(gm.SyntheticSet.load(f"{out}{i}").images, alone(data, recipe).images)
 
 
