@@ -245,7 +245,6 @@ def sentences():
     yield report.faults_sentence({"rows": rows})
     yield report.precision_effect(pd.DataFrame(pairs))
     yield report.spreads_sentence(report.spreads(accuracies().assign(method=lambda t: t["method"] + " x")))
-    yield report.best_method(accuracies(), BAD, ["M"])
     yield report.best_source(two, BAD, sources, ["convnet"])
     yield report.best_target(two, sources, [f"{BAD} mlp", "convnet"])
     yield report.generalisation(two, sources, [f"{BAD} mlp"], control="M")

@@ -740,23 +740,6 @@ def test_an_empty_book_is_not_sound(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 1 and "holds no page" in capsys.readouterr().out
 
 
-def test_the_best_method_is_counted_by_cells():
-    rows = []
-    for ipc, means in {1: {"M": 80, "DC": 70}, 10: {"M": 60, "DC": 70}, 50: {"M": 71, "DC": 70}}.items():
-        for method, mean in means.items():
-            for seed in range(3):
-                # at 50 images the difference moves with the seed: 4, 1, -2
-                wobble = {50: {"M": 3 - 3 * seed}}.get(ipc, {}).get(method, 0.1 * seed * (method == "M"))
-                rows.append(("d", ipc, method, "paper", seed, "convnet", 0, mean + wobble))
-    results = pd.DataFrame(rows, columns=readback.COLUMNS)
-    text = report.best_method(results, "M", ["DC"]).data
-    assert "highest mean, against DC, in 2 of 3 cells" in text
-    assert "above all of them beyond noise in 1, and below one of them beyond noise in 1" in text
-    assert "cannot say" in report.best_method(results, "M", ["DC", "Inter"]).data
-    assert "cannot say" in report.best_method(results.iloc[:0], "M", ["DC"]).data
-    assert "cannot say" in report.best_method(results, "M", []).data
-
-
 def test_trace_slider_opens_at_the_end_and_names_every_k():
     trace = {k: (np.full((4, 1, 3, 3), k / 10), [50.0 + k, 52.0 + k]) for k in (0, 2, 9)}
     slider = report.trace_slider(trace, 2, method="M", titles=["a", "b"])

@@ -42,7 +42,7 @@ _NAMES = {
         "reach_correlations reach_points reach_table"
     ),
     "matrix": "claims_in_words claims_matrix message not_run_table",
-    "orders": "ORDERINGS ordering_cells orderings orderings_table",
+    "orders": "ORDERINGS ordering_cells orderings",
     "playground": "Playground",
     "replays": "Recording recordings recordings_answer recordings_sentence session_figure",
     "sessions": "Session",
@@ -54,12 +54,11 @@ _NAMES = {
         "COLOURS STYLE colour display_name distance_name in_figure md method_order per_class sign source use_style"
     ),
     "summaries": (
-        "Verdict Verdicts alike best_method components components_sentence compression data_sentence forest matching "
+        "Verdict Verdicts alike components components_sentence compression data_sentence forest matching "
         "spreads spreads_sentence summarise verdict verdicts"
     ),
     "tables": (
-        "Cell Table accuracy_table components_table distance_names matching_table neighbours_table noise "
-        "outcome_against text_table"
+        "Cell Table accuracy_table components_table distance_names neighbours_table noise outcome_against text_table"
     ),
     "trainer": "train_here",
     "transfer": "best_source best_target generalisation network_sizes network_table transfer_table",

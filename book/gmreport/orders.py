@@ -10,9 +10,7 @@ from itertools import product
 import pandas as pd
 
 from . import paper
-from .style import SIGNS, counted
 from .summaries import SLACK, Verdict, checked, summarise, verdict, within
-from .tables import Table
 
 
 @dataclass(frozen=True)
@@ -331,43 +329,3 @@ def cell_name(o: Ordering, c) -> str:
     if o.names == "network":
         return f"{c.dataset}, IPC {c.ipc}, from {c.at}"
     return f"{c.dataset}, IPC {c.ipc}" + ("" if c.at == "convnet" else f", to {c.at}")
-
-
-# ---- as the page shows them ------------------------------------------------------------------------------
-
-
-def orderings_table(found: pd.DataFrame) -> Table:
-    """Each ordering with its verdict, our cells and the paper's, those with runs first.
-
-    The verdict is that of `together`. Each budget, and each data set that replaces the paper's, has a line. The
-    deciding differences follow.
-
-    Parameters
-    ----------
-    found
-        From `orderings`.
-    """
-    run = found.groupby("sentence", sort=False)["run"].sum()
-    cells = {}
-    for sentence, rows in found.groupby("sentence", sort=False):
-        first = rows.iloc[0]
-        place = "in the text" if first["table"] == "text" else f"in {first['table']}"
-        verdict_lines = [first["outcome"], *([first["word"]] if first["word"] != first["outcome"] else [])]
-        cells[sentence, "verdict"] = verdict_lines if first["run"] or len(rows) > 1 else [f"not run: {first['note']}"]
-        lines = [line for _, row in rows.iterrows() for line in (_result_line(row), *row["deciding"])]
-        cells[sentence, "ours"] = lines
-        cells[sentence, "in the paper"] = [
-            f"{first['shown']} of {counted(first['cells'], 'cell')} {place}",
-            first["quote"],
-        ]
-    caption = "What the paper claims in words. In brackets: the 95% interval of a difference, in points."
-    order = [*run[run > 0].index, *run[run == 0].index]
-    return Table(order, ["verdict", "ours", "in the paper"], cells, caption, corner="ordering")
-
-
-def _result_line(row: pd.Series) -> str:
-    if not row["run"]:
-        return "–"
-    counts = ", ".join(f"{SIGNS[name][0]} {name} in {row[column]}" for column, name in _COUNTS.items() if row[column])
-    marks = [f"budget: {row['budget']}"] * (row["budget"] != "paper") + [row["data"]] * bool(row["data"])
-    return f"{counts} of {counted(row['run'], 'cell')}" + (f" ({'; '.join(marks)})" if marks else "")

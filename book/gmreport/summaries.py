@@ -507,34 +507,6 @@ def forest(
     return Verdicts(found, caption, [pair for pair in pairs if pair not in compared])
 
 
-def best_method(results: pd.DataFrame, best: str, others: Sequence[str], *, network=None) -> Markdown:
-    """Whether ``best`` is the best of these methods, by `verdict` in each (dataset, ipc, budget) with all of them.
-
-    The sentence counts the cells in which ``best`` has the highest mean, those in which it is above every other
-    beyond noise, and those in which another one is above it beyond noise.
-    """
-    name = md(display_name(best))
-    if not others:
-        return Markdown(f"We cannot say whether {name} is best: there is nothing to compare it with.")
-    cells = top = above = beaten = 0
-    results = select(checked(results), network=network) if len(results) else results
-    for _, cell in results.groupby(["dataset", "ipc", "budget"], sort=False):
-        if not {best, *others} <= set(cell["method"]):
-            continue
-        found = [verdict(cell, best, other, network=network) for other in others]
-        cells += 1
-        top += all(v.difference > 0 for v in found)
-        above += all(v.outcome == "held" for v in found)
-        beaten += any(v.outcome == "reversed" for v in found)
-    names = md(", ".join(map(display_name, others)))
-    if not cells:
-        return Markdown(f"We cannot say whether {name} is best: no cell has runs of it and of {names}.")
-    return Markdown(
-        f"**{name} has the highest mean, against {names}, in {top} of {counted(cells, 'cell')}.** "
-        f"It is above all of them beyond noise in {above}, and below one of them beyond noise in {beaten}."
-    )
-
-
 def within(low: float, high: float, tolerance: float, inside: str = "held", outside: str = "reversed") -> str:
     """Whether an interval lies inside ±tolerance or outside; "not decided" if it crosses an edge."""
     if -tolerance <= low and high <= tolerance:

@@ -422,35 +422,6 @@ def _range(values: pd.Series, decimals: int = 2) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def matching_table(found: pd.DataFrame, labels: Mapping[str, str] | None = None, corner: str = "method") -> Table:
-    """How far matching came, mean±std over sets, methods in rows.
-
-    Parameters
-    ----------
-    found
-        From `matching`.
-    labels, corner
-        As in `accuracy_table`.
-    """
-    columns = {
-        "loss at first": ("first", 0),
-        "loss at the end": ("last", 0),
-        "of the first, in percent": ("left", 0),
-        "images moved by": ("moved", 2),
-    }
-    cells = {}
-    for method, rows in found.groupby("method", sort=False):
-        row = (labels or {}).get(method, method)
-        for name, (column, decimals) in columns.items():
-            std = f"±{rows[column].std():.{decimals}f}" if len(rows) > 1 else ""
-            cells[row, name] = [f"{rows[column].mean():.{decimals}f}{std}"]
-    caption = (
-        "Matching loss over the first and the last tenth of the outer iterations, in the units of its own distance, "
-        "and how far S moved, relative to its norm at the start; mean±std over sets."
-    )
-    return filled(list(dict.fromkeys(row for row, _ in cells)), cells, caption, corner)
-
-
 def neighbours_table(found: pd.DataFrame) -> Table:
     """Published numbers of other methods, data sets in columns.
 
