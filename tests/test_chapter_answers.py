@@ -1,5 +1,6 @@
 """What stands at the top of a chapter, and Section 5's questions as a forest plot."""
 
+import html
 import math
 
 import pandas as pd
@@ -35,11 +36,16 @@ def test_a_question_without_a_correlation_has_no_drawing():
 
 def test_a_box_has_the_verdict_of_the_claim_and_what_the_page_measured():
     claims = {claim.id: claim for claim in report.claims_in_words()}
-    html = report.claims_box("a-saves-steps", "a-saves-time", live=("A saves <5> %", "here")).data
-    steps, time, live = html.split("<p>")[1:]
+    page = report.claims_box("a-saves-steps", "a-saves-time", live=("A saves <5> %", "here")).data
+    steps, time, live = page.split("<p>")[1:]
     assert claims["a-saves-steps"].outcome in steps and "190 steps" in steps
     assert claims["a-saves-time"].word in time
     assert "this page" in live and "A saves &lt;5&gt; %." in live and "here." in live
+    answer = report.answer_to("hypothesis")
+    first, second = report.claims_box("section-5-2", answer=answer).data.split("<p>")[1:]
+    assert (
+        answer.question in first and html.escape(answer.basis) in first and claims["section-5-2"].sentence in second
+    )
     with pytest.raises(ValueError, match="unknown claims"):
         report.claims_box("a-saves-everything")
 

@@ -210,8 +210,8 @@ def test_measured_claims_are_judged():
         "text-efficiency-m-and-d-extra-time-at-most": (0.5, "held"),
         "text-efficiency-a-saving-at-least": (round(saving, 6), "held"),
         "text-efficiency-a-saving-at-most": (round(saving, 6), "held"),
-        "text-efficiency-theta-updates-fixed": (450, "as counted"),
-        "text-efficiency-theta-updates-adaptive": (190, "as counted"),
+        "text-efficiency-theta-updates-fixed": (450, "by counting"),
+        "text-efficiency-theta-updates-adaptive": (190, "by counting"),
     }
     assert list(report.cost_measured(costs, 1)) == ["text-efficiency-m-and-d-extra-time-at-most"]
     assert report.cost_measured(made_up({"DC": [1.0], "MD": [1.0]}), 10) == {}  # no interval

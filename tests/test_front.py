@@ -99,14 +99,17 @@ def test_the_first_cell_of_table_3_gives_the_number_and_most_cells_the_outcome()
 
 def test_the_schedule_is_named_with_the_steps_that_it_saves():
     cells = {("MNIST", 10, "MDA", "paper"): (97, 97.1), ("MNIST", 10, "MD", "paper"): (97, 97.2)}
-    assert "190 steps of θ in place of 450" in answers(cells)[3].sentence
+    sentence = answers(cells)[3].sentence
+    assert "190 steps instead of 450" in sentence and "DC" not in sentence
+    sentence = answers(cells | {("MNIST", 10, "DC", "paper"): (98, 98.1)})[3].sentence
+    assert "Against class by class (DC): no, −1.0" in sentence and "paper" not in sentence
 
 
 def test_images_chosen_by_herding_are_named_too():
     cells = {("MNIST", 1, "MD", "paper"): (92, 92.1), ("MNIST", 1, "random", "paper"): (60, 60.3)}
     assert "herding" not in answers(cells)[0].sentence
     more = cells | {("MNIST", 1, "MD", "lite"): (92, 92.1), ("MNIST", 1, "herding", "lite"): (89, 89.1)}
-    assert "herding: +3.0" in answers(more)[0].sentence and "budget lite" in answers(more)[0].sentence
+    assert "herding: yes, +3.0" in answers(more)[0].sentence and ", lite)" in answers(more)[0].sentence
 
 
 def test_the_hypothesis_needs_both_correlations_and_enough_sets():

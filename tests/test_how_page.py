@@ -279,6 +279,8 @@ def test_the_answer_box_has_the_verdict_and_what_decides():
     assert "not run" in second and "<small>" not in second
     with pytest.raises(ValueError, match="unknown"):
         report.answer_box(results, ["no-claim"])
+    first, second = report.answer_box(results, ["md-beats-m"], report.answer_to("how", results)).data.split("<p>")[1:]
+    assert "How: does it help" in first and "10.1 points higher" in first and "MD beats M." in second
 
 
 def test_the_plane_knows_the_weights_of_its_distances():

@@ -36,7 +36,7 @@ _NAMES = {
         "overfitting_figure paths_figure plane_distances pulls_figure reach_figure schedule_figure sets_figure "
         "time_figure transfer_figure"
     ),
-    "front": "answers_html five_answers hero ours_against_paper stored_film",
+    "front": "answer_to answers_html five_answers hero ours_against_paper stored_film",
     "hypothesis": (
         "alignment_sentence correlation correlation_outcome paths_sentence paths_table reach_answers "
         "reach_correlations reach_points reach_table"

@@ -335,7 +335,8 @@ def recommended_cards(sets: Sequence[Shipped]) -> HTML:
         if one.dataset in whole:
             against.append(f"all training images: {whole[one.dataset].mean:.1f}\u00a0%")
         shorter = "" if one.S.budget == "paper" else ", shorter than the paper's"
-        made = f"made by {one.title}, {_budget(one.S.budget)}{shorter}"
+        by = f"M with the distance {one.title}" if one.method.startswith("multi,") else one.title
+        made = f"made by {by}, {_budget(one.S.budget)}{shorter}"
         size = per_class(one.S.ipc).replace(" ", "\u00a0")  # it stays on one line
         cards.append(_card(one, f"{one.dataset}, {size}", made, against))
     return HTML(f'<div class="gm-take">{"".join(cards)}</div>')

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 from IPython.display import HTML
@@ -16,6 +17,9 @@ from .listing import code_html, source_of
 from .matrix import claims_in_words
 from .orders import ORDERINGS, ordering_cells, orderings, together
 from .style import sign
+
+if TYPE_CHECKING:
+    from .front import Answer
 
 
 class Pair(NamedTuple):
@@ -63,7 +67,7 @@ def _row(pair: Pair, colours: dict[str, str]) -> str:
     )
 
 
-def answer_box(results: pd.DataFrame, ids: Sequence[str]) -> HTML:
+def answer_box(results: pd.DataFrame, ids: Sequence[str], answer: Answer | None = None) -> HTML:
     """The verdict on some claims of the paper, a line each, with the differences that decide.
 
     Parameters
@@ -72,6 +76,8 @@ def answer_box(results: pd.DataFrame, ids: Sequence[str]) -> HTML:
         Long form. May have no rows.
     ids
         Of ORDERINGS.
+    answer
+        What the first page says about this chapter (`answer_to`). It comes first.
 
     Raises
     ------
@@ -92,10 +98,10 @@ def answer_box(results: pd.DataFrame, ids: Sequence[str]) -> HTML:
             for deciding in each
         )
         lines.append((outcome, word, known[name].sentence, why))
-    return _box(lines)
+    return _box(lines, answer)
 
 
-def claims_box(*ids: str, live: tuple[str, str] | None = None) -> HTML:
+def claims_box(*ids: str, live: tuple[str, str] | None = None, answer: Answer | None = None) -> HTML:
     """The stored verdict on some claims, a line each, with what decides. It is the verdict of all other pages.
 
     Parameters
@@ -104,6 +110,8 @@ def claims_box(*ids: str, live: tuple[str, str] | None = None) -> HTML:
         Of `claims_in_words`.
     live
         What the page itself measured, and how. It is not judged.
+    answer
+        As in `answer_box`.
 
     Raises
     ------
@@ -118,25 +126,37 @@ def claims_box(*ids: str, live: tuple[str, str] | None = None) -> HTML:
         said = {f"{cell.name}{': ' if cell.ours else ''}{cell.ours}": cell.note for cell in claim.run}
         why = "; ".join(f"{text} ({note})" if note else text for text, note in said.items())
         lines.append((claim.outcome, claim.word, claim.sentence, why or "; ".join(_notes(claim.cells))))
-    return _box([*lines, *([("another budget", "this page", *live)] if live else [])])
+    return _box([*lines, *([("another budget", "this page", *live)] if live else [])], answer)
 
 
 def _notes(cells: Iterable) -> Iterable[str]:
     return dict.fromkeys(cell.note for cell in cells if cell.note)
 
 
-def _box(lines: Iterable[tuple[str, str, str, str]]) -> HTML:
-    """A line for each outcome, word, sentence and reason."""
+def _box(lines: Iterable[tuple[str, str, str, str]], answer: Answer | None = None) -> HTML:
+    """An answer, and a line for each outcome, word, sentence and reason."""
     inside = ""
+    if answer:
+        inside = (
+            f"<p>{sign(answer.outcome, answer.word)} <strong>{html.escape(answer.question)}</strong> "
+            f"{html.escape(answer.sentence)} <small>{html.escape(answer.basis)}</small></p>"
+        )
     for outcome, word, sentence, why in lines:
-        small = f"<small>{html.escape(why)}.</small>" if why else ""
+        small = f"<small>{html.escape(_with_minus(why))}.</small>" if why else ""
         end = "" if sentence.endswith("?") else "."
         inside += f"<p>{sign(outcome, word)} <strong>{html.escape(sentence)}{end}</strong> {small}</p>"
     return HTML(f'<div class="gm-answer" role="note" aria-label="The answer">{inside}</div>')
 
 
+def _with_minus(text: str) -> str:
+    """Numbers with a minus sign instead of a hyphen."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+
+
 def longest_runs(results: pd.DataFrame, methods: Sequence[str], network: str = "convnet") -> pd.DataFrame:
     """The results of these methods; of each data set and size only those of the longest budget that compares methods.
+
+    The longest budget comes first.
 
     Parameters
     ----------
@@ -155,4 +175,6 @@ def longest_runs(results: pd.DataFrame, methods: Sequence[str], network: str = "
             if rows.loc[~rows["method"].isin(list(CORESETS)), "method"].nunique() > 1:
                 chosen.append(rows)
                 break
+    longest = list(reversed(BUDGETS))
+    chosen.sort(key=lambda rows: longest.index(rows["budget"].iloc[0]))
     return pd.concat(chosen) if chosen else found[:0]

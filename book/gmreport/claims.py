@@ -51,7 +51,7 @@ def judge_claims(
     - not decided: the interval crosses the edge.
     - too few sets: fewer than two, so there is no interval.
     - too few networks: fewer than LEAST_NETWORKS on a set, or on the whole training set.
-    - as counted: steps of theta that follow from a schedule, without a run.
+    - by counting: steps of theta that follow from a schedule, without a run.
     - another budget: only other budgets were run. The number is shown but not judged.
     - not run: the note says why.
     - held, reversed: for a bound ("at most", "at least"), the interval lies on its side, or on the other. It is not
@@ -105,7 +105,7 @@ def judge_claims(
     for c in numbers:
         if c.claim in steps:
             low = high = steps[c.claim]
-            outcome = "as counted" if agreement(c.value, c.std, low, high, c.unit) == "reproduced" else "differs"
+            outcome = "by counting" if agreement(c.value, c.std, low, high, c.unit) == "reproduced" else "differs"
             ours = {"ours": low, "low": low, "high": high, "outcome": outcome}
             ours["note"] = "from the schedule, without a run"
         elif c.claim in measured:

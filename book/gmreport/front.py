@@ -160,8 +160,9 @@ def _about(film: Film) -> str:
     dataset, ipc, method, seed = FILM
     counts = sorted({e.n for e in film.accuracies.values()})
     return (
-        f"Test accuracy of networks that saw these images only. {dataset}, {per_class(ipc)}, {display_name(method)}, "
-        f"set {seed}, by the paper's protocol; mean of {' or '.join(map(str, counts))} networks."
+        f"Test accuracy of networks that saw these images only, a mean of {' or '.join(map(str, counts))}. One "
+        f"set of each kind (seed {seed}); {dataset}, {per_class(ipc)}, learned by {display_name(method)} with the "
+        f"paper's protocol. k: outer iterations."
     )
 
 
@@ -293,6 +294,11 @@ def five_answers(results: pd.DataFrame | None = None, descents: pd.DataFrame | N
     return [*(_compared(results, *asked) for asked in _COMPARED), _maxmin(descents)]
 
 
+def answer_to(chapter: str, results: pd.DataFrame | None = None) -> Answer:
+    """The one of `five_answers` that a chapter, such as "what", gives in detail."""
+    return next(a for a in five_answers(results) if a.chapter == f"notebooks/{chapter}")
+
+
 def _order_of_cells() -> dict[tuple[str, int], int]:
     """The cells of Table 3 and their places in it."""
     printed = paper.published("Table 3").dropna(subset="ipc")
@@ -340,7 +346,10 @@ def _compared(
     if where_ := _steps(v, better, worse):
         sentence += f" {where_}"
     if worse == "random":
-        sentence += _against_herding(results)
+        sentence += _against("images chosen by herding", results, better, "herding", v.budget)
+    if better == "MDA":
+        cell = (results["dataset"] == v.dataset) & (results["ipc"] == v.ipc) & (results["budget"] == v.budget)
+        sentence += _against("class by class (DC)", results[cell], better, "DC", v.budget)
     basis = f"{v.dataset}, {per_class(v.ipc)}, {_protocol(v.budget)}"
     if len(found) > 1:
         counts = ", ".join(
@@ -356,16 +365,18 @@ def _steps(v: Verdict, better: str, worse: str) -> str:
         return ""
     T, zeta = where.FIXED[v.ipc]
     fewer, usual = (where.steps_per_outer_iteration(name, T, zeta) for name in ("adaptive", "fixed"))
-    return f"It takes {fewer} steps of θ in place of {usual}."
+    return f"It trains the network for {fewer} steps instead of {usual} between the updates."
 
 
-def _against_herding(results: pd.DataFrame) -> str:
-    found = _verdicts_of(results, "MD", "herding")
+def _against(what: str, results: pd.DataFrame, better: str, worse: str, budget: str) -> str:
+    """A second comparison, if there is one, beside one under this budget."""
+    found = _verdicts_of(results, better, worse)
     if not found:
         return ""
     v = found[0]
-    short = "" if v.budget == "paper" else f", {_protocol(v.budget)}"
-    return f" Against images chosen by herding: {_signed(v.difference)} ({_interval(v.low, v.high)}{short})."
+    short = "" if v.budget == budget else f", {v.budget}"
+    word = WORDS.get(v.outcome, v.outcome)
+    return f" Against {what}: {word}, {_signed(v.difference)} ({_interval(v.low, v.high)}{short})."
 
 
 def _maxmin(descents: pd.DataFrame) -> Answer:
@@ -390,9 +401,9 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     outcome = next(name for name in ("reversed", "too few sets", "not decided", "held") if name in dict(each))
     learned, real = (float(trained.loc[rows, "min_distance"].mean()) for rows in (is_learned, ~is_learned))
     sentence = (
-        f"The nearest trap is {'farther' if learned > real else 'nearer'} for learned sets (distance {learned:.2f}) "
-        f"than for random real images ({real:.2f}). Rank correlation of this distance with accuracy: "
-        f"{_signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})."
+        f"The nearest trap, where training stalls, is {'farther' if learned > real else 'nearer'} for learned sets "
+        f"(distance {learned:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
+        f"accuracy: {_signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})."
     )
     reasons = "; ".join(dict.fromkeys(reason for _, reason in each if reason))
     basis = f"{first['dataset']}, {per_class(int(first['ipc']))}, {_protocol(first['budget'])}"
@@ -401,7 +412,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
 
 
 def _protocol(budget: str) -> str:
-    return "the paper's protocol" if budget == "paper" else f"the short budget {budget}"
+    return "the paper's protocol" if budget == "paper" else f"a shorter run than the paper's ({budget})"
 
 
 def _signed(value: float, digits: int = 1) -> str:
@@ -482,7 +493,10 @@ def ours_against_paper(found: pd.DataFrame) -> HTML:
         f"<li><span>{interval}</span> our mean, 95% interval</li>"
         f"<li>The axis ends {LIMIT:g} points from the paper's mean; ‹ and › mark what goes on.</li></ul>"
     )
-    head = f"<p><strong>{len(judged)} of the paper's {len(found)} numbers are judged: {_counts(judged)}.</strong></p>"
+    twice = len(judged) - len(printed.loc[judged["claim"], ["dataset", "ipc", "method", "network"]].drop_duplicates())
+    again = f" {twice} of them {'stand' if twice > 1 else 'stands'} in two tables." if twice else ""
+    total = f"{len(judged)} of the paper's {len(found)} numbers are judged: {_counts(judged)}."
+    head = f"<p><strong>{total}</strong>{again}</p>"
     return HTML(f'<div class="gm-against">{head}<div class="gm-against-key">{key}</div>{groups}</div>')
 
 

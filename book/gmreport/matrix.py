@@ -320,7 +320,7 @@ def _of_costs(found: pd.DataFrame, id: str, sentence: str, quote: str, numbers: 
 # ---- as the page shows them ------------------------------------------------------------------------------
 
 _JUDGED = ("reproduced", "differs", "not decided")
-_DECIDED = ("held", "as counted", "reversed", "not decided")
+_DECIDED = ("held", "by counting", "reversed", "not decided")
 
 
 def message(found: pd.DataFrame, claims: Sequence[Claim]) -> HTML:
@@ -381,16 +381,19 @@ def _second_line(claims: Sequence[Claim]) -> str:
     decided = [claim for claim in claims if claim.outcome in _DECIDED]
     named: dict[str, list[str]] = {}
     for claim in sorted(decided, key=lambda one: _DECIDED.index(one.outcome)):
-        named.setdefault("held" if claim.outcome == "as counted" else claim.outcome, []).append(_link(claim))
+        named.setdefault("held" if claim.outcome == "by counting" else claim.outcome, []).append(_link(claim))
     listed = " ".join(
         f'<span class="gm-said">{sign(outcome)}: {"; ".join(some)}.</span>' for outcome, some in named.items()
     )
     verb = "are" if len(decided) > 1 else "is"
-    return f"<b>{len(decided) or 'None'} of its {len(claims)} claims in words {verb} judged.</b> {listed}"
+    why = " A claim compares methods, so it can fail although every accuracy agrees." if "reversed" in named else ""
+    return f"<b>{len(decided) or 'None'} of its {len(claims)} claims in words {verb} judged.</b> {listed}{why}"
 
 
 def _link(claim: Claim) -> str:
-    return f'<a href="#claim-{claim.id}">{html.escape(claim.sentence)}</a>'
+    own, of_paper = _cells_run(claim)
+    where = f" (in {own} of {counted(of_paper, 'cell')})" if claim.shown else ""
+    return f'<a href="#claim-{claim.id}">{html.escape(claim.sentence)}</a>{where}'
 
 
 def _counts(title: str, outcomes: Mapping[str, int], link: str = "") -> str:
@@ -425,17 +428,17 @@ def claims_matrix(claims: Sequence[Claim], show_runs: Callable[[Sequence[Key]], 
         above = claim.group
         body += _row(claim, show_runs)
     return HTML(
-        f'<div class="gm-matrix"><div class="gm-heads" aria-hidden="true">{head}</div>{body}'
-        f'<p class="gm-how">{_HOW_TO_READ}</p></div>'
+        f'<div class="gm-matrix"><p class="gm-how">{_HOW_TO_READ}</p>'
+        f'<div class="gm-heads" aria-hidden="true">{head}</div>{body}</div>'
     )
 
 
 _HOW_TO_READ = (
-    "Open a row for its cells, and a cell for its runs. "
-    "Paper: in how many cells its own means agree with the claim. Ours: how many of them we ran; after ~ those that "
-    "do not count, by a shorter budget or on other data (faint in the drawing). "
-    "Drawn: ● our difference with its 95% interval and ○ the paper's, in points of accuracy; right of the line the "
-    f"claim is right. The axis ends at ±{POINTS:g} points, for rank correlations at ±1; ‹ and › mark what goes on."
+    "Open a row for its cells (a data set and a number of images), and a cell for its runs. <b>Paper</b>: in how "
+    "many cells its own means agree with the claim. <b>Ours</b>: how many of them we ran; after ~ those that do not "
+    "count, by a shorter budget or on other data (faint in the drawing). <b>Against zero</b>: ● our difference with "
+    "its 95% interval and ○ the paper's, in points of accuracy; right of the line the claim is right. "
+    f"The axis ends at ±{POINTS:g} points, for rank correlations at ±1; ‹ and › mark what goes on."
 )
 
 
@@ -459,12 +462,17 @@ def _row(claim: Claim, show_runs: Callable | None) -> str:
 
 def _ours(claim: Claim) -> str:
     """How many cells were run by the paper's protocol on its data, and how many others."""
-    of_paper = len({cell.name for cell in claim.cells if not cell.data})
-    own = [cell for cell in claim.run if cell.budget == "paper" and not cell.data]
-    counts = [f"{len(own)} of {of_paper}"] if claim.shown or own else []
-    if others := len(claim.run) - len(own):
+    own, of_paper = _cells_run(claim)
+    counts = [f"{own} of {of_paper}"] if claim.shown or own else []
+    if others := len(claim.run) - own:
         counts.append(f"{SIGNS['another budget'][0]}{others}")
     return " ".join(counts) or "0"
+
+
+def _cells_run(claim: Claim) -> tuple[int, int]:
+    """In how many of the paper's cells the claim was run by the paper's protocol, and how many there are."""
+    own = sum(cell.budget == "paper" and not cell.data for cell in claim.run)
+    return own, len({cell.name for cell in claim.cells if not cell.data})
 
 
 def _cell(cell: ClaimCell, reach: float, show_runs: Callable | None) -> str:

@@ -70,7 +70,7 @@ def colour(method: str) -> str:
 SIGNS = {
     "reproduced": ("✓", "yes"),
     "held": ("✓", "yes"),
-    "as counted": ("✓", "yes"),
+    "by counting": ("✓", "yes"),
     "differs": ("✗", "no"),
     "reversed": ("✗", "no"),
     "not decided": ("?", "open"),

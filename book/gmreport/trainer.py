@@ -213,13 +213,14 @@ class Trainer:
         n_weights = sum((a + 1) * b for a, b in pairwise(LAYERS))
         every, tested = (f"{len(labels):,}" for labels in (self.data.train_labels, self.data.test_labels))
         means = [fmean(s.condensed), *map(fmean, s.other_sets)]
+        best = ", the best of them" if means[0] == max(means) else ""
         sets = f"{', '.join(f'{mean:.1f}' for mean in means[:-1])} and {means[-1]:.1f}{NBSP}%"
         return (
             '<div class="gm-train-how"><p><b>Is it fair?</b> Both networks start from the same weights and take the '
             f"same {s.steps[-1]} steps. Only their ten images differ. The random ones are drawn from {every} "
             f"training digits, one of each class. MD learned the condensed ones from the same {every}. The {tested} "
             f"test digits were used for neither. MD depends on its own seed too: {len(means)} sets, with seeds 0 to "
-            f"{len(means) - 1}, reach {sets} on average. The page has the first.</p>"
+            f"{len(means) - 1}, reach {sets} on average. Here is the first{best}.</p>"
             "<details><summary>How they were made</summary>"
             "<p>The images are scikit-learn's digits, 8x8 pixels. The network is gmlib's <code>mlp</code> "
             f"({'-'.join(map(str, LAYERS))}, {n_weights:,} weights). It is trained as the paper trains on a set: "
