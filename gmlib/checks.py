@@ -132,6 +132,18 @@ def check_flag(name: str, value: Any) -> bool:
     return flag
 
 
+def check_function(name: str, value: Any, arguments: str) -> None:
+    """Check that an argument is a function or None. ``arguments`` says what it is called with.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    if value is not None and not callable(value):
+        raise ValueError(f"{name}={shown(value)} does not fit: give a function of {arguments}, or None")
+
+
 def plain(value: Any) -> Any:
     """Turn one number of numpy or torch into one of Python, which JSON can store. Other values stay unchanged."""
     is_single = getattr(value, "ndim", None) == 0 and hasattr(value, "item")

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import how, networks
 from .algorithm import State, Update, algorithm_1
 from .checkpoint import Checkpoint, OuterIteration, Progress
-from .checks import check_number, first_sentence
+from .checks import check_function, check_number, first_sentence
 from .data import Data, check_ipc
 from .draws import Draws, groups
 from .lines import fresh_network, sample, streams_of
@@ -80,6 +80,7 @@ def condense(
     snapshots: Collection[int] = (),
     checkpoint_seconds: float = 60.0,
     deadline: float | None = None,
+    each: Callable[[int, SyntheticSet], None] | None = None,
 ) -> SyntheticSet:
     """Learn ``recipe.ipc`` images per class of ``data`` by gradient matching.
 
@@ -104,6 +105,9 @@ def condense(
     deadline : float, optional
         A ``time.monotonic()``. The run stops at the end of the inner iteration in which it passes. If that takes
         longer than some seconds, the run stops inside, and goes on later from the inner iteration before.
+    each : callable, optional
+        Called after every outer iteration, with their number and a copy of the set. On CUDA the run waits for the
+        copy. An error that it raises ends the run.
 
     Returns
     -------
@@ -125,9 +129,11 @@ def condense(
     ------
     Algorithm 1, Sections 2 and 3.
     """
+    check_function("each", each, "a number and a set")
     (S,) = condense_together(
         data, [recipe], device, checkpoint, progress,
         snapshots=snapshots, checkpoint_seconds=checkpoint_seconds, deadline=deadline,
+        each=each and (lambda i, k, S: each(k, S)),
     )  # fmt: skip
     return S
 
@@ -143,6 +149,7 @@ def condense_together(
     checkpoint_seconds: float = 60.0,
     deadline: float | None = None,
     finished: Callable[[int, SyntheticSet], None] | None = None,
+    each: Callable[[int, int, SyntheticSet], None] | None = None,
 ) -> list[SyntheticSet]:
     """Condense one set for each recipe, and compute once what several recipes share.
 
@@ -167,6 +174,8 @@ def condense_together(
     finished : callable, optional
         Called with the position of a recipe and its set as soon as the set is finished. A set that was finished
         before a restart is passed again.
+    each : callable, optional
+        Called with the position of a recipe, and then as in `condense`.
 
     Returns
     -------
@@ -189,8 +198,8 @@ def condense_together(
     """
     checkpoint_seconds = check_number("checkpoint_seconds", checkpoint_seconds, least=0)
     check_deadline(deadline)
-    if finished is not None and not callable(finished):
-        raise ValueError(f"finished={finished!r} does not fit: give a function of a number and a set, or None")
+    check_function("finished", finished, "a number and a set")
+    check_function("each", each, "two numbers and a set")
     if not isinstance(recipes, Collection) or isinstance(recipes, str):
         raise ValueError(f"recipes is a {type(recipes).__name__}: give a list of Recipe")
     recipes = list(recipes)
@@ -213,7 +222,7 @@ def condense_together(
     settled = iter(with_precisions(data, [recipe for file in files for recipe in file.recipes]))
     for file in files:
         file.recipes = [next(settled) for _ in file.recipes]
-    work = _Work(data, files, kept, checkpoint_seconds, deadline, finished, progress)
+    work = _Work(data, files, kept, checkpoint_seconds, deadline, finished, each, progress)
     signals = saving_on_signals(any(file.path for file in files))
     with work.bar, signals, time_limit(deadline, work.out_of_time, GRACE):
         for group in groups(work.recipes):
@@ -246,11 +255,12 @@ class _Work:
         checkpoint_seconds: float,
         deadline: float | None,
         finished: Callable[[int, SyntheticSet], None] | None,
+        each: Callable[[int, int, SyntheticSet], None] | None,
         progress: bool,
     ):
         self.data, self.files, self.snapshots = data, files, snapshots
         self.recipes = [recipe for file in files for recipe in file.recipes]
-        self.checkpoint_seconds, self.deadline, self.finished = checkpoint_seconds, deadline, finished
+        self.checkpoint_seconds, self.deadline, self.finished, self.each = checkpoint_seconds, deadline, finished, each
         self.runs = [run for file in files for run in file.progress(data)]
         self.last: dict[int, Update] = {}  # the last update of each run
         self.diverged = {i: self._diverged_before(i) for i, run in enumerate(self.runs) if run.diverged}
@@ -318,6 +328,8 @@ class _Work:
                 if run.history:
                     self.bar.set_postfix(loss=f"{run.history[-1]['loss']:.4g}", refresh=False)
                 self._keep(i)
+                if self.each and run.state.S.isfinite().all():  # if not, the next loss says so
+                    self.each(i, run.state.k, as_set(run.state.S, self.data, self.recipes[i], [*run.history]))
             self.bar.update()
             if out_of_time or self._is_done(i) or self.files[0].age() > self.checkpoint_seconds:
                 self._write()

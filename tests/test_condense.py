@@ -509,3 +509,20 @@ def test_condensed_digits_beat_random_digits(digits):
     chosen = [gm.evaluate(gm.coreset("random", digits, 1, s), digits, seed=s, **protocol).mean for s in range(6)]
     assert min(condensed) > max(chosen)
     assert sum(condensed) / 3 - sum(chosen) / 6 > 12, (condensed, chosen)
+
+
+def test_the_set_is_handed_out_while_it_forms():
+    data, recipe, seen = make_data(dtype=torch.float32), tiny_recipe(outer_loops=4), []
+    S = condense(data, recipe, snapshots=range(5), each=lambda k, S: seen.append((k, S)))
+    assert [k for k, _ in seen] == [1, 2, 3, 4]
+    for k, then in seen:
+        assert torch.equal(then.images, S.snapshots[k]) and len(then.history) == k
+    with pytest.raises(ZeroDivisionError):
+        condense(data, recipe, each=lambda k, S: 1 / (3 - k))
+
+
+def test_sets_that_form_together_are_handed_out_with_their_number():
+    data, recipes, seen = make_data(dtype=torch.float32), [tiny_recipe(what=what) for what in ("intra", "inter")], []
+    sets = gm.condense_together(data, recipes, "cpu", progress=False, each=lambda i, k, S: seen.append((i, k, S)))
+    assert [(i, k) for i, k, _ in seen] == [(i, k) for k in range(1, recipes[0].outer_loops + 1) for i in (0, 1)]
+    assert all(torch.equal(S.images, sets[i].images) for i, k, S in seen[-2:])

@@ -120,6 +120,8 @@ def test_slips_are_refused_before_any_work(options, words, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
     with refuses(ValueError, "finished=5"):
         gm.condense_together(make_data(), [tiny_recipe()], "cpu", progress=False, finished=5)
+    with refuses(ValueError, "each='show'"):
+        gm.condense(make_data(), tiny_recipe(), "cpu", progress=False, each="show")
 
 
 def test_sizes_that_no_machine_has_are_refused():
