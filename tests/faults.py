@@ -113,7 +113,8 @@ FIXED = ("--precision", "float32")  # "auto" measures the machine, and may choos
 def cells(folder: Path) -> None:
     """`gmlib run` on a file of cells."""
     path = folder / "cells.csv"
-    path.write_text("dataset,ipc,method,seed,targets\ndigits,1,DC,0,\ndigits,1,M,0,convnet mlp\n")
+    # In one piece: another process that does the same work may be reading it.
+    files.write_atomically(path, b"dataset,ipc,method,seed,targets\ndigits,1,DC,0,\ndigits,1,M,0,convnet mlp\n")
     words = ["run", "--cells", path, "--budget", "smoke", "--networks", 1, "--results-dir", folder, "--quiet"]
     words += ["--device", "cpu", *FIXED]
     if status := cli.main([*map(str, words)]):
@@ -779,6 +780,15 @@ def run(
         yield from KINDS[kind](random.Random(f"{kind} {seed}"), TRIES[kind][quick], works)
 
 
+def with_kept_rows(before: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """A table in which the rows of another are replaced by those that were made again, with the commits of both."""
+    made = {(row["kind"], row["what"]): row for row in table["rows"]}
+    rows = [made.pop((row["kind"], row["what"]), row) for row in before["rows"]]
+    commits = dict.fromkeys([*str(before["commit"]).split(", "), str(table["commit"])])
+    seconds = before["seconds"] + table["seconds"]
+    return table | {"rows": [*rows, *made.values()], "commit": ", ".join(commits), "seconds": seconds}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 1 if something did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -787,6 +797,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few attempts, as in the tests")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the table to this JSON file")
+    parser.add_argument("--keep", action="store_true", help="replace only the rows that are made again")
     given = parser.parse_args(arguments)
     started, rows = time.monotonic(), []
     names = ("tried", "held", "lost", "silent", "traceback", "leftovers")
@@ -808,6 +819,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": machine,
             "seconds": time.monotonic() - started,
         }
+        if given.keep:
+            table = with_kept_rows(json.loads(given.out.read_text()), table)
         files.write_atomically(given.out, (json.dumps(table, indent=1) + "\n").encode())
     return int(total["held"] < total["tried"] or total["leftovers"] > 0)
 

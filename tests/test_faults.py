@@ -106,3 +106,16 @@ def test_a_stored_network_that_is_trained_again_is_lost(tmp_path):
         assert faults.networks(tmp_path / str(i)) == 1
         faults.finish(row, work, tmp_path / str(i), expected)
     assert (row.held, row.lost) == (1, 1), row.examples
+
+
+def test_rows_that_are_made_again_replace_those_before():
+    def table(commit, seconds, *rows):
+        rows = [{"kind": kind, "what": what, "lost": lost} for kind, what, lost in rows]
+        return {"rows": rows, "commit": commit, "machine": commit, "seconds": seconds}
+
+    before = table("a", 60.0, ("kill", "x", 1), ("side by side", "x", 1), ("kill", "y", 0))
+    found = faults.with_kept_rows(before, table("b", 5.0, ("side by side", "x", 0), ("side by side", "z", 0)))
+    assert [(row["kind"], row["what"], row["lost"]) for row in found["rows"]] == [
+        ("kill", "x", 1), ("side by side", "x", 0), ("kill", "y", 0), ("side by side", "z", 0),
+    ]  # fmt: skip
+    assert (found["commit"], found["seconds"], found["machine"]) == ("a, b", 65.0, "b")
