@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_number, plain, shown
+from .checks import check_number, choose, plain, shown
 from .runtime import device_of
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,11 @@ PIECE = 2**21  # numbers in one piece of images, of which a copy in float64 is m
 SMALL_STD = 0.001  # 4 decimals hold a larger one to 5 %. A smaller one is rounded to 6 digits
 LARGEST_SET = 2**30  # numbers in a synthetic set (4 GiB in float32)
 Images = np.ndarray | Tensor
-Labels = np.ndarray | Tensor | Sequence[int]
+Labels = np.ndarray | Tensor | Sequence[int] | Sequence[str]
+LAYOUTS = {
+    "CHW": 1,
+    "HWC": 3,
+}  # the axis of the channels in (N, channels, height, width), (N, height, width, channels)
 
 
 def fingerprint(*parts: Tensor) -> str:
@@ -266,16 +270,61 @@ class Data:
             test_labels=self.test_labels.to(device=device),
         )
 
+    def rescaled(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> Data:
+        """The same images, normalised by other constants: those of a condensed set, for instance.
+
+        Each number x becomes (x * std + mean - new mean) / new std, computed in float64 and rounded once. So the
+        pixels stay the same to rounding, but not to the bit: `gmlib.load_data` and `from_arrays` take the constants
+        too, and give the same bits as for the data that the set was made from.
+
+        Parameters
+        ----------
+        mean, std : sequence of float, or float
+            One number per channel, for pixels in [0, 1], such as ``S.mean`` and ``S.std``.
+
+        Returns
+        -------
+        Data
+
+        Raises
+        ------
+        ValueError
+            If the numbers do not fit.
+        """
+        channels = self.shape[0]
+        means = tuple(_checked_numbers(self.name, "mean", mean, channels).tolist())
+        stds = tuple(_checked_numbers(self.name, "std", std, channels).tolist())
+        new = replace(self, mean=means, std=stds)  # checks them
+        if (new.mean, new.std) == (self.mean, self.std):
+            return new
+        # x * scale + shift
+        old = torch.tensor([self.mean, self.std], dtype=torch.float64)
+        to = torch.tensor([new.mean, new.std], dtype=torch.float64)
+        scale, shift = ((old[1] / to[1]).view(-1, 1, 1), ((old[0] - to[0]) / to[1]).view(-1, 1, 1))
+
+        def changed(images: Tensor) -> Tensor:
+            factor, offset = scale.to(images.device), shift.to(images.device)
+            found = torch.empty_like(images)
+            n = _piece_of(images)
+            for part, result in zip(images.split(n), found.split(n), strict=True):
+                result.copy_(part.double() * factor + offset)
+            return found
+
+        return replace(new, train_images=changed(self.train_images), test_images=changed(self.test_images))
+
     @classmethod
     def from_arrays(
         cls,
         name: str,
         train_images: Images,
         train_labels: Labels,
-        test_images: Images,
-        test_labels: Labels,
+        test_images: Images | None = None,
+        test_labels: Labels | None = None,
         *,
         classes: Sequence[str] | None = None,
+        layout: str | None = None,
+        test_share: float = 0.2,
+        seed: int = 0,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
         origin: str = "",
@@ -290,11 +339,23 @@ class Data:
         name : str
         train_images, test_images : ndarray or Tensor
             uint8 in 0..255, or floats in [0, 1]. Grey images: (N, height, width). Images with 1 or 3 channels:
-            (N, height, width, channels) in numpy, (N, channels, height, width) in torch.
-        train_labels, test_labels : ndarray, Tensor or sequence of int
-            (N,) integers in 0..C-1. Each class needs a training image. A class without test images is logged.
+            (N, channels, height, width) or (N, height, width, channels), see ``layout``. Without test images, a part
+            of the training images is kept for testing, see ``test_share``.
+        train_labels, test_labels : ndarray, Tensor or sequence
+            (N,) or (N, 1): integers in 0..C-1, or the names of the classes. Each class needs a training image. A
+            class without test images is logged.
         classes : sequence of str, optional
-            The names of the C classes. None gives ``"0"``, ``"1"``, ... up to the largest training label.
+            The names of the C classes, in the order of their numbers. None gives ``"0"``, ``"1"``, ... up to the
+            largest training label; for labels that are names, it sorts them. Other whole numbers than 0..C-1 can be
+            names too: for labels 1 to 10, give ``classes=range(1, 11)``.
+        layout : {"CHW", "HWC"}, optional
+            Where the channels are: before height and width, or after them. None takes the axis with 1 or 3 numbers.
+            If both have as many, None takes "CHW" for a Tensor, as all of torch does, and refuses an ndarray.
+        test_share : float
+            The share of each class, between 0 and 1, that is kept for testing if there are no test images: at least
+            one image if the class has two. Which ones is drawn with ``seed``, and ``origin`` says so.
+        seed : int
+            For ``test_share``.
         mean, std : sequence of float, optional
             One number per channel, for pixels in [0, 1]. None measures them on the training images and rounds them to
             4 decimals, as such constants are published. If a std is below 0.001, its channel gets as many decimals as
@@ -315,21 +376,97 @@ class Data:
         """
         if not (isinstance(name, str) and name.strip() and isinstance(origin, str)):
             raise ValueError(f"name={shown(name)} and origin={shown(origin)} do not fit: give a name and a text")
-        train, test = _checked_images(train_images, f"{name} training"), _checked_images(test_images, f"{name} test")
+        if (test_images is None) != (test_labels is None):
+            given, missing = ("labels", "images") if test_images is None else ("images", "labels")
+            raise ValueError(f"{name}: there are test {given} but no test {missing}: give both, or none for a split")
+        train = _checked_images(train_images, f"{name} training", layout)
+        y_train = _checked_labels(train_labels, len(train), f"{name} training")
+        if test_images is None or test_labels is None:
+            test, y_test = train, y_train[:0]
+        else:
+            test = _checked_images(test_images, f"{name} test", layout)
+            y_test = _checked_labels(test_labels, len(test), f"{name} test")
         if train.shape[1:] != test.shape[1:]:
             shapes = f"{tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
             raise ValueError(
                 f"{name}: training and test images differ, {shapes}: give both the same (channels, height, width)"
             )
-        y_train = _checked_labels(train_labels, len(train), f"{name} training")
-        y_test = _checked_labels(test_labels, len(test), f"{name} test")
-        names = _checked_classes(name, classes, y_train, y_test)
-        found, found_test = _measured(train, f"{name} training"), _measured(test, f"{name} test")
+        y, y_t, names = _numbered(name, classes, y_train, y_test)
+        chosen = chosen_test = None  # None: all of them
+        if test_images is None:
+            chosen, chosen_test = split(name, y, test_share, seed)
+            y_t, y = y[chosen_test], y[chosen]
+            said = f"{100 * test_share:g} % of each class for testing, split with seed {seed}"
+            origin = f"{origin}, {said}" if origin else said
+        _warn_without_test(name, names, y_t)
+        found = _measured(train, f"{name} training", chosen)
+        found_test = _measured(test, f"{name} test", chosen_test)
         mean, std = _checked_scale(name, mean, std, found, found_test)
-        order = torch.argsort(y_train, stable=True)
-        x_train = _normalised(train, mean, std, order)
-        x_test = _normalised(test, mean, std)
-        return cls(name, names, mean, std, x_train, y_train[order], x_test, y_test, origin)
+        order = torch.argsort(y, stable=True)
+        x = _normalised(train, mean, std, order if chosen is None else chosen[order])
+        x_test = _normalised(test, mean, std, chosen_test)
+        return cls(name, names, mean, std, x, y[order], x_test, y_t, origin)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        train: Any,
+        test: Any = None,
+        *,
+        name: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        classes: Sequence[str] | None = None,
+        layout: str | None = None,
+        test_share: float = 0.2,
+        seed: int = 0,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        origin: str = "",
+        progress: bool = True,
+    ) -> Data:
+        """Read a torch ``Dataset``, such as torchvision's, an ``ImageFolder``, a ``Subset`` or a ``TensorDataset``.
+
+        Each item is read once. So leave out random transforms: what they give once would stay. Leave out a transform
+        that normalises too, as Data normalises.
+
+        Parameters
+        ----------
+        train, test : Dataset or sequence
+            Their items are (image, label), or dicts with ``image`` (or ``img``) and ``label``, as Hugging Face's are.
+            An image is a PIL image, or a Tensor or array of uint8 or of floats in [0, 1], (height, width) or with 1
+            or 3 channels before or after them. PIL images are turned as their EXIF data say. Without ``test``, a part
+            of ``train`` is kept for testing, see ``test_share``.
+        name : str, optional
+            None takes the type of the dataset, such as "ImageFolder", or "images" for a list.
+        size : int or (int, int), optional
+            Resize the images to (height, width) in pixels, or to a square, bicubically and smoothed, with values
+            outside the range of pixels cut off. Images of unlike sizes need it.
+        classes : sequence of str, optional
+            The names of the classes, in the order of their numbers. None takes ``train.classes`` where it is; classes
+            without an image are then left out, and logged. See `from_arrays` for data without names.
+        layout, test_share, seed, mean, std, origin
+            As in `from_arrays`.
+        progress : bool
+            Show a progress bar while reading.
+
+        Returns
+        -------
+        Data
+            On the CPU. If some images are grey and others in colour, the grey ones get three equal channels.
+
+        Raises
+        ------
+        ValueError
+            If an item does not fit, or the images have different sizes and ``size`` is None.
+        """
+        from .datasets import read_datasets  # that module imports this one
+
+        kind, arrays = read_datasets(train, test, classes, layout, size, progress)
+        if not origin:
+            origin = "a list of images" if kind == "images" else f"a dataset of type {kind}"
+            origin += "" if size is None else ", resized"
+        options: dict[str, Any] = {"test_share": test_share, "seed": seed, "mean": mean, "std": std, "origin": origin}
+        return cls.from_arrays(kind if name is None else name, **arrays, layout="HWC", **options)
 
 
 def _check_draw(n: int, generator: torch.Generator) -> int:
@@ -346,61 +483,172 @@ def _array(values: Any) -> np.ndarray:
         return np.asarray(None)
 
 
-def _checked_images(images: Images, what: str) -> Images:
-    """Images of uint8 or floats as a view (N, channels, height, width)."""
+def _checked_images(images: Images, what: str, layout: str | None = None, *, one: bool = False) -> Images:
+    """Images of uint8 or floats as a view (N, channels, height, width). Their values are not checked.
+
+    Parameters
+    ----------
+    images : ndarray or Tensor
+        (N, height, width), (N, channels, height, width) or (N, height, width, channels) with 1 or 3 channels.
+    what : str
+        What they are, for the message.
+    layout : {"CHW", "HWC"}, optional
+        See `Data.from_arrays`.
+    one : bool
+        True for a single image, without N.
+
+    Raises
+    ------
+    ValueError
+        If type or shape do not fit.
+    """
+    if layout is not None:
+        choose(LAYOUTS, "layout", layout)
     if isinstance(images, Tensor):
         x: Any = images.detach()
-        x = x[:, None] if x.ndim == 3 else x
         fits = x.dtype == torch.uint8 or x.is_floating_point()
         dtype = x.dtype if x.layout == torch.strided and not x.is_meta else f"{x.layout} on {x.device}"
         fits = fits and dtype == x.dtype
     else:
         x = _array(images)
-        if x.ndim == 3:
-            x = x[:, None]
-        elif x.ndim == 4:
-            x = np.moveaxis(x, -1, 1)
         dtype = x.dtype
         fits = dtype == np.uint8 or dtype.kind == "f"
     if not fits:
-        raise ValueError(f"{what} images are of type {dtype}: give uint8 (0..255) or floats in [0, 1]")
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise ValueError(
-            f"{what} images have shape {tuple(np.shape(images))}: give (N, height, width), or with 1 or 3 channels "
-            "(N, height, width, channels) in numpy, (N, channels, height, width) in torch, N above 0"
+        are = "is" if one else "images are"
+        raise ValueError(f"{what} {are} of type {dtype}: give uint8 (0..255) or floats in [0, 1]")
+    shape = tuple(x.shape)
+    what = f"{what} has" if one else f"{what} images have"
+    x = x[None] if one else x
+    if x.ndim == 3:
+        x = x[:, None]
+        axis = 1
+    else:
+        axis = _axis_of_channels(tuple(x.shape), shape, what, layout, isinstance(x, Tensor), "" if one else "N, ")
+    if 0 in shape:
+        raise ValueError(f"{what} shape {shape}: give at least one image of at least one pixel")
+    if axis == 1:
+        return x
+    return x.movedim(axis, 1) if isinstance(x, Tensor) else np.moveaxis(x, axis, 1)
+
+
+def _axis_of_channels(
+    x: tuple[int, ...], shape: tuple[int, ...], what: str, layout: str | None, in_torch: bool, n: str
+) -> int:
+    """The axis of the channels in the shape x = (N, ...) of images, which the caller gave in this shape."""
+    possible = [name for name, axis in LAYOUTS.items() if len(x) == 4 and x[axis] in (1, 3)]
+    if layout in possible:
+        return LAYOUTS[layout]
+    if layout is None and possible:
+        if len(possible) == 2 and not in_torch:
+            raise ValueError(
+                f"{what} shape {shape}, which can be read in two ways: say where the channels are, "
+                'by layout="CHW" (before height and width) or layout="HWC" (after them)'
+            )
+        return LAYOUTS[possible[0]]
+    if possible:
+        advice = f"layout={possible[0]!r} fits them, or leave layout out"
+    elif len(x) == 4 and 4 in (x[1], x[3]):
+        advice = "take three of the four channels, without transparency"
+    elif len(x) == 2 and not n:
+        advice = "give (height, width), or add 1 or 3 channels"
+    else:
+        advice = (
+            f"give ({n}height, width), or with 1 or 3 channels ({n}channels, height, width) or "
+            f"({n}height, width, channels)"
         )
-    return x
+    raise ValueError(f"{what} shape {shape}: {advice}")
 
 
-def _checked_labels(labels: Labels, n: int, what: str) -> Tensor:
-    """(n,) int64 on the CPU."""
+def _checked_labels(labels: Labels, n: int, what: str) -> Tensor | list[str]:
+    """(n,) int64 on the CPU, or the names of n classes."""
     y = _array(labels)
+    if y.shape == (n, 1):
+        y = y[:, 0]
+    values = y.tolist() if y.shape == (n,) and y.dtype.kind in "UO" else []
+    if values and all(isinstance(value, str) for value in values):
+        if not all(value.strip() for value in values):
+            raise ValueError(f"a label of the {what} images is an empty text: give the name of its class")
+        return values
     if y.shape != (n,) or y.dtype.kind not in "iu":
-        raise ValueError(f"{what} labels are {y.dtype} of shape {y.shape}: give one integer per image, {n} in all")
+        advice = f"give one whole number or class name per image, {n} in all"
+        if y.ndim == 2 and len(y) == n:
+            advice += ", such as labels.argmax(1) if they are one-hot"
+        elif y.dtype.kind == "f" and (y == y.round()).all():
+            advice += ", such as labels.astype(int)"
+        raise ValueError(f"{what} labels are {y.dtype} of shape {y.shape}: {advice}")
     return torch.from_numpy(y.astype(np.int64))
+
+
+def _numbered(
+    name: str, classes: Any, y_train: Tensor | list[str], y_test: Tensor | list[str]
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """The labels of both parts in 0..C-1, and the names of the classes."""
+    classes = plain(classes)
+    if classes is not None and (
+        not isinstance(classes, Collection) or isinstance(classes, (str, bytes, Mapping, set, frozenset))
+    ):
+        raise ValueError(f"{name}: classes={shown(classes)} does not fit: give a list of the names of the classes")
+    number_of: dict[Any, int] = {}
+    if isinstance(y_train, list) and isinstance(y_test, list):
+        if classes is None:
+            classes = sorted(set(y_train))
+        number_of = {str(plain(each)): c for c, each in enumerate(classes)}
+    elif isinstance(y_train, list) or isinstance(y_test, list):
+        kinds = ("names", "numbers") if isinstance(y_train, list) else ("numbers", "names")
+        raise ValueError(f"{name}: training labels are {kinds[0]} and test labels {kinds[1]}: give both as names")
+    elif classes is not None and len(classes) <= len(y_train) and ((y_train < 0) | (y_train >= len(classes))).any():
+        numbers = [plain(each) for each in classes]
+        if all(isinstance(each, int) for each in numbers) and set(y_train.tolist()) <= set(numbers):
+            number_of = {each: c for c, each in enumerate(numbers)}
+    y, y_t = (_looked_up(name, *each, number_of) for each in (("training", y_train), ("test", y_test)))
+    return y, y_t, _checked_classes(name, classes, y, y_t)
+
+
+def _looked_up(name: str, part: str, labels: Tensor | list[str], number_of: Mapping[Any, int]) -> Tensor:
+    """The numbers of classes. Without ``number_of`` the labels are these numbers."""
+    if isinstance(labels, Tensor) and not number_of:
+        return labels
+    values: list[Any] = labels if isinstance(labels, list) else labels.tolist()
+    if unknown := [value for value in values if value not in number_of]:
+        advice = "name every class" if part == "training" else "remove its images, as no training image has it"
+        raise ValueError(
+            f"{name}: the {part} label {shown(unknown[0])} is not among the {len(number_of)} classes "
+            f"{shown(list(number_of))}: correct it, or {advice}"
+        )
+    return torch.tensor([number_of[value] for value in values], dtype=torch.int64)
 
 
 def _checked_classes(name: str, classes: Any, y_train: Tensor, y_test: Tensor) -> tuple[str, ...]:
     """The names of the classes, if the labels lie in 0..C-1 and each class has a training image and its own name."""
     present = torch.unique(y_train).tolist()
+    as_names = ""
     if classes is None:
         classes = range(min(present[-1] + 1, sys.maxsize))  # not yet a list, since a wrong label can be large
-    classes = plain(classes)
-    if not isinstance(classes, Collection) or isinstance(classes, (str, bytes, Mapping, set, frozenset)):
-        raise ValueError(f"{name}: classes={shown(classes)} does not fit: give a list of the names of the classes")
+        few = f"classes={present}" if len(present) <= 10 else "classes=sorted(set(labels))"
+        in_a_row = present[-1] - present[0] == len(present) - 1
+        few = f"classes=range({present[0]}, {present[-1] + 1})" if in_a_row else few
+        as_names = f", or give {few} to keep the numbers as names"
+        if in_a_row and present[0] > 0:
+            raise ValueError(
+                f"{name}: training labels are {present[0]} to {present[-1]}, but classes are numbered from 0: "
+                f"subtract {present[0]}{as_names}"
+            )
     C = len(classes)
-    if C < 2:
+    if C < 2 and len(present) < 2:
         raise ValueError(f"{name} has {C} class: give data with at least 2")
     for part, labels in (("training", y_train), ("test", y_test)):
         wrong = labels[(labels < 0) | (labels >= C)]
         if len(wrong):
-            raise ValueError(f"{name}: {part} label {wrong[0]} is outside 0..{C - 1}: correct it or name every class")
+            advice = "correct it or name every class" + (as_names if part == "training" else "")
+            if part == "training" and not as_names and len(present) == C:
+                advice = "number the classes from 0"
+            raise ValueError(f"{name}: {part} label {wrong[0]} is outside 0..{C - 1}: {advice}")
     if len(present) < C:
         c = next((c for c, label in enumerate(present) if c != label), len(present))
         missing = str(next(islice(classes, c, None)))
         raise ValueError(
             f"{name}: class {missing!r} (label {c}) has no training image: add some, or remove the class and number "
-            "the others from 0 without gaps"
+            f"the others from 0 without gaps{as_names}"
         )
     names = [plain(each) for each in classes]
     odd = [each for each in names if not isinstance(each, (str, int, float))]
@@ -409,21 +657,69 @@ def _checked_classes(name: str, classes: Any, y_train: Tensor, y_test: Tensor) -
     names = [str(each) for each in names]
     if len(set(names)) < C:
         raise ValueError(f"{name}: two classes are named {max(names, key=names.count)!r}: give each its own name")
+    return tuple(names)
+
+
+def _warn_without_test(name: str, classes: Sequence[str], y_test: Tensor) -> None:
+    C = len(classes)
     if without := sorted(set(range(C)) - set(y_test.tolist())):
         log.warning(
             "%s: %d of %d classes have no test image (%s): accuracies count over the others",
             name,
             len(without),
             C,
-            ", ".join(names[c] for c in without[:5]) + (", ..." if len(without) > 5 else ""),
+            ", ".join(classes[c] for c in without[:5]) + (", ..." if len(without) > 5 else ""),
         )
-    return tuple(names)
+
+
+def split(name: str, labels: Tensor, test_share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split images, each class for itself.
+
+    Parameters
+    ----------
+    name : str
+        Of the data, for messages.
+    labels : Tensor
+        (N,) int64.
+    test_share : float
+        Between 0 and 1. A class of two images or more gives at least one to each part. A single one is for training.
+    seed : int
+        Decides which ones.
+
+    Returns
+    -------
+    train, test : Tensor
+        Their positions, int64 and ascending.
+
+    Raises
+    ------
+    ValueError
+        If ``test_share`` or ``seed`` do not fit, or each class has one image.
+    """
+    test_share = check_number("test_share", test_share, above=0, below=1)
+    rng = torch.Generator().manual_seed(check_number("seed", seed, least=0, below=2**63, whole=True))
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for c in torch.unique(labels):
+        places = (labels == c).nonzero().flatten()
+        n = len(places)
+        n_test = min(n - 1, max(1, round(n * test_share)))
+        is_test[places[torch.randperm(n, generator=rng)[:n_test]]] = True
+    if not is_test.any():
+        raise ValueError(
+            f"{name}: each class has one image, so none is left for testing: add at least one to a class"
+        )
+    return (~is_test).nonzero().flatten(), is_test.nonzero().flatten()
+
+
+def _piece_of(images: Images) -> int:
+    """How many images make one piece."""
+    return min(256, max(1, PIECE // math.prod(images.shape[1:])))
 
 
 def _pieces(images: Images, order: Tensor | None = None) -> Iterator[Tensor]:
     """Parts of the images on the CPU, in this order: uint8, float32 or float64 (n, channels, height, width)."""
-    n = min(256, max(1, PIECE // math.prod(images.shape[1:])))
-    for i in range(0, len(images), n):
+    n = _piece_of(images)
+    for i in range(0, len(images) if order is None else len(order), n):
         if order is None:
             part = images[i : i + n]
         elif isinstance(images, np.ndarray):
@@ -448,14 +744,15 @@ class _Measured(NamedTuple):
     are_equal: bool  # to each other
 
 
-def _measured(images: Images, what: str) -> _Measured:
-    """Measure images, if floats lie in [0, 1]. Sums are in float64."""
-    channels, n = images.shape[1], math.prod(images.shape) // images.shape[1]
+def _measured(images: Images, what: str, chosen: Tensor | None = None) -> _Measured:
+    """Measure images, or those chosen, if floats lie in [0, 1]. Sums are in float64."""
+    channels, pixels = images.shape[1], math.prod(images.shape[2:])
+    n = (len(images) if chosen is None else len(chosen)) * pixels
     low = torch.full((channels,), torch.inf, dtype=torch.float64)
     high = -low
     sums = torch.zeros(2, channels, dtype=torch.float64)
-    first, are_flat, are_equal, top = None, math.prod(images.shape[2:]) > 1, True, 1
-    for piece in _pieces(images):
+    first, are_flat, are_equal, top = None, pixels > 1, True, 1
+    for piece in _pieces(images, chosen):
         top = 255 if piece.dtype == torch.uint8 else 1
         lows, highs = piece.flatten(2).amin(2), piece.flatten(2).amax(2)  # NaN if any pixel is NaN
         first = piece[0].clone() if first is None else first
@@ -465,13 +762,21 @@ def _measured(images: Images, what: str) -> _Measured:
         x = piece.to(torch.float64, copy=True).div_(top)
         sums += torch.stack([x.sum((0, 2, 3)), x.square_().sum((0, 2, 3))])
     if not (low.min() >= 0 and high.max() <= 1):
-        bounds = f"values from {low.min().item():.4g} to {high.max().item():.4g}"
-        raise ValueError(f"{what} images contain {'NaN' if low.isnan().any() else bounds}: floats must lie in [0, 1]")
+        least, most = low.min().item(), high.max().item()
+        if low.isnan().any():
+            problem, advice = "NaN", "floats must lie in [0, 1]"
+        else:
+            problem = f"values from {least:.4g} to {most:.4g}"
+            advice = "floats must lie in [0, 1], so leave out a step that normalises them, as Data does that itself"
+            if least >= 0 and 2 < most <= 255:
+                advice = "floats must lie in [0, 1], so divide by 255, or give uint8"
+        raise ValueError(f"{what} images contain {problem}: {advice}")
     mean, square = sums / n
     varies = low.float() < high.float()  # in float32, in which the images are kept
     std = (square - mean**2).clamp(min=0).sqrt() * varies
     if (small := varies & (std < SMALL_STD)).any():  # the difference of squares has lost its digits
-        squares = sum((p.double() / top - mean.view(-1, 1, 1)).square_().sum((0, 2, 3)) for p in _pieces(images))
+        pieces = _pieces(images, chosen)
+        squares = sum((p.double() / top - mean.view(-1, 1, 1)).square_().sum((0, 2, 3)) for p in pieces)
         std = torch.where(small, (squares / n).sqrt(), std)
     return _Measured(low.numpy(), high.numpy(), mean.numpy(), std.numpy(), are_flat, are_equal)
 
@@ -495,18 +800,9 @@ def _checked_scale(
     measured_mean, measured_std = zip(*measured, strict=True)
     means = _checked_numbers(name, "mean", measured_mean if mean is None else mean, len(varies))
     stds = _checked_numbers(name, "std", measured_std if std is None else std, len(varies))
-    if stds.min() <= 0:
-        raise ValueError(f"{name}: std={shown(std)} does not fit: give numbers above 0")
-    with np.errstate(over="ignore"):
-        farthest = max(np.abs((bound - means) / stds).max() for each in (found, found_test) for bound in each[:2])
+    bounds = [bound for each in (found, found_test) for bound in each[:2]]
+    _check_scale(name, means, stds, bounds, np.stack([found.mean, found.std]))
     real, real_test = (np.stack([each.mean, each.std])[:, varies] for each in (found, found_test))
-    outside = means.min() < 0 or max(means.max(), stds.max()) > 1 or farthest > 1e9
-    if outside or _are_255_apart(np.stack([means, stds])[:, varies], real):
-        raise ValueError(
-            f"{name}: mean {tuple(means.tolist())} and std {tuple(stds.tolist())} have another scale than the pixels "
-            f"(mean and std are {', '.join(f'{m:g} and {s:g}' for m, s in measured)}): give both for pixels in "
-            "[0, 1], or leave them out"
-        )
     if _are_255_apart(real, real_test):
         raise ValueError(
             f"{name}: training and test images have different scales (a channel has a std of {real[1, 0]:.2g} and "
@@ -524,11 +820,63 @@ def _checked_scale(
     return tuple(means.tolist()), tuple(stds.tolist())
 
 
+def _check_scale(
+    name: str, means: np.ndarray, stds: np.ndarray, bounds: Sequence[np.ndarray], real: np.ndarray | None
+) -> None:
+    """ValueError if mean and std have another scale than pixels within ``bounds``, whose own are ``real``, (2, n)."""
+    if stds.min() <= 0:
+        raise ValueError(f"{name}: std={tuple(stds.tolist())} does not fit: give numbers above 0")
+    with np.errstate(over="ignore"):
+        farthest = max(np.abs((bound - means) / stds).max() for bound in bounds)
+    outside = means.min() < 0 or max(means.max(), stds.max()) > 1 or farthest > 1e9
+    varies = slice(None) if real is None else real[1] > 0
+    if outside or (real is not None and _are_255_apart(np.stack([means, stds])[:, varies], real[:, varies])):
+        found = ""
+        if real is not None:
+            measured = [_as_published(*each) for each in real.T.tolist()]
+            found = f" (mean and std are {', '.join(f'{m:g} and {s:g}' for m, s in measured)})"
+        raise ValueError(
+            f"{name}: mean {tuple(means.tolist())} and std {tuple(stds.tolist())} have another scale than the "
+            f"pixels{found}: give both for pixels in [0, 1], or leave them out"
+        )
+
+
+def check_constants(name: str, mean: Any, std: Any, usual: tuple[Sequence[float], Sequence[float]] | None) -> None:
+    """Check constants before images are read.
+
+    Parameters
+    ----------
+    name : str
+    mean, std
+        As in `Data.from_arrays`.
+    usual : pair of sequence of float, optional
+        The known mean and std of these images. None if they are not known.
+
+    Raises
+    ------
+    ValueError
+        If the numbers do not fit.
+    """
+    if mean is None and std is None:
+        return
+    if usual is None:
+        channels = 3 if 3 in (np.size(_array(mean)), np.size(_array(std))) else 1
+        instead: Any = ([0.5] * channels, [0.5] * channels)  # they fit all images
+    else:
+        channels, instead = len(usual[0]), usual
+    means = _checked_numbers(name, "mean", instead[0] if mean is None else mean, channels)
+    stds = _checked_numbers(name, "std", instead[1] if std is None else std, channels)
+    bounds = [np.zeros(channels), np.ones(channels)]
+    _check_scale(name, means, stds, bounds, None if usual is None else np.array(usual))
+
+
 def _checked_numbers(name: str, what: str, given: Any, n: int) -> np.ndarray:
     """(n,) float64."""
     numbers = np.atleast_1d(_array(given))
     if numbers.shape != (n,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-        raise ValueError(f"{name}: {what}={shown(given)} does not fit: give {n} finite numbers, one per channel")
+        raise ValueError(
+            f"{name}: {what}={shown(given)} does not fit: give {n} finite number{'s' * (n > 1)}, one per channel"
+        )
     return numbers.astype(np.float64)
 
 
@@ -540,7 +888,8 @@ def _are_255_apart(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _normalised(images: Images, mean: Sequence[float], std: Sequence[float], order: Tensor | None = None) -> Tensor:
     """The normalised images in this order as a new float32 tensor. Nothing else of its size is made."""
-    x = torch.empty(tuple(images.shape), dtype=torch.float32)
+    n = len(images) if order is None else len(order)
+    x = torch.empty((n, *images.shape[1:]), dtype=torch.float32)
     shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
     rest = x
     for piece in _pieces(images, order):

@@ -1,7 +1,8 @@
-"""Readers of data sets by name: digits, torchvision's sets, binary CIFAR, TinyImageNet, and your own images."""
+"""Readers of data sets by name (digits, torchvision's, binary CIFAR, TinyImageNet, folders) and of torch Datasets."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import logging
@@ -10,16 +11,18 @@ import socket
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
 
-from .checks import check_flag, check_number, first_sentence, plain, require, shown, unknown
-from .data import Data
+from .checks import check_flag, check_number, first_sentence, plain, require, shown
+from .data import Data, _checked_images, check_constants, split
 from .files import as_path
 from .runtime import progress_bar
 
@@ -36,6 +39,14 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "TinyImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 TORCHVISION = ("MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100")
+OTHER_NAMES = {  # what people call data sets too, in small letters and digits -> their name here
+    "fmnist": "FashionMNIST",
+    "fashion": "FashionMNIST",
+    "mnistfashion": "FashionMNIST",
+    "cifar": "CIFAR10",
+    "streetviewhousenumbers": "SVHN",
+    "tinyimagenet200": "TinyImageNet",
+}
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte after which a download fails
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # of image files, as Pillow names them
 PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")  # usual names of parts of a data set
@@ -89,6 +100,8 @@ def load_data(
     download: bool = True,
     size: int | tuple[int, int] | None = None,
     seed: int = 0,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     progress: bool = True,
 ) -> Data:
     """Load a data set by name.
@@ -116,6 +129,10 @@ def load_data(
         Resize the images to (height, width) in pixels, or to a square. For image folders and TinyImageNet only.
     seed : int
         Decides which images of ``PATH/CLASS`` become test images.
+    mean, std : sequence of float, optional
+        Normalise by these constants, one number per channel for pixels in [0, 1]: those of a condensed set, for
+        images that are added later, ``mean=S.mean, std=S.std``. Three numbers read grey image files in colour too.
+        None takes the published constants of a known set. For image folders it measures them on the training images.
     progress : bool
         Show progress bars while downloading and reading image files.
 
@@ -147,7 +164,8 @@ def load_data(
     kind, colon, path = str(name).partition(":")
     is_folder = kind == "imagefolder"
     if not isinstance(name, str) or kind not in LOADERS or (bool(colon), bool(path)) != (is_folder, is_folder):
-        raise unknown([f"{k}:PATH" if k == "imagefolder" else k for k in LOADERS], "data set", name)
+        known = [f"{k}:PATH" if k == "imagefolder" else k for k in LOADERS]
+        raise ValueError(f"unknown data set {shown(name)}: choose from {', '.join(known)}{meant(name, LOADERS)}")
     if size is not None and kind not in ("imagefolder", "TinyImageNet"):
         raise ValueError(f"size= does not apply to {name}: leave it out, or take imagefolder:PATH or TinyImageNet")
     seed = check_number("seed", seed, least=0, below=2**63, whole=True)
@@ -158,11 +176,43 @@ def load_data(
     if path:
         folder = as_path(path)
         name = f"{kind}:{path.rstrip('/') or '/'}"  # the same name with and without a slash at the end
-    sides = None if size is None else _height_and_width(size)
-    return LOADERS[kind](name, folder, download=download, size=sides, seed=seed, progress=progress)
+    usual_mean, usual_std = NORMALISATION.get(name, (None, None))
+    check_constants(name, mean, std, NORMALISATION.get(name))
+    return LOADERS[kind](
+        name,
+        folder,
+        download=download,
+        size=_height_and_width(size),
+        seed=seed,
+        mean=usual_mean if mean is None else mean,
+        std=usual_std if std is None else std,
+        progress=progress,
+    )
 
 
-def _height_and_width(size: Any) -> tuple[int, int]:
+def meant(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown data set: the known name that was probably meant, "" if none is close.
+
+    Capitals, spaces and signs do not matter: "cifar-10" means CIFAR10. The path of a folder means "imagefolder:PATH".
+    """
+    known = list(known)
+    if "imagefolder" in known and isinstance(name, str | os.PathLike) and name and os.path.isdir(name):
+        return f"; did you mean {shown(f'imagefolder:{os.fspath(name)!s}')}?"
+    if not isinstance(name, str):
+        return ""
+
+    def squeezed(name: str) -> str:
+        return "".join(c for c in name[:100].casefold() if c.isalnum())
+
+    meanings = {other: each for other, each in OTHER_NAMES.items() if each in known}
+    meanings |= {squeezed(each): "imagefolder:PATH" if each == "imagefolder" else each for each in known}
+    close = difflib.get_close_matches(squeezed(name), meanings, n=1)
+    return f"; did you mean {meanings[close[0]]!r}?" if close else ""
+
+
+def _height_and_width(size: Any) -> Size:
+    if size is None:
+        return None
     sides = size if isinstance(size, (list, tuple)) else np.atleast_1d(plain(size)).tolist()
     if len(sides) not in (1, 2):
         raise ValueError(
@@ -173,19 +223,20 @@ def _height_and_width(size: Any) -> tuple[int, int]:
     return height, width
 
 
-def _load_digits(name: str, folder: Path, **_: Any) -> Data:
+def _load_digits(name: str, folder: Path, *, mean: Any, std: Any, **_: Any) -> Data:
     """scikit-learn's digits, with a fixed split into 1200 training and 597 test images."""
     train_test_split = require("sklearn.model_selection", "data").train_test_split
     pixels, y = require("sklearn.datasets", "data").load_digits(return_X_y=True)
     x = (pixels / 16).reshape(-1, 8, 8)  # 0..16 -> [0, 1]
     train, test = train_test_split(np.arange(len(y)), train_size=1200, stratify=y, random_state=0)
     train, test = np.sort(train), np.sort(test)
-    mean, std = NORMALISATION[name]
     origin = "scikit-learn's load_digits (1,797 real digits of 8x8 pixels), stratified split with seed 0"
     return Data.from_arrays(name, x[train], y[train], x[test], y[test], mean=mean, std=std, origin=origin)
 
 
-def _load_torchvision(name: str, folder: Path, *, download: bool, progress: bool, **_: Any) -> Data:
+def _load_torchvision(
+    name: str, folder: Path, *, download: bool, progress: bool, mean: Any, std: Any, **_: Any
+) -> Data:
     """A set that torchvision knows. If a file is missing, it is unpacked or downloaded first."""
     if name == "SVHN":
         require("scipy.io", "data")  # torchvision reads SVHN's files with it
@@ -206,7 +257,6 @@ def _load_torchvision(name: str, folder: Path, *, download: bool, progress: bool
             raise FileNotFoundError(
                 f"{name} could not be downloaded ({first_sentence(error)}): {what_to_do}"
             ) from error
-    mean, std = NORMALISATION[name]
     try:
         train = _open(name, folder, train=True)
         test = _open(name, folder, train=False)
@@ -297,7 +347,7 @@ def _folder(paths: Iterable[Path]) -> Path:
     return next(iter(paths)).parent.absolute()
 
 
-def _load_cifar(name: str, folder: Path, **options: Any) -> Data:
+def _load_cifar(name: str, folder: Path, *, mean: Any, std: Any, **options: Any) -> Data:
     """The binary version if its folder is there, else torchvision's files, else the binary version's archive."""
     binary = BINARY[name]
     root, archive = folder / binary.folder, folder / binary.archive
@@ -308,7 +358,7 @@ def _load_cifar(name: str, folder: Path, **options: Any) -> Data:
         _unpack(name, archive, missing)
     elif missing:
         try:
-            return _load_torchvision(name, folder, **options)
+            return _load_torchvision(name, folder, mean=mean, std=std, **options)
         except (FileNotFoundError, ModuleNotFoundError) as error:
             if not os.path.exists(root):
                 raise
@@ -318,10 +368,10 @@ def _load_cifar(name: str, folder: Path, **options: Any) -> Data:
             else:
                 problem, what_to_do = "incomplete", f"{what_to_do}, or allow the download (download=True)"
             raise FileNotFoundError(f"{name} is {problem}: {what_to_do}") from error
-    return _read_cifar(name, root)
+    return _read_cifar(name, root, mean, std)
 
 
-def _read_cifar(name: str, root: Path) -> Data:
+def _read_cifar(name: str, root: Path, mean: Any, std: Any) -> Data:
     """The binary version. Its classes are in alphabetical order and have equally many images."""
     binary = BINARY[name]
     n_labels, C = len(binary.labels), binary.labels[-1]
@@ -351,7 +401,6 @@ def _read_cifar(name: str, root: Path) -> Data:
             found = f"{counts[wrong[0]]} {part} images, not {len(labels) // C}"
             raise damaged(f"class {classes[wrong[0]]!r} has {found}", *files)
         arrays += [torch.from_numpy(images), labels]
-    mean, std = NORMALISATION[name]
     # "in the layout", because copies exist that have the same images in another order
     origin = f"binary files in the official layout ({binary.folder})"
     return Data.from_arrays(name, *arrays, classes=classes, mean=mean, std=std, origin=origin)
@@ -380,7 +429,7 @@ def _unpack(name: str, archive: Path, paths: list[Path]) -> None:
             Path(scratch, path.name).replace(path)
 
 
-def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, **_: Any) -> Data:
+def _load_tinyimagenet(name: str, folder: Path, *, size: Size, mean: Any, std: Any, progress: bool, **_: Any) -> Data:
     """folder/tiny-imagenet-200, unpacked. Its val images are the test set, since the test labels are not public.
 
     wnids.txt lists the classes in order. Training images are in train/WNID/images, test images in val/images. Each
@@ -410,10 +459,12 @@ def _load_tinyimagenet(name: str, folder: Path, *, size: Size, progress: bool, *
             raise ValueError(f"{name} is damaged ({problem}): delete {root} and unpack it again")
     test = {wnid: [path for path in val if class_of[path.name] == wnid] for wnid in classes}
     origin = "the unpacked files of tiny-imagenet-200, val for testing" + ("" if size is None else ", resized")
-    return _from_files(name, train, test, size, progress, origin)
+    return _from_files(name, train, test, size, (mean, std), progress, origin)
 
 
-def _load_imagefolder(name: str, folder: Path, *, size: Size, seed: int, progress: bool, **_: Any) -> Data:
+def _load_imagefolder(
+    name: str, folder: Path, *, size: Size, seed: int, mean: Any, std: Any, progress: bool, **_: Any
+) -> Data:
     """folder/train/CLASS and folder/test/CLASS, or folder/CLASS with a seeded split of each class."""
     parts = [folder / "train", folder / "test"]
     if all(os.path.isdir(part) and _folders(part) for part in parts):
@@ -435,19 +486,22 @@ def _load_imagefolder(name: str, folder: Path, *, size: Size, seed: int, progres
                     f"{part} has only folders, so it can be a class or a part: give both train and test, in small "
                     "letters, with one folder for each class, or give the class another name"
                 )
-        train, test = _split(_list_images(folder), torch.Generator().manual_seed(seed))
+        train, test = _split(name, _list_images(folder), seed)
         origin = f"the user's own images, a fifth of each class for testing, split with seed {seed}"
-    return _from_files(name, train, test, size, progress, origin)
+    return _from_files(name, train, test, size, (mean, std), progress, origin)
 
 
-def _from_files(name: str, train: Files, test: Files, size: Size, progress: bool, origin: str) -> Data:
-    """Read the images of both parts, in colour if ``name`` has constants for three channels."""
-    mean, std = NORMALISATION.get(name, (None, None))
+def _from_files(
+    name: str, train: Files, test: Files, size: Size, constants: tuple[Any, Any], progress: bool, origin: str
+) -> Data:
+    """Read the images of both parts, in colour if ``constants``, mean and std, are for three channels."""
     paths = [path for part in (train, test) for paths in part.values() for path in paths]
-    x = _read_images(paths, size, progress, colour=mean is not None)
+    x = _read_images(paths, size, progress, colour=any(np.size(each) == 3 for each in constants))
     y, y_test = ([c for c, paths in enumerate(part.values()) for _ in paths] for part in (train, test))
-    n = len(y)
-    return Data.from_arrays(name, x[:n], y, x[n:], y_test, classes=list(train), mean=mean, std=std, origin=origin)
+    n, layout = len(y), None if x.ndim == 3 else "HWC"
+    arrays = x[:n], y, x[n:], y_test
+    mean, std = constants
+    return Data.from_arrays(name, *arrays, classes=list(train), layout=layout, mean=mean, std=std, origin=origin)
 
 
 def _suffixes() -> set[str]:
@@ -502,17 +556,17 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.parent.as_posix(), path.name))
 
 
-def _split(classes: Files, generator: torch.Generator) -> tuple[Files, Files]:
+def _split(name: str, classes: Files, seed: int) -> tuple[Files, Files]:
     """(train, test): a fifth of each class goes to test, at least one image if there are two."""
-    train, test = {}, {}
-    for name, paths in classes.items():
-        shuffled = [paths[i] for i in torch.randperm(len(paths), generator=generator)]
-        n_test = max(1, round(len(paths) / 5)) if len(paths) > 1 else 0
-        chosen = set(shuffled[:n_test])
-        train[name] = [path for path in paths if path not in chosen]
-        test[name] = [path for path in paths if path in chosen]
-    if not any(test.values()):
-        raise ValueError("each class has one image, so none is left for testing: add at least one to a class")
+    of_class = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(paths) for paths in classes.values()]))
+    _, chosen = split(name, of_class, 1 / 5, seed)
+    paths = [path for some in classes.values() for path in some]
+    tests = {paths[i] for i in chosen}
+    parts = (
+        {c: [path for path in some if (path in tests) is wanted] for c, some in classes.items()}
+        for wanted in (False, True)
+    )
+    train, test = parts
     return train, test
 
 
@@ -521,7 +575,7 @@ def _read_images(paths: list[Path], size: Size, progress: bool, colour: bool = F
     Image = require("PIL.Image", "data")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # PIL's smaller limit for pixels in one image
-        return _read_all(paths, size, progress, colour)
+        return _stacked(((path, _read_image(path, size)) for path in paths), len(paths), size, progress, colour)
 
 
 def _check_amount(n: int, height: int, width: int) -> None:
@@ -529,24 +583,31 @@ def _check_amount(n: int, height: int, width: int) -> None:
         raise ValueError(f"{n} images of {width}x{height} pixels need too much memory: give a smaller size=")
 
 
-def _read_all(paths: list[Path], size: Size, progress: bool, colour: bool) -> np.ndarray:
+def _stacked(
+    images: Iterable[tuple[Any, np.ndarray]], n: int, size: Size, progress: bool, colour: bool = False
+) -> np.ndarray:
+    """n images in one array like that of `_read_images`. Each comes after its place, which messages name."""
     if size is not None:
-        _check_amount(len(paths), *size)
-    bar = progress_bar("reading images", len(paths), "image", progress, leave=False)
-    for i, path in enumerate(paths):
-        image = _read_image(path, size)
+        _check_amount(n, *size)
+    bar = progress_bar("reading images", n, "image", progress, leave=False)
+    for i, (place, image) in enumerate(images):
         bar.update()
         if i == 0:
+            first = place
             h, w = image.shape[:2]
-            _check_amount(len(paths), h, w)
-            x = np.empty((len(paths), h, w, 3) if colour else (len(paths), *image.shape), np.uint8)
+            _check_amount(n, h, w)
+            x = np.empty((n, h, w, 3) if colour else (n, *image.shape), image.dtype)
         if image.shape[:2] != (h, w):
             odd_h, odd_w = image.shape[:2]
             raise ValueError(
-                f"images differ in size, {paths[0]} is {w}x{h} but {path} is {odd_w}x{odd_h}: "
+                f"images differ in size, {first} is {w}x{h} but {place} is {odd_w}x{odd_h}: "
                 "make them equal or give size= to resize them"
             )
-        if image.ndim == x.ndim:  # the first image in colour after grey ones
+        if image.dtype != x.dtype:
+            raise ValueError(
+                f"images differ in type, {first} is {x.dtype} but {place} is {image.dtype}: give one type"
+            )
+        if image.ndim > x.ndim - 1:  # the first image in colour after grey ones
             x = np.stack([x] * 3, axis=-1)
         x[i] = image if image.ndim == x.ndim - 1 else image[..., None]
     bar.close()
@@ -554,23 +615,197 @@ def _read_all(paths: list[Path], size: Size, progress: bool, colour: bool) -> np
 
 
 def _read_image(path: Path, size: Size) -> np.ndarray:
-    """uint8, (height, width) for PIL's modes L and 1, else (height, width, 3) without transparency, upright."""
-    Image, ImageOps = require("PIL.Image", "data"), require("PIL.ImageOps", "data")
+    """The pixels of a file, as `_levels` gives them."""
+    Image = require("PIL.Image", "data")
     try:
         if not os.path.isfile(path):  # a pipe would wait for ever
             raise ValueError("it is not a regular file")
         with Image.open(path, formats=FORMATS) as image:
-            if image.mode[0] in "IF":  # PIL would silently turn most of these pixels white
-                raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "P":  # PIL warns if a palette loses its transparency directly
-                image = image.convert("RGBA")
-            image = image.convert("L" if image.mode in ("L", "1") else "RGB")
-            return np.asarray(image if size is None else image.resize((size[1], size[0])))
+            return _levels(image, size)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read ({first_sentence(error)}): delete it or replace it by a good copy, and load again"
         ) from error
+
+
+def _levels(image: Any, size: Size) -> np.ndarray:
+    """uint8, (height, width) for PIL's modes L and 1, else (height, width, 3) without transparency, upright."""
+    if image.mode[0] in "IF":  # PIL would silently turn most of these pixels white
+        raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+    image = require("PIL.ImageOps", "data").exif_transpose(image)  # a copy
+    if image.mode == "P":  # PIL warns if a palette loses its transparency directly
+        image = image.convert("RGBA")
+    image = image.convert("L" if image.mode in ("L", "1") else "RGB")
+    return np.asarray(image if size is None else image.resize((size[1], size[0])))
+
+
+# ---- torch Datasets ----------------------------------------------------------------------------------------
+
+
+def read_datasets(
+    train: Any, test: Any, classes: Any, layout: str | None, size: int | tuple[int, int] | None, progress: bool
+) -> tuple[str, dict[str, Any]]:
+    """Read what `Data.from_dataset` takes.
+
+    Returns
+    -------
+    kind : str
+        The type of the training set.
+    arrays : dict
+        The arguments of `Data.from_arrays` for its images (in the layout HWC), labels and classes.
+    """
+    sides, progress = _height_and_width(size), check_flag("progress", progress)
+    parts = {"training": _items(train, "training")}
+    if test is not None:
+        parts["test"] = _items(test, "test")
+    labels: dict[str, list[int | str]] = {part: [] for part in parts}
+
+    def read() -> Iterator[tuple[str, np.ndarray]]:
+        for part, (items, n) in parts.items():
+            for i in range(n):
+                place = f"{part} image {i}"
+                image, label = _pair(items[i], place)
+                labels[part].append(_label(label, place))
+                yield place, _pixels(image, place, layout, sides)
+
+    x = _stacked(read(), sum(n for _, n in parts.values()), sides, progress)
+    names = {"training": _class_names(train), "test": None if test is None else _class_names(test)}
+    n = len(labels["training"])
+    arrays: dict[str, Any] = {"train_images": x[:n], "train_labels": labels["training"]}
+    if test is not None:
+        arrays |= {"test_images": x[n:], "test_labels": labels["test"]}
+    return _kind(train), arrays | _named(labels, names, classes)
+
+
+def _items(dataset: Any, part: str) -> tuple[Any, int]:
+    """A dataset that takes positions 0 to n - 1, and n."""
+    if isinstance(dataset, DataLoader):
+        raise ValueError(f"the {part} set is a DataLoader, which makes batches: give its dataset, loader.dataset")
+    known = isinstance(dataset, str | bytes | os.PathLike | Mapping | Data | np.ndarray | Tensor)
+    if known or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
+        advice = "arrays and tensors become data by Data.from_arrays"
+        if isinstance(dataset, str | bytes | os.PathLike):
+            advice = 'a folder of images is read by gmlib.load_data("imagefolder:PATH")'
+        kind = type(dataset).__name__
+        raise ValueError(f"the {part} set is a {kind}: give a torch Dataset, or a list of (image, label); {advice}")
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        dataset = list(dataset)
+    if not len(dataset):
+        raise ValueError(f"the {part} set has no item: give at least one image of each class")
+    return dataset, len(dataset)
+
+
+def _pair(item: Any, place: str) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        images, labels = ([item[key] for key in keys if key in item] for keys in (("image", "img"), ("label",)))
+        if len(images) == len(labels) == 1:
+            return images[0], labels[0]
+        found = f"is a dict with {shown(list(item))}"
+    elif isinstance(item, tuple | list):
+        if len(item) == 2:
+            return item[0], item[1]
+        found = f"has {len(item)} parts"
+    else:
+        found = f"is a {type(item).__name__}"
+    raise ValueError(
+        f"the item of {place} {found}: give a dataset of (image, label), or of dicts with image and label, "
+        "or give arrays to Data.from_arrays"
+    )
+
+
+def _label(label: Any, place: str) -> int | str:
+    value = plain(label.reshape(()) if getattr(label, "shape", None) == (1,) else label)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"the label of {place} is {shown(label)}: give a whole number or the name of a class")
+    return value
+
+
+def _pixels(image: Any, place: str, layout: str | None, size: Size) -> np.ndarray:
+    """(height, width) or (height, width, 3), uint8 or float32."""
+    if type(image).__module__.partition(".")[0] == "PIL":
+        try:
+            return _levels(image, size)
+        except Exception as error:
+            raise ValueError(f"{place} cannot be read ({first_sentence(error)}): convert it to L or RGB") from error
+    x = _checked_images(image, place, layout, one=True)[0]
+    x = np.moveaxis((x if x.dtype == torch.uint8 else x.float()).cpu().numpy() if isinstance(x, Tensor) else x, 0, -1)
+    x = x if x.dtype == np.uint8 else x.astype(np.float32)
+    if size is not None and x.shape[:2] != size:
+        x = _resized(x, place, size)
+    return x[..., 0] if x.shape[-1] == 1 else x
+
+
+def _resized(x: np.ndarray, place: str, size: tuple[int, int]) -> np.ndarray:
+    """(height, width, channels) of this size, each channel like those of a PIL image."""
+    Image = require("PIL.Image", "data")
+    if x.dtype != np.uint8 and not (x.min() >= 0 and x.max() <= 1):  # or else the cut below would hide it
+        raise ValueError(
+            f"{place} has values from {x.min():.4g} to {x.max():.4g}: floats must lie in [0, 1], so leave out a step "
+            "that normalises them, as Data does that itself"
+        )
+    channels = [Image.fromarray(np.ascontiguousarray(x[..., c])) for c in range(x.shape[-1])]
+    # bicubic, which is PIL's default for whole images of 8 bits, overshoots at edges
+    resized = [np.asarray(each.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for each in channels]
+    found = np.stack(resized, axis=-1)
+    return found if found.dtype == np.uint8 else found.clip(0, 1)
+
+
+def _kind(dataset: Any) -> str:
+    """The type of a dataset, or of the one inside Subsets."""
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return "images" if isinstance(dataset, Sequence | Iterator) else type(dataset).__name__
+
+
+def _class_names(dataset: Any) -> list[str] | None:
+    """``.classes`` of torchvision's datasets, also inside Subsets; None where there are no different texts."""
+    if isinstance(dataset, ConcatDataset):
+        found = [_class_names(each) for each in dataset.datasets]
+        if any(each != found[0] for each in found):
+            raise ValueError("the datasets in a ConcatDataset have different classes: give all the same .classes")
+        return found[0]
+    names = getattr(dataset, "classes", None)
+    if names is None and isinstance(features := getattr(dataset, "features", None), Mapping):
+        names = getattr(features.get("label"), "names", None)  # of Hugging Face's
+    if names is None and hasattr(dataset, "dataset"):
+        return _class_names(dataset.dataset)
+    if not (isinstance(names, list | tuple) and names and all(isinstance(each, str) for each in names)):
+        return None
+    if _kind(dataset) == "MNIST":
+        names = [each.split(" - ")[0] for each in names]  # "3 - three" is "3" here
+    return list(names) if len(set(names)) == len(names) else None
+
+
+def _named(labels: dict[str, list[int | str]], names: Mapping[str, list[str] | None], classes: Any) -> dict[str, Any]:
+    """Labels and classes for `Data.from_arrays`: with names, where the datasets have names.
+
+    The parts may number their classes in different ways: an ImageFolder leaves out a class without a folder.
+    """
+    known, known_test = names["training"], names["test"] or names["training"]
+    numbered = not any(isinstance(each, str) for each in labels["training"])
+    given = None
+    if classes is not None and isinstance(classes, Sequence | np.ndarray | Tensor) and not isinstance(classes, str):
+        given = [str(plain(each)) for each in classes]
+    if known is None or not numbered or (given is not None and set(given) != set(known)):
+        if known is not None and known_test != known:
+            raise ValueError("the training and the test set have different classes: leave classes= out")
+        return {"classes": classes}
+    found = {}
+    for part, listed in (("training", known), ("test", known_test)):
+        if part in labels:
+            assert listed is not None
+            if wrong := [each for each in labels[part] if not (isinstance(each, int) and 0 <= each < len(listed))]:
+                raise ValueError(
+                    f"the label {shown(wrong[0])} of a {part} image has no name, as the set has {len(listed)} classes"
+                )
+            found["train_labels" if part == "training" else "test_labels"] = [
+                listed[int(each)] for each in labels[part]
+            ]
+    used = {name for some in found.values() for name in some}
+    if left_out := [name for name in known if name not in used]:
+        log.warning("%d of %d classes have no image and are left out: %s", len(left_out), len(known), left_out[0])
+    order = [name for name in given or known if name in used]
+    return {**found, "classes": order + [name for name in known_test or () if name in used and name not in order]}
 
 
 LOADERS: dict[str, Callable[..., Data]] = {

@@ -1,14 +1,15 @@
 """The networks of Table 4 (theta_0 ~ P_theta0). Outer iterations and evaluations draw new ones.
 
-Every network maps images (N, channels, size, size) to logits (N, C). `build` makes a network by name.
+Every network maps images (N, channels, height, width) to logits (N, C). `build` makes a network by name.
 Their layers are those of the public baseline code (Zhao et al., "Dataset Condensation with Gradient Matching", ICLR
-2021). That code is written for images of 28 and 32 pixels; here the layer sizes follow from the image. All networks
-use instance norm or no norm, except the two with a name that ends in "bn".
+2021). That code is written for square images of 28 and 32 pixels; here the layer sizes follow from the image. All
+networks use instance norm or no norm, except the two with a name that ends in "bn".
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .checks import check_number, choose
 
 Factory = Callable[..., nn.Module]
+Size = int | tuple[int, int]  # the side of square images, else (height, width)
 LARGEST = 2**31  # weights of a ConvNet: 8 GiB in float32
 SEEDING = threading.RLock()  # all threads share torch's global generator
 
@@ -55,7 +57,7 @@ class HalvingPool(nn.AvgPool2d):
     Parameters
     ----------
     side : int
-        Height and width of the feature map.
+        Height and width of a square feature map.
     """
 
     def __init__(self, side: int):
@@ -76,16 +78,26 @@ class HalvingPool(nn.AvgPool2d):
 
 ACTIVATIONS: dict[str, Factory] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "leaky": partial(nn.LeakyReLU, 0.01)}
 
-# Functions of the side of the feature map.
-POOLINGS: dict[str, Factory | None] = {"avg": HalvingPool, "max": lambda side: nn.MaxPool2d(2), "none": None}
 
-# Functions of (width, side of the feature map).
+def average_pool(height: int, width: int) -> nn.Module:
+    """Return a 2x2 average pool for feature maps of this height and width."""
+    return HalvingPool(height) if height == width else nn.AvgPool2d(2)
+
+
+# Functions of height and width of the feature map.
+POOLINGS: dict[str, Factory | None] = {
+    "avg": average_pool,
+    "max": lambda height, width: nn.MaxPool2d(2),
+    "none": None,
+}
+
+# Functions of the channels, height and width of the feature map.
 NORMS: dict[str, Factory | None] = {
-    "instance": lambda width, side: instance_norm(width),
-    "batch": lambda width, side: nn.BatchNorm2d(width),
-    # Its scale and shift are (width, side, side), so they are matched, as `width` rows each.
-    "layer": lambda width, side: LayerNorm((width, side, side)),
-    "group": lambda width, side: nn.GroupNorm(4, width),  # four groups, as in the public ConvNet code
+    "instance": lambda channels, height, width: instance_norm(channels),
+    "batch": lambda channels, height, width: nn.BatchNorm2d(channels),
+    # Its scale and shift are (channels, height, width), so they are matched, as `channels` rows each.
+    "layer": lambda channels, height, width: LayerNorm((channels, height, width)),
+    "group": lambda channels, height, width: nn.GroupNorm(4, channels),  # four groups, as in the public ConvNet code
     "none": None,
 }
 
@@ -93,22 +105,38 @@ NORMS: dict[str, Factory | None] = {
 # ---- architectures: functions of (channels, size, n_classes) -----------------------------------------------
 
 
-def _padding(channels: int, size: int) -> int:
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of images of this size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _padding(channels: int, size: Size) -> int:
     """Extra padding of the first convolution: it turns grey 28x28 images into 32x32."""
-    return 2 if (channels, size) == (1, 28) else 0
+    return 2 if (channels, sides(size)) == (1, (28, 28)) else 0
 
 
-def _check_size(smallest: int, network: str, channels: int, size: int) -> None:
-    if size + 2 * _padding(channels, size) < smallest:
+def _padded(channels: int, size: Size) -> tuple[int, int]:
+    """Height and width of the feature map after the first convolution, if it keeps the size of the image."""
+    height, width = (side + 2 * _padding(channels, size) for side in sides(size))
+    return height, width
+
+
+def _spelt(size: Size) -> str:
+    """Height x width."""
+    return "{}x{}".format(*sides(size))
+
+
+def _check_size(smallest: int, network: str, channels: int, size: Size) -> None:
+    if min(_padded(channels, size)) < smallest:
         padded = ", or 28x28, which is padded to that" if channels == 1 and smallest == 32 else ""
         raise ValueError(
-            f"images of {size}x{size} pixels are too small for {network}: use {smallest}x{smallest} or more{padded}"
+            f"images of {_spelt(size)} pixels are too small for {network}: use {smallest}x{smallest} or more{padded}"
         )
 
 
 def convnet(
     channels: int,
-    size: int,
+    size: Size,
     n_classes: int,
     *,
     width: int = 128,
@@ -119,8 +147,8 @@ def convnet(
 ) -> nn.Module:
     """Build a ConvNet: ``depth`` blocks of [3x3 convolution, norm, activation, 2x2 pool] and one linear layer.
 
-    Convolutions keep the size of the image, but grey 28x28 images are padded to 32x32. The linear layer sees
-    width * (size / 2^depth)^2 features, or width * size^2 without pooling.
+    Convolutions keep the size of the image, but grey 28x28 images are padded to 32x32. Each pool halves both sides
+    and rounds them down. The linear layer sees ``width`` features for each pixel that is left.
 
     Raises
     ------
@@ -139,12 +167,11 @@ def convnet(
     check_number("depth", depth, least=1, below=1000, whole=True)
     if 9 * depth * width**2 > LARGEST:
         raise ValueError(f"a ConvNet of width {width} and depth {depth} is too large: take fewer channels or blocks")
-    side = size + 2 * _padding(channels, size)
-    if make_pool and side < 2**depth:
-        raise ValueError(
-            f"images of {size}x{size} pixels are too small for a ConvNet of depth {depth}: "
-            f"use depth {side.bit_length() - 1} or less"
-        )
+    h, w = _padded(channels, size)
+    if make_pool and min(h, w) < 2**depth:
+        deepest = min(h, w).bit_length() - 1
+        advice = f"use depth {deepest} or less" if deepest else "use larger images, or pooling=none"
+        raise ValueError(f"images of {_spelt(size)} pixels are too small for a ConvNet of depth {depth}: {advice}")
     if norm == "group" and width % 4:
         raise ValueError(f"group norm needs a ConvNet width that is a multiple of 4: change {width}")
     layers: list[nn.Module] = []
@@ -153,19 +180,19 @@ def convnet(
         padding = 1 + (_padding(channels, size) if first else 0)
         layers.append(nn.Conv2d(channels if first else width, width, 3, padding=padding))
         if make_norm:
-            layers.append(make_norm(width, side))
+            layers.append(make_norm(width, h, w))
         layers.append(make_activation())
         if make_pool:
-            layers.append(make_pool(side))
-            side //= 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * side * side, n_classes))
+            layers.append(make_pool(h, w))
+            h, w = h // 2, w // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * h * w, n_classes))
 
 
-def mlp(channels: int, size: int, n_classes: int) -> nn.Module:
+def mlp(channels: int, size: Size, n_classes: int) -> nn.Module:
     """Build a perceptron with two hidden layers of 128 units and ReLU, for images of any size."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(channels * size * size, 128),
+        nn.Linear(channels * math.prod(sides(size)), 128),
         nn.ReLU(),
         nn.Linear(128, 128),
         nn.ReLU(),
@@ -173,7 +200,7 @@ def mlp(channels: int, size: int, n_classes: int) -> nn.Module:
     )
 
 
-def lenet(channels: int, size: int, n_classes: int) -> nn.Module:
+def lenet(channels: int, size: Size, n_classes: int) -> nn.Module:
     """Build a LeNet: 5x5 convolutions to 6 and 16 channels, max pools, linear layers of 120, 84 and C. No norm.
 
     Raises
@@ -183,16 +210,16 @@ def lenet(channels: int, size: int, n_classes: int) -> nn.Module:
     """
     _check_size(16, "LeNet", channels, size)
     padding = _padding(channels, size)
-    side = ((size + 2 * padding - 4) // 2 - 4) // 2
+    h, w = (((side - 4) // 2 - 4) // 2 for side in _padded(channels, size))
     return nn.Sequential(
         nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(16 * side * side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, n_classes),
+        nn.Linear(16 * h * w, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, n_classes),
     )  # fmt: skip
 
 
-def alexnet(channels: int, size: int, n_classes: int) -> nn.Module:
+def alexnet(channels: int, size: Size, n_classes: int) -> nn.Module:
     """Build a small AlexNet: five convolutions, three max pools and one linear layer. No norm and no dropout.
 
     Raises
@@ -202,18 +229,18 @@ def alexnet(channels: int, size: int, n_classes: int) -> nn.Module:
     """
     _check_size(8, "AlexNet", channels, size)
     padding = _padding(channels, size)
-    side = (size + 2 * padding) // 8
+    h, w = (side // 8 for side in _padded(channels, size))
     return nn.Sequential(
         nn.Conv2d(channels, 128, 5, padding=2 + padding), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(),
         nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(),
         nn.Conv2d(192, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(192 * side * side, n_classes),
+        nn.Flatten(), nn.Linear(192 * h * w, n_classes),
     )  # fmt: skip
 
 
-def vgg11(channels: int, size: int, n_classes: int, *, norm: Factory = instance_norm) -> nn.Module:
+def vgg11(channels: int, size: Size, n_classes: int, *, norm: Factory = instance_norm) -> nn.Module:
     """Build a VGG-11: eight 3x3 convolutions with norm and ReLU, five max pools and one linear layer.
 
     Raises
@@ -231,11 +258,11 @@ def vgg11(channels: int, size: int, n_classes: int, *, norm: Factory = instance_
         else:
             layers += [nn.Conv2d(in_channels, width, 3, padding=1 if layers else 1 + padding), norm(width), nn.ReLU()]
             in_channels = width
-    side = (size + 2 * padding) // 32
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * side * side, n_classes))
+    h, w = (side // 32 for side in _padded(channels, size))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * h * w, n_classes))
 
 
-def vgg11bn(channels: int, size: int, n_classes: int) -> nn.Module:
+def vgg11bn(channels: int, size: Size, n_classes: int) -> nn.Module:
     """Build `vgg11` with BatchNorm."""
     return vgg11(channels, size, n_classes, norm=nn.BatchNorm2d)
 
@@ -263,7 +290,7 @@ class ResidualBlock(nn.Module):
 
 
 def _resnet18(
-    channels: int, n_classes: int, *, side: int, last: list[nn.Module], pooled: bool, norm: Factory
+    channels: int, n_classes: int, *, pixels: int, last: list[nn.Module], pooled: bool, norm: Factory
 ) -> nn.Module:
     layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
     in_channels = 64
@@ -271,26 +298,26 @@ def _resnet18(
         layers.append(ResidualBlock(in_channels, width, halve=width != in_channels, pooled=pooled, norm=norm))
         layers.append(ResidualBlock(width, width, halve=False, pooled=pooled, norm=norm))
         in_channels = width
-    return nn.Sequential(*layers, *last, nn.Flatten(), nn.Linear(512 * side * side, n_classes))
+    return nn.Sequential(*layers, *last, nn.Flatten(), nn.Linear(512 * pixels, n_classes))
 
 
-def resnet18(channels: int, size: int, n_classes: int) -> nn.Module:
+def resnet18(channels: int, size: Size, n_classes: int) -> nn.Module:
     """Build a ResNet-18 for small images: 3x3 stem without pool, eight basic blocks, 4x4 average pool, one linear.
 
     Raises
     ------
     ValueError
-        If images are smaller than 25x25 pixels. Three strides leave ceil(size / 8) pixels, and the pool needs 4.
+        If images are smaller than 25x25 pixels. Three strides leave ceil(side / 8) pixels, and the pool needs 4.
     """
     _check_size(25, "ResNet-18", channels, size)
-    side = (size + 7) // 8 // 4
-    return _resnet18(channels, n_classes, side=side, last=[nn.AvgPool2d(4)], pooled=False, norm=instance_norm)
+    pixels = math.prod((side + 7) // 8 // 4 for side in sides(size))
+    return _resnet18(channels, n_classes, pixels=pixels, last=[nn.AvgPool2d(4)], pooled=False, norm=instance_norm)
 
 
-def resnet18bn(channels: int, size: int, n_classes: int) -> nn.Module:
+def resnet18bn(channels: int, size: Size, n_classes: int) -> nn.Module:
     """Build a ResNet-18 with BatchNorm, 2x2 average pools in place of strides, and no pool before the linear layer.
 
-    The linear layer sees 512 * (size / 8)^2 features: 512x4x4 for 32x32 images, 512x3x3 for 28x28.
+    The linear layer sees 512 * (height / 8) * (width / 8) features: 512x4x4 for 32x32 images, 512x3x3 for 28x28.
 
     Raises
     ------
@@ -298,7 +325,8 @@ def resnet18bn(channels: int, size: int, n_classes: int) -> nn.Module:
         If images are smaller than 8x8 pixels.
     """
     _check_size(8, "ResNet-18 with average pooling", channels, size)
-    return _resnet18(channels, n_classes, side=size // 8, last=[], pooled=True, norm=nn.BatchNorm2d)
+    pixels = math.prod(side // 8 for side in sides(size))
+    return _resnet18(channels, n_classes, pixels=pixels, last=[], pooled=True, norm=nn.BatchNorm2d)
 
 
 # ---- names -----------------------------------------------------------------------------------------------
@@ -329,8 +357,14 @@ def parse_name(name: str) -> tuple[str, dict[str, str]]:
     Raises
     ------
     ValueError
-        For an unknown network, option or value, or an option given twice.
+        For an unknown network, option or value, an option given twice, or a network where its name is expected.
     """
+    if isinstance(name, nn.Module) or callable(name):
+        kind = type(name).__name__ if isinstance(name, nn.Module) else getattr(name, "__name__", type(name).__name__)
+        raise ValueError(
+            f"network={kind} is a network, and its name is expected here: call gm.register_network('mine', factory), "
+            "where factory(channels, size, n_classes) makes a new one, and give network='mine'"
+        )
     base, colon, suffix = name.partition(":") if isinstance(name, str) else (name, "", "")
     choose(NETWORKS, "network", base)
     if colon and base != "convnet":
@@ -360,10 +394,11 @@ def register(name: str, factory: Factory) -> None:
     name : str
         Letters, digits, "-", "_" and ".".
     factory : callable
-        (channels, size, n_classes) -> a new nn.Module on the CPU that maps images (N, channels, size, size) to logits
-        (N, n_classes). It draws its weights from torch's global generator, as torch's layers do; `build` seeds it. It
-        also gets ``width`` and ``depth`` if it has parameters of these names. The seed of a run does not cover layers
-        that draw numbers in every pass, such as dropout.
+        (channels, size, n_classes) -> a new nn.Module on the CPU that maps images to logits (N, n_classes). ``size``
+        is an int for square images (N, channels, size, size). For other images (N, channels, height, width) it is the
+        tuple (height, width). The factory draws its weights from torch's global generator, as torch's layers do;
+        `build` seeds it. It also gets ``width`` and ``depth`` if it has parameters of these names. The seed of a run
+        does not cover layers that draw numbers in every pass, such as dropout.
 
     Raises
     ------
@@ -417,39 +452,39 @@ def build(
     Raises
     ------
     ValueError
-        For an unknown name or option, images that are not square or do not fit the network, or a registered factory
-        that does not return a fitting network.
+        For an unknown name or option, images that do not fit the network, or a registered factory that does not
+        return a fitting network.
     """
     base, options = parse_name(name)
-    channels, size, columns = shape
-    if size != columns:
-        raise ValueError(
-            f"images of {size}x{columns} pixels are not square: crop or resize them (size=...) before use"
-        )
+    channels, height, columns = shape
+    size: Size = height if height == columns else (height, columns)
     factory = NETWORKS[base]
     parameters = inspect.signature(factory).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    sizes = {key: value for key, value in {"width": width, "depth": depth}.items() if takes_all or key in parameters}
+    given = {"width": width, "depth": depth}
+    given = {key: value for key, value in given.items() if takes_all or key in parameters}
     with SEEDING, torch.random.fork_rng(devices=[]):
         # Modules draw their weights from torch's global generator, so seed that one, and only for these lines.
         torch.default_generator.manual_seed(generator.initial_seed())
         if base in BUILT_IN:
-            network = factory(channels, size, n_classes, **sizes, **options)
+            network = factory(channels, size, n_classes, **given, **options)
         else:
-            network = _build_registered(factory, base, shape, n_classes, sizes)
+            network = _build_registered(factory, base, shape, size, n_classes, given)
     return network.to(device=device, dtype=dtype)
 
 
 def _build_registered(
-    factory: Factory, name: str, shape: tuple[int, int, int], n_classes: int, sizes: dict[str, int]
+    factory: Factory, name: str, shape: tuple[int, int, int], size: Size, n_classes: int, given: dict[str, int]
 ) -> nn.Module:
     """Build a registered network and try it on two blank images. ValueError if it does not fit."""
-    channels, size, _ = shape
+    arguments = (shape[0], size, n_classes)
     try:
-        network = factory(channels, size, n_classes, **sizes)
+        network = factory(*arguments, **given)
     except (TypeError, ValueError, RuntimeError) as error:
-        arguments = (channels, size, n_classes)
-        raise ValueError(f"the factory of {name!r} fails for {arguments}, change it: {error}") from error
+        advice = "change it"
+        if not isinstance(size, int):
+            advice = "let it take (height, width) as size, since these images are not square, or resize them"
+        raise ValueError(f"the factory of {name!r} fails for {arguments}, {advice}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"the factory of {name!r} returned a {type(network).__name__}: return a torch.nn.Module")
     try:

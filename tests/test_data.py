@@ -59,6 +59,104 @@ def test_from_arrays_sorts_and_normalises_every_layout(shape, in_torch, as_float
     assert data.train_images.is_contiguous() and data.test_images.is_contiguous()
 
 
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_channels_may_come_before_or_after_height_and_width(in_torch):
+    x, y = arrays()
+    expected = Data.from_arrays("mine", x, y, x, y)
+    first = x.transpose(0, 3, 1, 2)
+    for given, layout in ((x, None), (first, None), (x, "HWC"), (first, "CHW")):
+        given = torch.from_numpy(given.copy()) if in_torch else given
+        found = Data.from_arrays("mine", given, y, given, y, layout=layout)
+        assert found.shape == (3, 5, 4) and found.fingerprint == expected.fingerprint
+    with refuses(ValueError, "(12, 5, 4, 3)", "layout='HWC'"):
+        Data.from_arrays("mine", x, y, x, y, layout="CHW")
+    with refuses(ValueError, "layout 'hwc'", "HWC"):
+        Data.from_arrays("mine", x, y, x, y, layout="hwc")
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (1, 7, 3), (3, 5, 1)])
+def test_a_shape_with_two_readings_needs_a_layout(shape):
+    x, y = arrays(shape=shape)
+    with refuses(ValueError, 'layout="CHW"', 'layout="HWC"'):
+        Data.from_arrays("mine", x, y, x, y)
+    chw = Data.from_arrays("mine", x, y, x, y, layout="CHW")
+    hwc = Data.from_arrays("mine", x, y, x, y, layout="HWC")
+    assert chw.shape == shape and hwc.shape == (shape[2], *shape[:2]) and chw.fingerprint != hwc.fingerprint
+    assert Data.from_arrays("mine", torch.from_numpy(x), y, x, y, layout="CHW").fingerprint == chw.fingerprint
+    in_torch = torch.from_numpy(x)
+    assert Data.from_arrays("mine", in_torch, y, in_torch, y).fingerprint == chw.fingerprint, "as all of torch"
+
+
+def test_labels_may_be_names():
+    x, y = arrays()
+    names = np.array(["dog", "cat", "eel"])[y]
+    data = Data.from_arrays("mine", x, names, x, list(names))
+    assert data.classes == ("cat", "dog", "eel")
+    assert data.test_labels.tolist() == [1, 0, 2] * 4 and data.train_labels.tolist() == sorted([0, 1, 2] * 4)
+    assert torch.equal(data.of_class(0), data.test_images[1::3])
+    ordered = Data.from_arrays("mine", x, names.astype(object), x, names, classes=["eel", "dog", "cat"])
+    assert ordered.classes == ("eel", "dog", "cat") and ordered.test_labels.tolist() == [1, 2, 0] * 4
+    for train, test, classes, words in (
+        (names, names, ["eel", "dog"], ["training label 'cat'"]),
+        (names, np.where(names == "cat", "cow", names), None, ["test label 'cow'"]),
+        (names, names, ["cat", "dog", "eel", "cow"], ["'cow'", "no training image"]),
+        (names, y, None, ["names", "numbers"]),
+        (y, names, None, ["numbers", "names"]),
+        (np.where(names == "cat", " ", names), names, None, ["empty"]),
+    ):
+        with refuses(ValueError, *words):
+            Data.from_arrays("mine", x, train, x, test, classes=classes)
+
+
+def test_labels_may_be_other_numbers_if_they_are_named():
+    x, y = arrays()
+    for classes, labels in ((range(1, 4), y + 1), ([0, 5, 10], 5 * y), ([1, -1, 7], np.array([1, -1, 7])[y])):
+        data = Data.from_arrays("mine", x, labels[:, None], x, labels, classes=classes)
+        assert data.classes == tuple(map(str, classes)) and data.test_labels.tolist() == y.tolist()
+    assert Data.from_arrays("mine", x, y, x, y, classes=[2, 1, 0]).test_labels.tolist() == y.tolist(), (
+        "numbers of them"
+    )
+    for labels, classes, words in (
+        (y + 1, None, ["1 to 3", "subtract 1", "classes=range(1, 4)"]),
+        (5 * y, None, ["no training image", "classes=[0, 5, 10]"]),
+        (y - 1, None, ["-1", "classes=range(-1, 2)"]),
+        (y + 1, ["a", "b", "c"], ["label 3", "from 0"]),
+        (y * 1.0, None, ["float64", "astype"]),
+    ):
+        with refuses(ValueError, *words):
+            Data.from_arrays("mine", x, labels, x, labels, classes=classes)
+    with refuses(ValueError, "test label 0"):
+        Data.from_arrays("mine", x, y + 1, x, y, classes=range(1, 4))
+
+
+def test_without_test_images_a_part_of_each_class_is_kept():
+    x = np.random.default_rng(0).integers(0, 256, (36, 5, 4), dtype=np.uint8)
+    y = np.array([0] * 20 + [1] * 13 + [2] * 2 + [3])
+    data, again, other = (Data.from_arrays("mine", x, y, seed=seed, origin="here") for seed in (3, 3, 4))
+    assert data.counts == (16, 10, 1, 1) and data.test_labels.bincount().tolist() == [4, 3, 1]
+    assert data.fingerprint == again.fingerprint != other.fingerprint
+    assert data.origin == "here, 20 % of each class for testing, split with seed 3"
+    pixels = torch.cat([pixels_of(data, data.train_images), pixels_of(data, data.test_images)]) * 255
+    assert sorted(pixels.round().int().flatten(1).tolist()) == sorted(x.reshape(36, -1).tolist())
+    kept = pixels_of(data, data.train_images).float()
+    assert data.mean == (round(kept.mean().item(), 4),), "measured on the training images alone"
+    half = Data.from_arrays("mine", x, y, test_share=0.5)
+    assert half.counts == (10, 7, 1, 1)
+    most = Data.from_arrays("mine", x, y, test_share=0.99)
+    assert most.counts == (1, 1, 1, 1), "a class keeps one image for training"
+    for options, words in (
+        ({"test_share": 0}, "test_share=0"),
+        ({"test_share": 1}, "test_share=1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"test_images": x}, "no test labels"),
+        ({"test_labels": y}, "no test images"),
+    ):
+        with refuses(ValueError, words):
+            Data.from_arrays("mine", x, y, **options)
+    with refuses(ValueError, "each class has one image"):
+        Data.from_arrays("mine", x[:3], [0, 1, 2])
+
+
 def test_read_only_and_strided_arrays_are_accepted():
     x, y = arrays()
     x.flags.writeable = False
@@ -217,16 +315,17 @@ BROKEN = {
     "below 0": ({"train_images": with_pixel(-0.5)}, "from -0.5"),
     "integer pixels": ({"train_images": lambda x: x.astype(int)}, "int64", "uint8"),
     "integer tensor": ({"test_images": torch.zeros(12, 3, 5, 4).long()}, "torch.int64"),
-    "channels first in numpy": ({"train_images": lambda x: x.reshape(12, 3, 5, 4)}, "(12, 3, 5, 4)"),
-    "channels last in torch": ({"train_images": torch.zeros(12, 5, 4, 3)}, "(12, 5, 4, 3)"),
     "flat": ({"train_images": np.zeros((12, 60), np.uint8)}, "(12, 60)"),
-    "no image": ({"test_images": lambda x: x[:0], "test_labels": []}, "N above 0"),
+    "transparency": ({"train_images": np.zeros((12, 5, 4, 4), np.uint8)}, "(12, 5, 4, 4)", "transparency"),
+    "floats to 255": ({"train_images": lambda x: x * 1.0}, "to 255", "divide by 255"),
+    "normalised": ({"train_images": lambda x: (x / 255 - 0.5) / 0.5}, "from -1 to 1", "normalises"),
+    "no image": ({"test_images": lambda x: x[:0], "test_labels": []}, "at least one image"),
     "sizes differ": ({"test_images": np.zeros((12, 5, 5, 3), np.uint8)}, "(3, 5, 4)", "(3, 5, 5)"),
     "too few labels": ({"train_labels": lambda y: y[:-1]}, "training labels", "12"),
     "float labels": ({"train_labels": lambda y: y / 2}, "training labels", "float64"),
     "unequal lists": ({"train_labels": [[1], [2, 3]]}, "training labels"),
-    "labels as text": ({"train_labels": list("012" * 4)}, "training labels"),
-    "one-hot labels": ({"train_labels": lambda y: np.eye(3, dtype=int)[y]}, "(12, 3)"),
+    "labels as text": ({"train_labels": list("012" * 4)}, "training labels", "names"),
+    "one-hot labels": ({"train_labels": lambda y: np.eye(3, dtype=int)[y]}, "(12, 3)", "argmax"),
     "no labels": ({"test_labels": None}, "test labels"),
     "labels in bytes": ({"test_labels": b"012" * 4}, "test labels"),
     "no images": ({"train_images": None}, "training images", "object"),

@@ -92,6 +92,56 @@ def test_an_unknown_name_lists_the_known_ones(name):
     assert all(known in str(error.value) for known in known) and repr(name) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("mnist", "MNIST"),
+        ("cifar-10", "CIFAR10"),
+        ("cifar 100", "CIFAR100"),
+        ("Fashion-MNIST", "FashionMNIST"),
+        ("fmnist", "FashionMNIST"),
+        ("tiny-imagenet-200", "TinyImageNet"),
+        ("imagefolder", "imagefolder:PATH"),
+    ],
+)
+def test_a_name_spelt_in_another_way_suggests_the_right_one(name, meant):
+    with refuses(ValueError, f"did you mean {meant!r}?"):
+        load_data(name)
+
+
+def test_the_path_of_a_folder_suggests_an_image_folder(tmp_path):
+    for path in (tmp_path, str(tmp_path)):
+        with refuses(ValueError, f"did you mean 'imagefolder:{tmp_path}"[:50]):
+            load_data(path)
+
+
+def test_constants_may_be_given(digits):
+    data = load_data("digits", mean=0.5, std=0.25)
+    expected = (digits.train_images * 0.376 + 0.3053 - 0.5) / 0.25
+    assert (data.mean, data.std) == ((0.5,), (0.25,)) and torch.allclose(data.train_images, expected, atol=1e-5)
+    assert load_data("digits", std=0.25).mean == digits.mean, "the other one stays"
+
+
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10"])
+def test_constants_that_do_not_fit_are_no_damage(name, tmp_path, monkeypatch, offline):
+    """They are refused before a file is read."""
+    mean, std = NORMALISATION[name]
+    for given in (
+        {"mean": [255 * each for each in mean], "std": [255 * each for each in std]},
+        {"mean": [each / 255 for each in mean], "std": [each / 255 for each in std]},
+        {"std": [0.0] * len(std)},
+        {"std": [1e-30] * len(std)},
+        {"mean": (0.5, 0.5)},
+        {"mean": "0.5"},
+    ):
+        with pytest.raises(ValueError, match=name) as error:
+            load_data(name, data_dir=tmp_path, **given)
+        assert "damaged" not in str(error.value)
+    WRITERS[name](tmp_path, monkeypatch)
+    data = load_data(name, data_dir=tmp_path, mean=std, std=mean)
+    assert (data.mean, data.std) == (std, mean)
+
+
 def test_a_path_is_not_a_name(tmp_path):
     with pytest.raises(ValueError, match=type(tmp_path).__name__) as error:
         load_data(tmp_path)
@@ -685,6 +735,26 @@ def test_images_are_grey_unless_one_has_colour(tmp_path):
     assert colour.shape == (3, 5, 6)
     ant = colour.of_class(0)
     assert torch.allclose(pixels_of(colour, ant)[:, 0], pixels_of(colour, ant)[:, 2], atol=1e-6)
+
+
+def test_constants_of_three_channels_read_grey_files_in_colour(tmp_path):
+    write_images(tmp_path, mode="L")
+    data = load_data(f"imagefolder:{tmp_path}", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    pixels = pixels_of(data, data.train_images)
+    assert data.shape == (3, 5, 6) and torch.allclose(pixels[:, 0], pixels[:, 2], atol=1e-6)
+    with refuses(ValueError, "mean=", "1 finite number"):
+        load_data(f"imagefolder:{tmp_path}", mean=(0.5, 0.5), std=0.2)
+
+
+def test_the_split_of_a_folder_never_changes(tmp_path):
+    """Stored runs of a folder belong to it."""
+    write_images(tmp_path, labels=("ant", "bee"), n=10)
+    data = load_data(f"imagefolder:{tmp_path}", seed=3)
+    rng = torch.Generator().manual_seed(3)
+    chosen = [sorted(torch.randperm(10, generator=rng)[:2].tolist()) for _ in range(2)]
+    files = [tmp_path / c / f"{i:03d}.png" for c, some in zip(("ant", "bee"), chosen, strict=True) for i in some]
+    expected = np.stack([np.asarray(Image.open(path)) for path in files]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(pixels_of(data, data.test_images) * 255, expected, atol=1e-3)
 
 
 def test_a_split_is_seeded_stratified_disjoint_and_complete(tmp_path):

@@ -123,12 +123,49 @@ def test_the_seed_decides_the_weights_and_the_global_random_state_stays():
     ("shape", "size", "word"),
     [
         ((1, 8, 8), {"depth": 4}, "depth 3"),
-        ((3, 32, 24), {}, "square"),
+        ((3, 32, 6), {}, "depth 2"),
+        ((3, 1, 24), {}, "larger"),
     ],
 )
 def test_images_that_do_not_fit(shape, size, word):
     with pytest.raises(ValueError, match=word):
         build(shape, **size)
+
+
+# Height and width of the last feature map of images 33x65, after rounding down at every pool.
+RECTANGLES = {
+    "convnet": 128 * 4 * 8,
+    "mlp": 3 * 33 * 65,
+    "lenet": 16 * 5 * 13,
+    "alexnet": 192 * 4 * 8,
+    "vgg11": 512 * 1 * 2,
+    "vgg11bn": 512 * 1 * 2,
+    "resnet18": 512 * 1 * 2,
+    "resnet18bn": 512 * 4 * 8,
+}
+
+
+@pytest.mark.parametrize("name", RECTANGLES)
+def test_rectangular_images_fit_every_network(name):
+    for sides in ((33, 65), (65, 33)):
+        network = build((3, *sides), n_classes=5, name=name)
+        linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
+        assert linear[0].in_features == RECTANGLES[name]
+        with torch.no_grad():
+            assert network(noise(2, 3, *sides)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "leaky" in name])
+def test_rectangular_images_fit_every_convnet(name):
+    network = build((1, 6, 10), n_classes=3, name=name, width=4, depth=2)
+    assert network(noise(2, 1, 6, 10)).shape == (2, 3)
+    assert not any(isinstance(m, networks.HalvingPool) for m in network), "it is for squares"
+
+
+def test_rectangular_images_that_do_not_fit():
+    for name, words in (("lenet", "12x40"), ("vgg11", "12x40"), ("convnet", "depth 3"), ("resnet18", "25x25")):
+        with pytest.raises(ValueError, match=words):
+            build((3, 12, 40), name=name, depth=4)
 
 
 def test_unknown_network():
@@ -352,6 +389,33 @@ def test_a_registered_factory(registry):
     assert torch.equal(a[1].weight, b[1].weight) and not torch.equal(a[1].weight, c[1].weight)
     networks.register("linear-1", lambda channels, size, C: nn.Sequential(nn.Flatten(), nn.LazyLinear(C, bias=False)))
     assert count(build((3, 8, 8), 4, name="linear-1")) == 3 * 64 * 4, "registered again, with a lazy layer"
+
+
+def test_a_factory_gets_height_and_width_of_rectangular_images(registry):
+    seen = []
+
+    def any_size(channels, size, n_classes):
+        seen.append(size)
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(n_classes))
+
+    networks.register("any-size", any_size)
+    for shape in ((1, 6, 10), (1, 8, 8)):
+        assert build(shape, 3, name="any-size")(noise(2, *shape)).shape == (2, 3)
+    assert seen == [(6, 10), 8]
+    networks.register("square", linear)
+    with pytest.raises(ValueError, match=r"'square'.*\(height, width\)"):
+        build((1, 6, 10), 3, name="square")
+
+
+class Net(nn.Module):
+    """A network that was given where a name is expected."""
+
+
+@pytest.mark.parametrize("given", [Net(), Net, lambda channels, size, C: Net()])
+def test_a_network_in_place_of_its_name_says_how_to_register_it(given):
+    for use in (networks.parse_name, lambda network: build((1, 8, 8), name=network)):
+        with pytest.raises(ValueError, match=r"name is expected.*gm\.register_network\('mine', factory\)"):
+            use(given)
 
 
 def test_checking_a_factory_does_not_change_its_batchnorm(registry):

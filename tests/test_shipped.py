@@ -93,7 +93,8 @@ def test_the_papers_budget_comes_first_and_is_shown(results):
     for budget, K in ((None, 3), ("paper", 3), ("lite", 2)):
         S = gm.load_condensed("made-up", 1, "M", budget=budget, results_dir=results)
         assert (S.budget, S.recipe["outer_loops"]) == (budget or "paper", K)
-    assert repr(S) == f"CondensedSet(M, lite budget: 3 images of (1, 8, 8), 1 for each of 3 classes), {S.accuracy}"
+    assert repr(S).startswith("CondensedSet(M, lite budget: 3 images of (1, 8, 8), 1 for each of 3 classes")
+    assert repr(S).endswith(f", {S.accuracy}")
     assert gm.load_condensed("made-up", 1, "M", seed=1, results_dir=results).budget == "lite"
 
 
@@ -131,6 +132,11 @@ def test_a_set_without_accuracies_is_still_a_set(results):
         ({"budget": "paper", "seed": 1}, r"seed=1, paper budget: .*ipc=1 M seed 0 \(paper budget\)$"),
         ({"budget": "huge"}, r"budget 'huge'"),
         ({"dataset": "MNIST"}, r"'MNIST' .*sets of made-up$"),
+        ({"dataset": "Made up"}, r"'Made up' .*sets of made-up; did you mean 'made-up'\?$"),
+        ({"ipc": 50}, r"ipc=50 .*ipc=1, 10$"),
+        ({"ipc": 50, "method": None}, r"ipc=50: .*ipc=1, 10$"),
+        ({"ipc": 10, "method": None}, r"ipc=10: .*ipc=10 random seed 0 \(lite budget\)$"),
+        ({"method": None, "seed": 7}, r"seed=7: for made-up"),
         ({"budget": "smoke"}, r"smoke budget: .*ipc=1 M seed 0 \(paper budget\); "),
     ],
 )
@@ -141,11 +147,66 @@ def test_the_error_for_a_missing_set_lists_the_existing_ones(call, words, result
 
 def test_at_one_image_per_class_md_is_found_for_mda(results, data):
     with pytest.raises(ValueError, match="ipc=1 by 'MDA'"):
-        gm.load_condensed("made-up", 1, results_dir=results)
+        gm.load_condensed("made-up", 1, "MDA", results_dir=results)
     for method in ("MD", "MDA"):
         run(data, results, method, budget="lite", networks=1)
-        S = gm.load_condensed("made-up", 1, results_dir=results)
+        S = gm.load_condensed("made-up", 1, "MDA", results_dir=results)
         assert S.record["method"] == method, "its own set comes before that of MD"
+
+
+def with_accuracies(root, place, *accuracies):
+    """Change the stored accuracies of a set."""
+    change(root / place / "accuracy-convnet.json", accuracies=list(accuracies))
+
+
+def test_without_a_method_the_best_set_is_taken_and_named(results, caplog):
+    lite = "lite/made-up/ipc1"
+    with_accuracies(results, "made-up/ipc1/M/set0", 40.0, 41.0, 42.0)
+    with_accuracies(results, f"{lite}/M/set0", 60.0, 61.0, 62.0)
+    with_accuracies(results, f"{lite}/M/set1", 70.0, 71.0, 72.0)
+    with_accuracies(results, f"{lite}/DC/set0", 80.0, 81.0)  # of the three networks of its budget
+    for options, made, n in (
+        ({}, ("M", 0, "paper"), 1),  # the largest budget comes before the accuracy
+        ({"budget": "lite"}, ("M", 1, "lite"), 2),
+        ({"budget": "lite", "seed": 0}, ("M", 0, "lite"), 1),
+        ({"seed": 1}, ("M", 1, "lite"), 1),
+    ):
+        caplog.clear()
+        S = gm.load_condensed("made-up", 1, results_dir=results, **options)
+        assert (S.record["method"], S.recipe["seed"], S.budget) == made
+        said = caplog.text
+        assert f"{made[0]} with seed {made[1]}" in said and f"({made[2]})" in said and f"of {n} " in said
+        assert str(S.accuracy) in said
+    caplog.clear()
+    gm.load_condensed("made-up", 1, "M", results_dir=results)
+    assert not caplog.records, "a set that was asked for needs no word"
+    shutil.rmtree(results / "made-up")
+    shutil.rmtree(results / lite / "M")
+    with refuses(ValueError, "ipc=1", "enough networks", "DC seed 0"):
+        gm.load_condensed("made-up", 1, results_dir=results)
+
+
+@pytest.mark.parametrize("method", ["M", None])
+def test_a_set_no_better_than_random_images_says_so(method, results, data, caplog):
+    run(data, results, "random", ipc=1, budget="lite")
+    lite = "lite/made-up/ipc1"
+    with_accuracies(results, f"{lite}/random/set0", 60.0, 61.0, 62.0)
+    for accuracies, is_better in (
+        ((64.0, 65.0, 66.0), True),
+        ((55.0, 62.0, 69.0), False),
+        ((40.0, 41.0, 42.0), False),
+    ):
+        caplog.clear()
+        for place in ("M/set0", "M/set1", "DC/set0"):
+            with_accuracies(results, f"{lite}/{place}", *accuracies)
+        S = gm.load_condensed("made-up", 1, method, budget="lite", results_dir=results)
+        warned = [record.getMessage() for record in caplog.records if "random" in record.getMessage()]
+        assert len(warned) == (not is_better)
+        assert is_better or ("61.0 %" in warned[0] and str(S.accuracy) in warned[0])
+    caplog.clear()
+    gm.load_condensed("made-up", 1, "random", budget="lite", results_dir=results)
+    gm.load_condensed("made-up", 1, "M", budget="paper", results_dir=results)  # without random images of its budget
+    assert not caplog.records
 
 
 READERS = {

@@ -8,6 +8,7 @@ Any other folder of runs is read in the same way.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +19,7 @@ import torch
 
 from ..checks import check_number, choose, shown
 from ..coresets import CORESETS
+from ..datasets import meant
 from ..evaluation import Evaluation
 from ..files import as_path, path_or, slug
 from ..recipe import BUDGETS, METHODS, Recipe
@@ -25,6 +27,8 @@ from ..sets import SyntheticSet
 from .jobs import CHANGED
 from .layout import check_place, is_complete, load_set, read_evaluation, read_record, read_trace
 from .provenance import PLACE
+
+log = logging.getLogger(__name__)
 
 FOLDER = PLACE / "results"
 PROBES = "probes"
@@ -60,9 +64,16 @@ class CondensedSet(SyntheticSet):
     trace: dict[int, Evaluation] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        made = f"CondensedSet({self.record['method']}, {self.budget} budget: "
         accuracy = self.accuracy or "not evaluated"
-        return f"{super().__repr__().replace('SyntheticSet(', made)}, {accuracy}"
+        return f"CondensedSet({self._made()}: {self._sizes(str(self.shape))}, {self._range()}), {accuracy}"
+
+    def _made(self) -> str:
+        return f"{self.record['method']}, {self.budget} budget"
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words: method, budget, numbers of images and classes, and their size."""
+        return f"{self._made()}: {super().summary}"
 
     @property
     def budget(self) -> str:
@@ -106,21 +117,25 @@ def folder(budget: str, results_dir: str | os.PathLike | None = None) -> Path:
 def load_condensed(
     dataset: str,
     ipc: int,
-    method: str = "MDA",
-    seed: int = 0,
+    method: str | None = None,
+    seed: int | None = None,
     budget: str | None = None,
     results_dir: str | os.PathLike | None = None,
 ) -> CondensedSet:
     """Load a condensed set that comes with the repository.
+
+    A warning is logged if networks do no better on the set than on random real images of the same number and budget.
 
     Parameters
     ----------
     dataset : str
     ipc : int
         Images per class.
-    method : str
-        At one image per class MDO and MDA are the same as MD, so MD is loaded.
-    seed : int
+    method : str, optional
+        None takes the best set: the highest mean accuracy of ConvNets (`rank`) among those of the largest budget with
+        enough networks. The choice is logged. At one image per class MDO and MDA are the same as MD, so MD is loaded.
+    seed : int, optional
+        None takes 0 if there is a method, else the best set's.
     budget : str, optional
         None takes the paper's budget if there is such a set, else the largest. `CondensedSet.budget` says which.
     results_dir : path, optional
@@ -137,22 +152,78 @@ def load_condensed(
     FileNotFoundError
         If there is no folder of results.
     """
-    for name, value in {"dataset": dataset, "method": method}.items():
+    for name, value in {"dataset": dataset, "method": "" if method is None else method}.items():
         if not isinstance(value, str):
             raise ValueError(f"{name}={shown(value)} does not fit: give the name of a {name}")
     ipc = check_number("ipc", ipc, least=1, whole=True)
-    seed = check_number("seed", seed, least=0, whole=True)
+    if seed is not None:
+        seed = check_number("seed", seed, least=0, whole=True)
     if budget is not None:
         choose(BUDGETS, "budget", budget)
     runs = stored_runs(results_dir)
     candidates = [run for run in runs if budget in (None, run["budget"])]
-    for name in (method, "MD") if ipc == 1 and method in ("MDO", "MDA") else (method,):
-        asked = (dataset, ipc, name, seed)
-        found = [run for run in candidates if (run["dataset"], run["ipc"], run["method"], run["seed"]) == asked]
-        if found:
-            return load(max(found, key=lambda run: _rank(BUDGETS, run["budget"]))["path"])
-    wanted = f"{dataset!r} with ipc={ipc!r} by {method!r}, seed={seed!r}" + (f", {budget} budget" if budget else "")
-    raise ValueError(f"there is no condensed set of {wanted}: {_available(candidates or runs, dataset)}")
+    of_size = [run for run in candidates if (run["dataset"], run["ipc"]) == (dataset, ipc)]
+    if method is None:
+        usable = _usable([run for run in of_size if seed in (None, run["seed"])])
+        found = max(usable, key=lambda each: rank(each[0]["budget"], each[1]))[0] if usable else None
+    else:
+        names = (method, "MD") if ipc == 1 and method in ("MDO", "MDA") else (method,)
+        asked = [(name, seed or 0) for name in names]
+        matching = [run for each in asked for run in of_size if (run["method"], run["seed"]) == each]
+        found = matching[0] if matching else None  # the largest budget comes first
+    if found is None:
+        by = f" by {method!r}, seed={seed or 0}" if method is not None else "" if seed is None else f", seed={seed}"
+        wanted = f"{dataset!r} with ipc={ipc!r}{by}" + (f", {budget} budget" if budget else "")
+        if method is None and any(run["method"] not in CORESETS for run in of_size if seed in (None, run["seed"])):
+            wanted += " whose accuracy is known from enough networks"
+        raise ValueError(f"there is no condensed set of {wanted}: {_available(candidates or runs, dataset, ipc)}")
+    S = load(found["path"])
+    if method is None:  # a warning, since the choice is the library's and may change with its results
+        log.warning(
+            "%s, ipc=%d: took the set of %s with seed %d, which has the highest mean accuracy, %s, of %d sets of the "
+            "largest budget (%s) with enough networks: give method= for another one",
+            dataset, ipc, found["method"], found["seed"], S.evaluations["convnet"],
+            sum(run["budget"] == found["budget"] for run, _ in usable), found["budget"],
+        )  # fmt: skip
+    _warn_if_random_is_as_good(S, found, of_size)
+    return S
+
+
+def rank(budget: str, e: Evaluation) -> tuple[int, float]:
+    """The larger, the better a set: first by its budget, then by the mean accuracy of networks trained on it."""
+    return _rank(BUDGETS, budget), e.mean
+
+
+def _complete(run: Mapping[str, Any]) -> Evaluation | None:
+    """The accuracies of ConvNets trained on the set of a run, if they are enough."""
+    e = evaluations(run["path"]).get("convnet")
+    return e if e is not None and e.n and is_complete(run["budget"].removesuffix(CHANGED), e.trained) else None
+
+
+def _usable(runs: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Evaluation]]:
+    """The runs of condensed sets that enough networks were trained on, with the accuracies of these."""
+    condensed_sets = [run for run in runs if run["method"] not in CORESETS]
+    return [(run, e) for run in condensed_sets if (e := _complete(run))]
+
+
+def _warn_if_random_is_as_good(S: CondensedSet, run: Mapping[str, Any], runs: list[dict[str, Any]]) -> None:
+    """Log if the 95 % interval of a condensed set's accuracy reaches down to the mean of random images.
+
+    ``runs`` are those of the same data set and number of images per class.
+    """
+    e = S.evaluations.get("convnet")
+    same = [each for each in runs if (each["method"], each["budget"]) == ("random", run["budget"])]
+    random = [found.mean for each in same if (found := _complete(each))]
+    if run["method"] in CORESETS or e is None or not e.n or not random:
+        return
+    mean = sum(random) / len(random)
+    low, high = e.ci95 if e.n > 1 else (e.mean, e.mean)
+    if low <= mean:
+        log.warning(
+            "%s, ipc=%d: the set of %s with seed %d (%s budget) is not clearly better than random real images: "
+            "networks reach %s on it, 95 %% interval %.1f to %.1f, and %.1f %% on random images (mean of %d sets)",
+            run["dataset"], run["ipc"], run["method"], run["seed"], run["budget"], e, low, high, mean, len(random),
+        )  # fmt: skip
 
 
 def condensed(results_dir: str | os.PathLike | None = None) -> list[CondensedSet]:
@@ -349,12 +420,18 @@ def _rank(known: Collection[str], name: str) -> int:
     return list(known).index(name) if name in known else -1
 
 
-def _available(runs: list[dict[str, Any]], dataset: str) -> str:
-    """The available sets; those of this data set if it has any."""
+def _available(runs: list[dict[str, Any]], dataset: str, ipc: int) -> str:
+    """The available sets: those of this data set and number of images per class, if it has any."""
     of_it = [run for run in runs if run["dataset"] == dataset]
     if not of_it:
-        names = ", ".join(sorted({run["dataset"] for run in runs}))
-        return f"there are sets of {names}" if names else "none exists yet: make some by gm.condense or make results"
+        known = sorted({run["dataset"] for run in runs})
+        return (
+            f"there are sets of {', '.join(known)}{meant(dataset, known)}"
+            if known
+            else "none exists yet: make some by gm.condense or make results"
+        )
+    if ipc not in (sizes := sorted({run["ipc"] for run in of_it})):
+        return f"for {dataset} there are sets with ipc={', '.join(map(str, sizes))}"
     seeds: dict[tuple, list[str]] = {}
     for run in of_it:
         seeds.setdefault((run["ipc"], run["budget"], run["method"]), []).append(str(run["seed"]))
