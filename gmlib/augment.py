@@ -161,7 +161,8 @@ def paper_transform(
         for epoch in range(1000):
             loss = F.cross_entropy(network(vary(S.images)), S.labels)
 
-    It also takes the batches of a DataLoader. Pixels from outside an image then take the mean of their batch.
+    It also takes the batches of a DataLoader, or one image as the last of torchvision's transforms. Pixels from
+    outside an image take the mean of the whole set, of the batch, or of the one image.
 
     Parameters
     ----------
@@ -176,7 +177,7 @@ def paper_transform(
     Returns
     -------
     callable
-        (n, channels, height, width) floats -> a varied copy. See `apply_operations`.
+        (n, channels, height, width) or (channels, height, width) floats -> a varied copy. See `apply_operations`.
 
     Raises
     ------
@@ -194,6 +195,8 @@ def paper_transform(
 
 
 def _vary(x: Tensor, operations: Sequence[str], rng: torch.Generator | None) -> Tensor:
+    if x.ndim == 3:
+        return _vary(x[None], operations, rng)[0]
     return apply_operations(x, operations, [rng or torch.default_generator])[0]
 
 

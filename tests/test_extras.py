@@ -16,6 +16,8 @@ CALLS = {
     "gm.load_data('MNIST')": ("torchvision", "data"),
     "gm.load_data('SVHN')": ("scipy", "data"),
     "gm.load_data('imagefolder:.')": ("PIL", "data"),
+    "S.show('a.png')": ("PIL", "data"),
+    "S.to_folder('png')": ("PIL", "data"),
     "gm.reach(S, [0.1], n_starts=1, progress=False)": ("pandas", "analysis"),
     "gm.Evaluation((70.0, 71.0), 'convnet', 0).ci95": ("scipy", "analysis"),
     "__import__('gmlib.analysis')": ("scipy", "analysis"),

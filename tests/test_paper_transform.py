@@ -23,11 +23,20 @@ def data():
     return replace(make_data((4, 4, 4), shape=(1, 12, 12), dtype=torch.float32), name="MNIST")
 
 
+def test_one_image_can_be_varied_too(data):
+    x = data.train_images[0]
+    vary = [gm.augment.paper_transform("MNIST", rng=generator(0, "x")) for _ in range(2)]
+    assert torch.equal(vary[0](x), vary[1](x[None])[0]) and vary[0](x).shape == x.shape
+    assert not torch.equal(vary[0](x), x)
+
+
 def test_a_plain_loop_trains_the_network_that_evaluate_trains(data, monkeypatch):
     """With the generators of network 0, the weights are the same."""
     x, y = data.train_images, data.train_labels
     trained = []
-    monkeypatch.setattr(evaluation, "accuracy", lambda network, x, y: trained.append(network) or 50.0)
+    monkeypatch.setattr(
+        evaluation, "predict", lambda network, x: trained.append(network) or torch.zeros(len(x), dtype=int)
+    )
     e = gm.evaluate(data, data, n_networks=1, epochs=6, device="cpu", progress=False, **SMALL)
     assert e.protocol["augment"] == "crop+scale+rotate"
 

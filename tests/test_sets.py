@@ -9,11 +9,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import make_data
 from messages import refuses
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+import gmlib as gm
 from gmlib.data import Data
 from gmlib.files import write_atomically, write_tensors
 from gmlib.sets import SyntheticSet, check_pair
@@ -233,14 +235,66 @@ def test_pixels_are_clipped_and_the_dataset_is_normalised():
         ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, "label 3"),
         ({"labels": torch.tensor([-1, 0, 1, 1, 2, 2])}, "label -1"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, 2])}, "sorted"),
-        ({"labels": torch.tensor([0, 0, 0, 1, 1, 2])}, "equally many"),
-        ({"labels": torch.tensor([0, 0, 1, 1, 2])}, "equally many"),
+        ({"labels": torch.tensor([0, 0, 0, 2, 2, 2])}, "at least one"),
+        ({"labels": torch.tensor([0, 0, 0, 1, 1, 1])}, "at least one"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2])}, "one for each"),
+        ({"labels": torch.tensor([[0, 0, 1, 1, 2, 2]])}, "one for each"),
         ({"labels": torch.tensor([0, 0, 1, 1, 2, 2], dtype=torch.int32)}, "int64"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(changes, word):
     with refuses(ValueError, word):
         make_set(**changes)
+
+
+def test_classes_may_have_different_numbers_of_images(tmp_path):
+    S = make_set(labels=torch.tensor([0, 0, 0, 1, 2, 2]))
+    assert (S.counts, S.ipc, make_set().counts, make_set().ipc) == ((3, 1, 2), 3, (2, 2, 2), 2)
+    S.save(tmp_path / "set.safetensors")
+    back = SyntheticSet.load(tmp_path / "set.safetensors")
+    assert torch.equal(back.labels, S.labels) and back.fingerprint == S.fingerprint
+    data = make_data((4, 4), dtype=torch.float32)
+    S = SyntheticSet(data.train_images[:7], data.train_labels[:7], data.classes, data.mean, data.std)
+    assert gm.evaluate(S, data, n_networks=1, epochs=1, width=4, depth=2, progress=False).n == 1
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        ([-0.46, 0.5, 2.32], "pixels -0.46 to 2.32, 67 % outside [0, 1]"),
+        ([0.0, 0.5, 1.0], "pixels 0.00 to 1.00, none outside [0, 1]"),
+        ([-0.001, 0.5, 1.001], "pixels 0.00 to 1.00, none outside [0, 1]"),
+        ([0.5] * 299 + [1.1], "pixels 0.50 to 1.10, less than 1 % outside [0, 1]"),
+        ([1.1] * 299 + [0.5], "pixels 0.50 to 1.10, more than 99 % outside [0, 1]"),
+    ],
+)
+def test_the_repr_says_sizes_and_range(pixels, words):
+    images = (torch.tensor(pixels)[:, None, None, None] - 0.25) / 0.5
+    n = len(pixels) - 1
+    S = SyntheticSet(images, torch.tensor([0] * n + [1]), ("a", "b"), (0.25,), (0.5,))
+    assert repr(S) == f"SyntheticSet({n + 1} images of (1, 1, 1), 1 to {n} for each of 2 classes, {words})"
+    assert " 1 for each of 2 classes" in repr(SyntheticSet(images[:2], torch.arange(2), ("a", "b"), (0.25,), (0.5,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_set_is_rescaled_to_other_numbers(dtype):
+    S = make_set(dtype, history=[{"loss": 1.0}], snapshots={0: torch.zeros(6, 3, 4, 5, dtype=dtype)})
+    T = S.rescaled((0.5, 0.25, 0), 0.25)
+    assert (T.mean, T.std) == ((0.5, 0.25, 0), (0.25,) * 3) and T.images.dtype == dtype
+    assert (T.recipe, T.history, T.classes) == (S.recipe, S.history, S.classes)
+    torch.testing.assert_close(T.pixels(clip=False), S.pixels(clip=False), rtol=0, atol=1e-6)
+    assert T.snapshots[0][0, 0, 0, 0].item() == pytest.approx((0.1 - 0.5) / 0.25)
+    assert torch.equal(S.rescaled(S.mean, list(S.std)).images, S.images), "equal numbers change no bit"
+    for changes, word in (({"mean": 127}, "255"), ({"std": 0}, "std=0"), ({"mean": (0, 0)}, "3 numbers")):
+        with refuses(ValueError, word):
+            S.rescaled(**{"mean": 0, "std": 1} | changes)
+
+
+def test_the_share_outside_and_the_pixels_there():
+    S = make_set()
+    exact = S.images * torch.tensor(S.std).view(-1, 1, 1) + torch.tensor(S.mean).view(-1, 1, 1)
+    assert torch.equal(S.pixels(clip=False), exact) and torch.equal(S.pixels(), exact.clamp(0, 1))
+    assert S.outside == pytest.approx(((exact < -1 / 510) | (exact > 1 + 1 / 510)).float().mean().item())
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from gmlib.augment import MAX_ANGLE, MAX_SHIFT, MAX_ZOOM
 from gmlib.coresets import CORESETS
 from gmlib.evaluation import Evaluation, Protocol
+from gmlib.exchange import as_image, npz_bytes, png_files
 from gmlib.files import read_json, slug, write_atomically
 from gmlib.networks import build
-from gmlib.recipe import BUDGETS
 from gmlib.runs import shipped
 from gmlib.runs.layout import LEAST_NETWORKS, MadeWith, StoredEvaluation, evaluation_from_json
 from gmlib.runs.provenance import HOME
@@ -47,7 +47,6 @@ from .style import counted, display_name, md, per_class
 DOWNLOADS = "_static/sets"  # where the files are in the built report, from its root
 SHOWN = 10  # a picture has at most so many classes, and images of each
 GREYS = 63  # levels of a grey picture
-HALF_A_STEP = 0.5 / 255  # of an 8-bit pixel: rounding a real image to float16 puts no pixel outside [0, 1]
 PLAIN = "plain-training.json"
 PLAIN_EPOCHS = 300  # of the paper's protocol without augmentation
 
@@ -126,8 +125,7 @@ class Shipped:
     @cached_property
     def pixels(self) -> Tensor:
         """The images as pixels that may lie outside [0, 1]."""
-        mean, std = (self.S.images.new_tensor(values).view(-1, 1, 1) for values in (self.S.mean, self.S.std))
-        return self.S.images * std + mean
+        return self.S.pixels(clip=False)
 
     @cached_property
     def sha256(self) -> str:
@@ -137,8 +135,7 @@ class Shipped:
     @property
     def outside(self) -> float:
         """Share of the pixels that lie outside [0, 1]."""
-        beyond = (self.pixels < -HALF_A_STEP) | (self.pixels > 1 + HALF_A_STEP)
-        return beyond.double().mean().item()
+        return self.S.outside
 
 
 def shipped_sets(results_dir: str | os.PathLike | None = None) -> list[Shipped]:
@@ -164,8 +161,7 @@ def recommended(sets: Sequence[Shipped]) -> list[Shipped]:
     """
 
     def rank(one: Shipped) -> tuple[bool, int, float]:
-        budget = list(BUDGETS).index(one.S.budget) if one.S.budget in BUDGETS else -1
-        return one.counts, budget, one.accuracy.mean
+        return one.counts, *shipped.rank(one.S.budget, one.accuracy)
 
     usable = [one for one in sets if one.is_condensed and one.accuracy and one.accuracy.n]
     sizes = dict.fromkeys(one.size for one in usable)
@@ -190,7 +186,7 @@ def write_downloads(folder: str | os.PathLike, results_dir: str | os.PathLike | 
     files = {}
     for one in shipped_sets(results_dir):
         files[f"{one.name}.safetensors"] = one.file.read_bytes()
-        files[f"{one.name}.npz"] = npz(one)
+        files[f"{one.name}.npz"] = npz_bytes(one.S)
         files[f"{one.name}.zip"] = png_archive(one)
         files[f"{one.name}.png"] = picture(one)
         if one.outside:
@@ -201,33 +197,12 @@ def write_downloads(folder: str | os.PathLike, results_dir: str | os.PathLike | 
         path.unlink()
 
 
-def npz(one: Shipped) -> bytes:
-    """The set as a numpy archive: images (float32, normalised), labels, classes, mean and std."""
-    S = one.S
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        images=S.images.float().numpy(),
-        labels=S.labels.numpy(),
-        classes=np.array(S.classes),
-        mean=np.array(S.mean),
-        std=np.array(S.std),
-    )
-    return buffer.getvalue()
-
-
 def png_archive(one: Shipped) -> bytes:
     """The images as PNG files in a ZIP archive: a folder for each class, and a README.txt.
 
     The numbers in front of the class names keep the order of the labels. A loader of image folders sorts by name.
     """
-    S = one.S
-    levels = (S.pixels() * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    digits = len(str(S.n_classes - 1))
-    files = {"README.txt": _readme(one).encode()}
-    for i, image in enumerate(levels):
-        c, j = divmod(i, S.ipc)
-        files[f"{slug(f'{c:0{digits}}-{S.classes[c]}')}/{j:04}.png"] = png_bytes(_image(image))
+    files = {"README.txt": _readme(one).encode()} | png_files(one.S, numbered=True, digits=4)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():
@@ -271,7 +246,7 @@ def picture(one: Shipped, full: bool = False) -> bytes:
         indexed = Image.fromarray((sheet * (GREYS - 1)).round().astype(np.uint8))
         palette = [round(255 * i / (GREYS - 1)) for i in range(GREYS) for _ in range(3)]
     else:
-        reduced = _image((sheet * 255).round().astype(np.uint8)).quantize(255, dither=Image.Dither.NONE)
+        reduced = as_image((sheet * 255).round().astype(np.uint8)).quantize(255, dither=Image.Dither.NONE)
         indexed, palette = Image.fromarray(np.asarray(reduced)), reduced.getpalette()
     transparent = len(palette) // 3
     levels = np.where(gaps, transparent, np.asarray(indexed)).astype(np.uint8)
@@ -283,11 +258,6 @@ def picture(one: Shipped, full: bool = False) -> bytes:
 def _shown(one: Shipped) -> tuple[int, int]:
     """The classes, and images of each, that `picture` shows."""
     return min(one.S.n_classes, SHOWN), min(one.S.ipc, SHOWN)
-
-
-def _image(levels: np.ndarray) -> Image.Image:
-    """An image from (height, width, 1 or 3) bytes."""
-    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
 
 
 # ---- the cards
@@ -442,7 +412,7 @@ def _pictures(one: Shipped) -> str:
 
 
 def _buttons(one: Shipped) -> str:
-    sizes = {"safetensors": one.file.stat().st_size, "npz": len(npz(one)), "zip": len(png_archive(one))}
+    sizes = {"safetensors": one.file.stat().st_size, "npz": len(npz_bytes(one.S)), "zip": len(png_archive(one))}
     words = {"safetensors": ".safetensors", "npz": ".npz", "zip": "PNG folder (.zip)"}
     links = [
         f'<a class="gm-take-button" href="{_address(one, f".{ending}")}" download>{words[ending]} '

@@ -274,7 +274,7 @@ def angles(
 
 def _check_set(S: SyntheticSet, data: Data, recipe: Recipe) -> None:
     check_pair(S, data)
-    if S.ipc != recipe.ipc:
+    if S.counts != (recipe.ipc,) * data.n_classes:
         raise ValueError(
             f"the set has {S.ipc} images per class but the recipe {recipe.ipc}: give a recipe with ipc={S.ipc}"
         )

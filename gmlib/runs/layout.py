@@ -204,6 +204,8 @@ def load_set(run: Path, record: Mapping[str, Any]) -> SyntheticSet:
     S, digest = SyntheticSet.load_with_digest(path, REST)
     if digest != record["set"]:
         raise ValueError(f"{path} is not the set of the run.json next to it: delete {run} and run again")
+    if S.counts != (record["recipe"]["ipc"],) * S.n_classes:
+        raise ValueError(f"{path} has other numbers of images per class than its recipe: delete {run} and run again")
     return S
 
 
