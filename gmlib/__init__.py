@@ -13,10 +13,12 @@ from .coresets import CORESETS, coreset
 from .data import Data
 from .datasets import load_data
 from .evaluation import Evaluation, Protocol, evaluate
+from .judging import CrossArchitectures, Judgement, cross_architectures, judge
 from .maxmin import reach
 from .networks import NETWORKS
 from .networks import register as register_network
 from .recipe import BUDGETS, METHODS, Recipe
+from .runs.estimates import Estimate, estimate
 from .runs.shipped import load_condensed
 from .runtime import OutOfTime
 from .sets import SyntheticSet
@@ -28,9 +30,12 @@ __all__ = [
     "CORESETS",
     "METHODS",
     "NETWORKS",
+    "CrossArchitectures",
     "Data",
     "Diverged",
+    "Estimate",
     "Evaluation",
+    "Judgement",
     "OutOfTime",
     "Protocol",
     "Recipe",
@@ -38,7 +43,10 @@ __all__ = [
     "condense",
     "condense_together",
     "coreset",
+    "cross_architectures",
+    "estimate",
     "evaluate",
+    "judge",
     "load_condensed",
     "load_data",
     "reach",

@@ -7,19 +7,22 @@ random numbers as if it were trained alone.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from . import networks
 from .augment import apply_operations, apply_transforms, canonical_name, operations_for, strategy_of
-from .checks import check_number, choose, shown
+from .checks import check_number, choose, first_sentence, shown
 from .data import Data
 from .runtime import check_deadline, check_time, device_of, generator, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 LARGE = 2**20  # bytes of the widest activation from which a CPU trains one network per thread
 TOGETHER = 1024  # on CUDA, the largest product of images in S and networks that train side by side
 PRECISIONS = ("float32", "tf32")
+Network: TypeAlias = "str | nn.Module | Callable[..., nn.Module] | Architecture"  # what `evaluate` takes
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,10 @@ class Evaluation:
         Time spent on training and testing.
     failed : tuple of int
         The numbers of the networks that diverged: their outputs ended as NaN or infinite. They have no accuracy.
+    per_class : tuple of tuple of float
+        For each network with an accuracy, the percent of the test images of each class that it classifies correctly
+        (the recall of the class). NaN for a class without test images. Empty if unknown: files hold no recalls, so an
+        evaluation that was read from disk has none, and neither has one that continues it.
     """
 
     accuracies: tuple[float, ...]
@@ -136,6 +144,7 @@ class Evaluation:
     protocol: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     failed: tuple[int, ...] = ()
+    per_class: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
 
     @property
     def n(self) -> int:
@@ -168,16 +177,48 @@ class Evaluation:
         half = t_half_width(self.std, self.n)
         return self.mean - half, self.mean + half
 
+    @property
+    def mean_per_class(self) -> tuple[float, ...]:
+        """The recall of each class, in percent, as the mean over networks. Empty if unknown."""
+        return tuple(math.fsum(of_class) / self.n for of_class in zip(*self.per_class, strict=True))
+
+    @property
+    def balanced(self) -> float:
+        """Balanced accuracy, in percent: the mean over classes of their recalls. NaN if unknown.
+
+        Each class counts the same, however many test images it has. Classes without test images do not count.
+        """
+        tested = [recall for recall in self.mean_per_class if not math.isnan(recall)]
+        return math.fsum(tested) / len(tested) if tested else math.nan
+
     def first(self, n: int) -> Evaluation:
         """The evaluation of only the first n networks."""
         failed = tuple(j for j in self.failed if j < n)
-        return replace(self, accuracies=self.accuracies[: max(0, n - len(failed))], failed=failed)
+        sound = max(0, n - len(failed))
+        return replace(self, accuracies=self.accuracies[:sound], failed=failed, per_class=self.per_class[:sound])
 
-    def then(self, accuracies: Sequence[float], seconds: float) -> Evaluation:
-        """The evaluation with further networks, of which those with accuracy NaN diverged."""
+    def then(
+        self, accuracies: Sequence[float], seconds: float, per_class: Sequence[tuple[float, ...]] = ()
+    ) -> Evaluation:
+        """The evaluation with further networks, of which those with accuracy NaN diverged.
+
+        ``per_class`` holds one tuple of recalls for each of ``accuracies``, or nothing.
+        """
         failed = [j for j, a in enumerate(accuracies, self.trained) if math.isnan(a)]
-        sound = [a for a in accuracies if not math.isnan(a)]
-        return replace(self, accuracies=(*self.accuracies, *sound), failed=(*self.failed, *failed), seconds=seconds)
+        sound = [i for i, a in enumerate(accuracies) if not math.isnan(a)]
+        # Recalls of some networks only would look like those of all.
+        known = len(self.per_class) == self.n and len(per_class) == len(accuracies)
+        return replace(
+            self,
+            accuracies=(*self.accuracies, *(accuracies[i] for i in sound)),
+            failed=(*self.failed, *failed),
+            seconds=seconds,
+            per_class=(*self.per_class, *(per_class[i] for i in sound)) if known else (),
+        )
+
+    def __repr__(self) -> str:
+        balanced = "" if math.isnan(self.balanced) else f", balanced {self.balanced:.1f} %"
+        return f"Evaluation({self.network}, seed {self.seed}: {self}{balanced})"
 
     def __str__(self) -> str:
         counts = [f"n = {self.n}"]
@@ -190,7 +231,7 @@ class Evaluation:
 def evaluate(
     S: SyntheticSet | Data,
     data: Data,
-    network: str = "convnet",
+    network: Network = "convnet",
     n_networks: int = 50,
     seed: int = 0,
     *,
@@ -208,10 +249,16 @@ def evaluate(
     Parameters
     ----------
     S : SyntheticSet or Data
-        A Data means all its training images (last column of Table 3).
+        Its classes may have different numbers of images. A Data means all its training images (last column of Table
+        3).
     data : Data
-    network : str
-        A name that `networks.build` knows.
+    network : str, nn.Module or callable
+        A name that `networks.build` knows, or a network of your own. A callable makes one, like a factory that is
+        given to `networks.register`: a class or function of (channels, size, n_classes). It also gets the protocol's
+        width and depth if it has parameters of these names. A module is only taken as an architecture. Each network
+        is a copy of it that starts with new weights, drawn by the ``reset_parameters`` of all its layers. What the
+        module has learned is not used, and the module does not change. Give the class or function instead if it draws
+        first weights in its own way. The evaluation has the name of the class or function.
     n_networks : int
     seed : int
         The same seed gives the same bits on one machine's CPU.
@@ -223,7 +270,8 @@ def evaluate(
     progress : bool
         Show a progress bar.
     known : Evaluation or sequence of float
-        Accuracies of the first networks, from an earlier call. These networks are not trained again.
+        Accuracies of the first networks, from an earlier call. These networks are not trained again. If they come
+        without recalls per class, the result has none either.
     each : callable, optional
         Called with the evaluation so far after each network, or each group of networks.
     deadline : float, optional
@@ -242,7 +290,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        If S does not fit the data, a name is unknown, or a number is out of range.
+        If S does not fit the data, a name is unknown, a network of your own cannot be built or cannot start again, or
+        a number is out of range.
     OutOfTime
         At the deadline.
     """
@@ -253,18 +302,20 @@ def evaluate(
     check_deadline(deadline)
     if each is not None and not callable(each):
         raise ValueError(f"each={each!r} does not fit: give a function of an Evaluation, or None")
-    resolved = resolve_protocol(S, data, network, protocol, **changes)
+    architecture = architecture_of(network)
+    resolved = resolve_protocol(S, data, architecture, protocol, **changes)
+    name = architecture.name
     if not isinstance(known, Evaluation):
         if not isinstance(known, Collection) or isinstance(known, str):
             raise ValueError(f"known is a {type(known).__name__}: give an Evaluation or a list of accuracies")
-        known = Evaluation(tuple(known), network, seed)
-    known = _checked(known, network, seed, resolved)
+        known = Evaluation(tuple(known), name, seed)
+    known = _checked(known, name, data.n_classes, seed, resolved)
     device = device_of(device)
     x, y = (part.to(device) for part in images_of(S))
     x_test = data.test_images.to(device, x.dtype)
     y_test = data.test_labels.to(device)
     start = time.monotonic()
-    found = Evaluation(known.accuracies, network, seed, resolved, failed=known.failed).first(n_networks)
+    found = replace(known, network=name, seed=seed, protocol=resolved, seconds=0.0).first(n_networks)
     before = found.trained
     threads = 1 if side_by_side else _threads(n_networks, x, resolved)
     if side_by_side is None:
@@ -276,21 +327,22 @@ def evaluate(
         what_to_do = more if each else "give it more time, or each= to keep partial results"
         return f"out of time after {found.trained} of {n_networks} networks: {what_to_do}"
 
-    def train_and_test(numbers: Sequence[int]) -> list[float]:
-        group = _train(numbers, network, data, resolved, seed, x, y, memory)
-        return [accuracy(trained, x_test, y_test) for trained in group]
+    def train_and_test(numbers: Sequence[int]) -> list[tuple[float, tuple[float, ...]]]:
+        group = _train(numbers, architecture, data, resolved, seed, x, y, memory)
+        predictions = [predict(trained, x_test) for trained in group]
+        return [(_accuracy(p, y_test), _recalls(p, y_test, data.n_classes)) for p in predictions]
 
     trained_on = f"all of {S.name}" if isinstance(S, Data) else f"{len(y)} images"
-    bar = progress_bar(f"{network} on {trained_on}", n_networks, "network", progress, initial=found.trained)
+    bar = progress_bar(f"{name} on {trained_on}", n_networks, "network", progress, initial=found.trained)
     with bar, time_limit(deadline, out_of_time):
         while found.trained < n_networks:
             check_time()
             numbers = range(found.trained, min(found.trained + side_by_side, n_networks))
             groups: list[Sequence[int]] = [[j] for j in numbers] if threads > 1 else [numbers]
             with matmul_precision(resolved["precision"]):
-                accuracies = [a for group in map_in_threads(train_and_test, groups, threads) for a in group]
-            found = found.then(accuracies, time.monotonic() - start)
-            bar.update(len(accuracies))
+                tested = [one for group in map_in_threads(train_and_test, groups, threads) for one in group]
+            found = found.then([a for a, _ in tested], time.monotonic() - start, [recalls for _, recalls in tested])
+            bar.update(len(tested))
             if each:
                 each(found)
     if found.failed:
@@ -300,7 +352,7 @@ def evaluate(
     return found
 
 
-def _checked(known: Evaluation, network: str, seed: int, resolved: dict[str, Any]) -> Evaluation:
+def _checked(known: Evaluation, network: str, n_classes: int, seed: int, resolved: dict[str, Any]) -> Evaluation:
     """An evaluation to continue. ValueError if it is of other networks, or an accuracy or a number is impossible."""
     here = {"network": network, "seed": seed, "protocol": resolved}
     for name, value in here.items():
@@ -313,11 +365,19 @@ def _checked(known: Evaluation, network: str, seed: int, resolved: dict[str, Any
     failed = tuple(check_number("failed", j, least=0, below=known.trained, whole=True) for j in known.failed)
     if len(set(failed)) < len(failed):
         raise ValueError(f"known has failed={shown(failed)}: give each number once")
+    if known.per_class and (len(known.per_class) != known.n or {len(row) for row in known.per_class} != {n_classes}):
+        raise ValueError(
+            f"known has per_class={shown(known.per_class)}: give {n_classes} recalls for each accuracy, or none"
+        )
     return replace(known, accuracies=accuracies, failed=failed)
 
 
 def resolve_protocol(
-    S: SyntheticSet | Data, data: Data, network: str, protocol: Protocol | None = None, **changes: Any
+    S: SyntheticSet | Data,
+    data: Data,
+    network: Network,
+    protocol: Protocol | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Check the arguments of `evaluate` and resolve its protocol, without any training.
 
@@ -339,6 +399,24 @@ def resolve_protocol(
     if data is None:
         raise ValueError("there is no data to test on: give the Data that the set was made from, not a NoneType")
     check_pair(S, data)
+    protocol = protocol_for(S, protocol, **changes)
+    architecture = architecture_of(network)
+    first = architecture.build(data, asdict(protocol), generator(0, "settle"))
+    if protocol.batch == 1 and networks.has_batchnorm(first):
+        raise ValueError(
+            f"batch=1 does not fit {architecture.name}, since BatchNorm cannot normalise one image: give at least 2"
+        )
+    return protocol.resolve(data, first)
+
+
+def protocol_for(S: SyntheticSet | Data, protocol: Protocol | None = None, **changes: Any) -> Protocol:
+    """The protocol that `evaluate` uses: the given one or the paper's, with the changes.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or a value does not fit.
+    """
     for name in changes:
         choose(Protocol.__dataclass_fields__, "protocol field", name)
     if not isinstance(protocol, Protocol | None):
@@ -346,13 +424,147 @@ def resolve_protocol(
     if protocol is None:
         recipe = {} if isinstance(S, Data) else S.recipe
         protocol = Protocol(**{name: recipe[name] for name in ("width", "depth") if name in recipe})
-    protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
-    first = _build(network, data, asdict(protocol), generator(0, "settle"))
-    if protocol.batch == 1 and networks.has_batchnorm(first):
+    return replace(protocol, **{name: value for name, value in changes.items() if value is not None})
+
+
+# ---- networks of one's own ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built any number of times.
+
+    Attributes
+    ----------
+    name : str
+        What `networks.build` knows it by, or the name of the user's class or function.
+    factory : callable or None
+        Makes the user's network, see `networks.register`. None for a name that `networks.build` knows.
+    """
+
+    name: str
+    factory: networks.Factory | None = None
+
+    def build(self, data: Data, sizes: Mapping[str, Any], rng: torch.Generator) -> nn.Module:
+        """A network with new weights for these data. ``sizes`` has the width and depth of a ConvNet."""
+        build = partial(
+            networks.build, self.name, data.shape, data.n_classes,
+            generator=rng, width=sizes["width"], depth=sizes["depth"],
+        )  # fmt: skip
+        if self.factory is None:
+            return build()
+        with networks.SEEDING:  # no other thread builds a network meanwhile
+            before = networks.NETWORKS.get(self.name)
+            networks.NETWORKS[self.name] = self.factory
+            try:
+                return build()
+            finally:
+                del networks.NETWORKS[self.name]
+                if before:
+                    networks.NETWORKS[self.name] = before
+
+
+def architecture_of(network: Network) -> Architecture:
+    """The architecture that a caller gave as a name, a module, or a class or function that makes a module.
+
+    ValueError if it is something else, or a module that cannot start with new weights.
+    """
+    if isinstance(network, Architecture):
+        return network
+    if isinstance(network, str):
+        return Architecture(network)
+    if isinstance(network, nn.Module):
+        with networks.SEEDING, torch.random.fork_rng(devices=[]):
+            _with_new_weights(network)  # raises if that is not possible
+        return Architecture(_own_name(type(network)), partial(_with_new_weights, network))
+    if not callable(network):
         raise ValueError(
-            f"batch=1 does not fit {network}, since BatchNorm cannot normalise one image: give at least 2"
+            f"network={shown(network)} does not fit: give a name such as 'convnet', a torch.nn.Module, or a class or "
+            "function of (channels, size, n_classes) that makes one"
         )
-    return protocol.resolve(data, first)
+    known = [name for name, factory in networks.NETWORKS.items() if factory is network]
+    if known:
+        return Architecture(known[0])
+    name = _own_name(network)
+    try:
+        signature = inspect.signature(network)
+        sizes = {each: 1 for each in ("width", "depth") if each in signature.parameters}
+        signature.bind("channels", "size", "n_classes", **sizes)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} cannot be called with (channels, size, n_classes): give a function of these that returns a "
+            "network, or a network itself"
+        ) from None
+    if isinstance(network, partial) and network.keywords.keys() & {"width", "depth"}:
+        bound = network  # what it has fixed stays
+        return Architecture(name, lambda channels, size, n_classes: bound(channels, size, n_classes))
+    return Architecture(name, network)
+
+
+def _own_name(made_by: Any) -> str:
+    """The name of a user's class or function, in characters that file names and `networks.parse_name` allow."""
+    while isinstance(made_by, partial):
+        made_by = made_by.func
+    if not hasattr(made_by, "__name__"):
+        made_by = type(made_by)
+
+    def plain(name: str) -> str:
+        return "".join(c for c in name if c.isalnum() or c in "-_.") or "network"
+
+    name = plain(made_by.__name__)
+    if name in networks.NETWORKS:  # another network has it
+        name = plain(f"{made_by.__module__}.{name}")
+    while name in networks.NETWORKS:
+        name += "-own"
+    return name
+
+
+def _with_new_weights(network: nn.Module, *_: Any) -> nn.Module:
+    """A copy of a module, in float32 on the CPU, with weights drawn from torch's global generator.
+
+    The layers draw in the order in which Python makes them: those inside a layer before the layer itself.
+    """
+    name = type(network).__name__
+    advice = "give a function of (channels, size, n_classes) that makes the network"
+    for key, p in network.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise ValueError(f"the weights of {name} have no shape yet: call it on an image before, or {advice}")
+        if not p.requires_grad:
+            raise ValueError(f"{key} of {name} is frozen, but a copy starts with new weights everywhere: {advice}")
+    try:
+        found = copy.deepcopy(network).to("cpu", torch.float32)
+    except Exception as error:  # a module may hold anything
+        raise ValueError(f"{name} cannot be copied ({first_sentence(error)}): {advice}") from error
+    with torch.no_grad():
+        for p in found.parameters():
+            p.fill_(math.nan)
+    for layer in _inner_first(found):
+        # torch's attention layers have only the private name.
+        reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+        if reset is not None:
+            try:
+                reset()
+            except Exception as error:  # code of the user
+                raise ValueError(
+                    f"reset_parameters of {type(layer).__name__} in {name} fails ({first_sentence(error)}): {advice}"
+                ) from error
+        elif any(p is not None for p in layer._parameters.values()):
+            raise ValueError(
+                f"{name} has weights in {type(layer).__name__}, which has no reset_parameters: add one, or {advice}"
+            )
+    left = [key for key, p in found.named_parameters() if not p.isfinite().all()]
+    if left:
+        raise ValueError(f"no reset_parameters in {name} sets {left[0]} anew: {advice}")
+    return found
+
+
+def _inner_first(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from _inner_first(child)
+    yield module
+
+
+# ---- training and testing ----------------------------------------------------------------------------------
 
 
 def _group_size(n_networks: int, n_images: int) -> int:
@@ -373,7 +585,7 @@ def _threads(n_networks: int, x: Tensor, resolved: dict[str, Any]) -> int:
 
 def _train(
     numbers: Sequence[int],
-    network: str,
+    architecture: Architecture,
     data: Data,
     resolved: dict[str, Any],
     seed: int,
@@ -389,9 +601,8 @@ def _train(
     as_recorded = step_recorder(x.device)
 
     def train(numbers: Sequence[int]) -> list[nn.Module]:
-        group = [
-            _build(network, data, resolved, generator(seed, "evaluate", j)).to(x.device, x.dtype) for j in numbers
-        ]
+        starts = [architecture.build(data, resolved, generator(seed, "evaluate", j)) for j in numbers]
+        group = [network.to(x.device, x.dtype) for network in starts]
         rngs = [generator(seed, "evaluate batches", j) for j in numbers]
         vary = _augmentation(resolved["augment"], rngs)
         fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, **options)
@@ -404,11 +615,6 @@ def _train(
         with attempt:
             return train(numbers)
     return train(numbers)
-
-
-def _build(network: str, data: Data, resolved: dict[str, Any], rng: torch.Generator) -> nn.Module:
-    size = {"width": resolved["width"], "depth": resolved["depth"]}
-    return networks.build(network, data.shape, data.n_classes, generator=rng, **size)
 
 
 def _augmentation(augment: str, rngs: Sequence[torch.Generator]) -> Callable[[Tensor], Tensor] | None:
@@ -433,6 +639,16 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     y : Tensor
         (N,) labels.
     """
-    classes = predict(network, x)
-    right, wrong = torch.stack([(classes == y).sum(), (classes < 0).sum()]).tolist()
+    return _accuracy(predict(network, x), y)
+
+
+def _accuracy(predicted: Tensor, y: Tensor) -> float:
+    """Percent of right predictions. NaN if one is -1, as `predict` returns it for an output that is not finite."""
+    right, wrong = torch.stack([(predicted == y).sum(), (predicted < 0).sum()]).tolist()
     return math.nan if wrong else 100.0 * right / len(y)
+
+
+def _recalls(predicted: Tensor, y: Tensor, n_classes: int) -> tuple[float, ...]:
+    """Percent of right predictions among the images of each class. NaN for a class without images."""
+    images, right = (torch.bincount(labels, minlength=n_classes).tolist() for labels in (y, y[predicted == y]))
+    return tuple(100.0 * r / n if n else math.nan for r, n in zip(right, images, strict=True))

@@ -645,6 +645,16 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any
         "side_by_side",
     )
     yield "evaluate", gm.evaluate, testing, (*own, *protocol)
+    judging = tuple(name for name in own if name not in ("known", "each", "side_by_side"))
+    more = ("random_sets", "whole", "whole_epochs", *protocol)
+    yield "judge", gm.judge, testing, (*judging, *more)
+    several = tuple(name for name in judging if name != "network")
+    yield (
+        "cross_architectures",
+        gm.cross_architectures,
+        {**testing, "networks": ["mlp"]},
+        (*several, "networks", *protocol),
+    )
     choosing = {"method": "random", "data": data, "ipc": 1}
     yield (
         "coreset",

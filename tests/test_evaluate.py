@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -18,6 +19,7 @@ from messages import refuses
 import gmlib as gm
 from gmlib import evaluation, networks, runtime
 from gmlib.evaluation import TOGETHER, Evaluation, Protocol, _group_size, accuracy, resolve_protocol
+from gmlib.runs import layout
 from gmlib.runtime import OutOfTime, generator
 from gmlib.speed import forward, testing, training
 
@@ -68,6 +70,91 @@ def test_the_same_seed_gives_the_same_accuracies_and_fewer_networks_are_the_firs
     assert gm.evaluate(S, data, **{**QUICK, "n_networks": 3}).accuracies == three.accuracies
     assert gm.evaluate(S, data, **QUICK).accuracies == three.accuracies[:2]
     assert gm.evaluate(S, data, **{**QUICK, "n_networks": 3}, seed=1).accuracies != three.accuracies
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """A list of (n_test,) predictions of the networks 0, 1, ..., for `evaluate` to return in place of its own."""
+    given = []
+    monkeypatch.setattr(evaluation, "predict", lambda network, x: given.pop(0))
+    return given
+
+
+def test_the_recall_of_each_class_against_a_loop(predicted):
+    """Class 1 has most test images, and class 2 has none."""
+    labels = torch.tensor([0, 1, 1, 0, 1, 1, 3, 1])
+    images = make_data((3, 3, 3, 3), n_test=8).test_images
+    data = dataclasses.replace(make_data((3, 3, 3, 3)), test_images=images, test_labels=labels)
+    S = gm.coreset("random", data, 1)
+    predictions = torch.randint(4, (3, 8), generator=generator(0, "predictions"))
+    diverged = torch.tensor([0, 1, 1, 0, -1, 1, 3, 1])
+    predicted.extend([predictions[0], diverged, predictions[1], predictions[2]])
+    found = gm.evaluate(S, data, **{**QUICK, "n_networks": 4})
+    for row, recalls, accuracy_ in zip(predictions.tolist(), found.per_class, found.accuracies, strict=True):
+        right = [[p == y for p, y in zip(row, labels.tolist(), strict=True) if y == c] for c in range(4)]
+        expected = [100 * sum(of_class) / len(of_class) if of_class else math.nan for of_class in right]
+        assert recalls == pytest.approx(expected, nan_ok=True)
+        assert accuracy_ == 100 * sum(map(sum, right)) / 8
+    assert found.failed == (1,)
+    table = np.array(found.per_class)
+    assert found.mean_per_class == pytest.approx(table.mean(0), nan_ok=True)
+    assert found.balanced == pytest.approx(np.nanmean(table))
+    assert found.first(3).per_class == found.per_class[:2] and f"{found.balanced:.1f}" in repr(found)
+    assert math.isnan(Evaluation((70.0,), "convnet", 0).balanced) and "nan" not in repr(Evaluation((70.0,), "mlp", 0))
+
+
+def test_recalls_continue_only_those_that_are_known():
+    data = make_data(dtype=torch.float32, n_test=90)
+    S, three = gm.coreset("random", data, 3), {**QUICK, "n_networks": 3}
+    whole = gm.evaluate(S, data, **three)
+    assert len(whole.per_class) == 3 and gm.evaluate(S, data, **three, side_by_side=3).per_class == whole.per_class
+    rest = gm.evaluate(S, data, **three, known=whole.first(1))
+    assert (rest.accuracies, rest.per_class) == (whole.accuracies, whole.per_class)
+    assert gm.evaluate(S, data, **three, known=whole).per_class == whole.per_class
+    for known in (whole.accuracies[:1], dataclasses.replace(whole.first(2), per_class=())):
+        rest = gm.evaluate(S, data, **three, known=known)
+        assert rest.accuracies == whole.accuracies and rest.per_class == ()
+    for per_class in (whole.per_class[:1], tuple(row[:2] for row in whole.per_class)):
+        with refuses(ValueError, "per_class", "3 recalls"):
+            gm.evaluate(S, data, **three, known=dataclasses.replace(whole, per_class=per_class))
+
+
+def test_recalls_are_not_stored_and_do_not_tell_evaluations_apart():
+    data = make_data(dtype=torch.float32)
+    found = gm.evaluate(gm.coreset("random", data, 1), data, **QUICK)
+    stored = layout.evaluation_to_json(found)
+    assert set(stored) == {"network", "seed", "accuracies", "failed", "protocol", "seconds"}
+    assert found.per_class and layout.evaluation_from_json(stored) == found
+
+
+def uneven(data, counts, seed=0):
+    """A set with counts[c] training images of class c."""
+    images = [data.of_class(c)[seed : seed + n] for c, n in enumerate(counts)]
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return gm.SyntheticSet(torch.cat(images), labels, data.classes, data.mean, data.std)
+
+
+@pytest.mark.parametrize("augment", ["none", "dsa"])
+def test_a_set_with_different_numbers_of_images_per_class(trained, augment):
+    """The mini-batches are drawn from all images, whatever their class."""
+    data = make_data((9, 9, 9), n_test=60)
+    S = uneven(data, (1, 4, 2))
+    found = gm.evaluate(S, data, **QUICK, augment=augment, batch=3)
+    as_data = dataclasses.replace(data, train_images=S.images, train_labels=S.labels)
+    assert found.accuracies == gm.evaluate(as_data, data, **QUICK, augment=augment, batch=3).accuracies
+    assert [len(group) for group in trained] == [1] * 4
+    if augment == "none":
+        f = first_network()
+        parameters, rng = list(f.parameters()), generator(0, "evaluate batches", 0)
+        optimiser = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
+        for epoch in range(3):
+            optimiser.param_groups[0]["lr"] = 0.01 if epoch < 1 else 0.001
+            for chosen in torch.randperm(7, generator=rng).split(3):
+                optimiser.zero_grad()
+                F.cross_entropy(f(S.images[chosen]), S.labels[chosen]).backward()
+                optimiser.step()
+        for (key, p), q in zip(f.state_dict().items(), trained[0][0].values(), strict=True):
+            assert torch.allclose(p, q, rtol=1e-9, atol=1e-12), key
 
 
 def test_copies_of_the_images_change_no_accuracy():
@@ -294,6 +381,168 @@ def test_a_protocol_can_be_given_and_changed():
     assert (found.protocol["width"], found.protocol["epochs"], found.protocol["lr"]) == (4, 1, 0.2)
 
 
+# ---- networks of one's own ---------------------------------------------------------------------------------
+
+
+class Own(torch.nn.Module):
+    """A network of a user with BatchNorm and layers inside layers."""
+
+    def __init__(self, channels=1, size=8, n_classes=3):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(channels, 6, 3, padding=1), torch.nn.BatchNorm2d(6))
+        self.last = torch.nn.Linear(6 * size * size, n_classes)
+
+    def forward(self, x):
+        return self.last(self.body(x).relu().flatten(1))
+
+
+class Attention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.last = torch.nn.Linear(64, 3)
+
+    def forward(self, x):
+        rows = x[:, 0]
+        return self.last(self.rows(rows, rows, rows, need_weights=False)[0].flatten(1))
+
+
+class Token(torch.nn.Module):
+    """Its own weight has no reset_parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.last = torch.nn.Parameter(torch.ones(3)), torch.nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.last(x.flatten(1)) + self.token
+
+
+class Forgets(Token):
+    """Its reset_parameters leaves its weight as it is."""
+
+    def reset_parameters(self):
+        pass
+
+
+class Fails(Token):
+    def reset_parameters(self, scale):
+        torch.nn.init.normal_(self.token, 0, scale)
+
+
+def linear(*layers, n_out=3, n_in=64):
+    return torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(n_in, n_out))
+
+
+def frozen():
+    network = linear()
+    network[1].bias.requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize(("instance", "factory"), [(Own, Own), (Attention, lambda *_: Attention())])
+def test_a_module_is_an_architecture_whose_copies_start_like_new_ones(instance, factory):
+    """Whatever it has learned, in whatever dtype and mode. It stays as it is."""
+    data = make_data(dtype=torch.float32, n_test=90)
+    S = gm.coreset("random", data, 2)
+    network = instance().double().eval()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.fill_(7.0)
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    found = gm.evaluate(S, data, network, **QUICK)
+    assert found.per_class == gm.evaluate(S, data, factory, **QUICK).per_class
+    assert found.accuracies != gm.evaluate(S, data, network, **QUICK, seed=1).accuracies
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert not network.training and torch.equal(torch.get_rng_state(), state)
+    assert found.network == instance.__name__ and found.network not in networks.NETWORKS
+
+
+def test_networks_of_ones_own_have_the_names_of_their_classes_and_functions(trained):
+    def mlp(channels, size, n_classes, width):
+        return networks.mlp(channels, size, n_classes)
+
+    data = make_data(dtype=torch.float32)
+    S, one = gm.coreset("random", data, 1), {**QUICK, "n_networks": 1}
+    names = {
+        "Own": Own(),
+        "Sequential": linear(),
+        "lambda": lambda channels, size, n_classes: linear(),
+        "mlp": networks.NETWORKS["mlp"],
+        f"{__name__}.mlp": mlp,  # not the built-in one
+        "Branching": functools.partial(Branching),
+        "branching": Branching,  # registered
+    }
+    known = dict(networks.NETWORKS)
+    for name, network in names.items():
+        assert gm.evaluate(S, data, network, **one).network == name and known == networks.NETWORKS
+    found = gm.evaluate(S, data, mlp, **QUICK)
+    assert found.accuracies == gm.evaluate(S, data, "mlp", **QUICK).accuracies
+    assert gm.evaluate(S, data, mlp, **QUICK, known=found.first(1)).accuracies == found.accuracies
+    with refuses(ValueError, "known has network"):
+        gm.evaluate(S, data, "mlp", **QUICK, known=found)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Token(), ["Token", "no reset_parameters", "function of"]),
+        (Forgets(), ["Forgets", "token"]),
+        (Fails(), ["Fails", "fails"]),
+        (Token, ["Token cannot be called", "function"]),
+        (frozen(), ["1.bias", "frozen", "function of"]),
+        (linear(torch.nn.LazyLinear(64)), ["no shape", "call it on an image"]),
+        (torch.nn.utils.parametrizations.spectral_norm(linear()[1]), ["ParametrizationList", "function of"]),
+        (linear(n_out=7), ["'Sequential'", "(2, 7)", "(2, 3)"]),
+        (linear(n_in=63), ["'Sequential'", "(1, 8, 8)"]),
+        (lambda channels, size, n_classes: 5, ["'lambda'", "int", "torch.nn.Module"]),
+        (lambda: linear(), ["lambda", "(channels, size, n_classes)"]),
+        (5, ["network=5", "'convnet'", "torch.nn.Module"]),
+        (None, ["network=None"]),
+    ],
+)
+def test_networks_that_cannot_start_again_are_refused_before_any_training(trained, network, words):
+    data = make_data(dtype=torch.float32)
+    state = torch.get_rng_state()
+    with refuses(ValueError, *words):
+        gm.evaluate(gm.coreset("random", data, 1), data, network, **QUICK)
+    assert not trained and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_that_is_registered_meanwhile_stays(trained):
+    data = make_data(dtype=torch.float32)
+    found = gm.evaluate(
+        gm.coreset("random", data, 1),
+        data,
+        Own,
+        **QUICK,
+        each=lambda e: e.n == 1 and networks.register("Own", Branching),
+    )
+    assert found.network == "Own" and networks.NETWORKS["Own"] is Branching
+
+
+def test_a_factory_gets_the_width_unless_it_is_fixed():
+    def factory(channels, size, n_classes, width=5):
+        widths.append(width)
+        return linear(torch.nn.Linear(64, 64))
+
+    data, widths = make_data(dtype=torch.float32), []
+    S = gm.coreset("random", data, 1)
+    gm.evaluate(S, data, factory, **QUICK)
+    assert set(widths) == {QUICK["width"]}
+    widths.clear()
+    assert gm.evaluate(S, data, functools.partial(factory, width=7), **QUICK).network == "factory"
+    assert set(widths) == {7}
+
+
+def test_batchnorm_of_ones_own_network_is_noticed():
+    data = make_data(dtype=torch.float32)
+    S = gm.coreset("random", data, 1)
+    assert resolve_protocol(S, data, Own())["augment"] == "crop+noise"
+    with refuses(ValueError, "batch=1", "Own"):
+        gm.evaluate(S, data, Own, **QUICK, batch=1)
+
+
 # ---- many networks side by side ----------------------------------------------------------------------------
 
 
@@ -482,7 +731,7 @@ def test_the_precision_applies_while_networks_are_trained_and_tested(monkeypatch
         return function
 
     monkeypatch.setattr(evaluation, "fit", watched(training.fit))
-    monkeypatch.setattr(evaluation, "accuracy", watched(accuracy))
+    monkeypatch.setattr(evaluation, "predict", watched(testing.predict))
     data = make_data(dtype=torch.float32)
     gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, "n_networks": 1}, precision=precision)
     assert seen == [(precision == "tf32",) * 2] * 2

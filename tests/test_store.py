@@ -1118,7 +1118,7 @@ def test_settings_that_json_lacks_are_refused_before_the_table_is_made(settings,
 
 def test_a_network_that_diverged_is_stored_and_counts_as_done(data, tmp_path, monkeypatch):
     outcomes = iter([50.0, math.nan, 70.0, 80.0, 90.0])
-    monkeypatch.setattr(evaluation, "accuracy", lambda *_: next(outcomes))
+    monkeypatch.setattr(evaluation, "_accuracy", lambda *_: next(outcomes))
     found = run(data, tmp_path, "random", networks=3).evaluation
     assert (found.accuracies, found.failed) == ((50.0, 70.0), (1,))
     assert run(data, tmp_path, "random", networks=3).evaluation == found
