@@ -1,34 +1,326 @@
-"""The command `gmlib`: condense a data set, evaluate a condensed set, and make cells of tables, from the shell.
+"""The command `gmlib`: condense a data set, look at a condensed set, take it, judge it, from the shell.
 
-    gmlib condense digits --ipc 1 --method MD --budget smoke --out set.safetensors
+    gmlib estimate digits --ipc 10 --budget smoke          how long it will take, and how much memory
+    gmlib condense digits --ipc 10 --budget smoke --out set.safetensors
+    gmlib show set.safetensors --out set.png               what it is, and its picture
+    gmlib export set.safetensors --png folder              or --npz set.npz
     gmlib evaluate set.safetensors --data digits --networks 5
-    gmlib run --cells cells.csv --budget lite --time-budget 3600
+    gmlib run --cells cells.csv --budget lite              cells of the paper's tables
+
+DATA is a name such as digits or MNIST, or "imagefolder:PATH" for a folder with a subfolder of images for each class.
+Results go to the standard output, with --json as one object; progress and messages go to the standard error. Ctrl-C
+saves: condense and run continue when run again.
 
 Exit status: 0 done; 1 failed on the way; 2 bad input; 3 run only: the time budget was used up, run again to continue;
-130 interrupted, condense and run continue when run again.
+130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
+import logging
+import math
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import torch
+import tyro
+from docstring_parser import parse
 
 from .checks import check_number
 from .condensation import Diverged, condense
 from .data import Data
 from .datasets import load_data
-from .evaluation import evaluate
+from .evaluation import Protocol, evaluate
 from .files import check_tensor_path
-from .recipe import BUDGETS, METHODS, Recipe
+from .judging import judge
+from .recipe import Recipe
 from .runs.cells import do_cells, plan_cells, read_cells
-from .runs.shipped import DTYPE, folder, read_changes
+from .runs.estimates import estimate
+from .runs.shipped import DTYPE, folder
 from .runtime import deadline_in, device_of
 from .sets import SyntheticSet
+
+# ---- options ---------------------------------------------------------------------------------------------
+
+
+def _optional(of: type, usual: str, leave_out: Sequence[str] = ()) -> type:
+    """The fields of a dataclass as options with their explanations. None leaves a field as it usually is."""
+    explained = {}
+    for parameter in parse(of.__doc__ or "").params:
+        for name in parameter.arg_name.split(", "):
+            explained[name] = " ".join((parameter.description or "").split())
+    made = []
+    for name, kind in get_type_hints(of).items():
+        if name in leave_out or name not in {f.name for f in fields(of)}:
+            continue
+        of_one = kind.__args__[0] if hasattr(kind, "__args__") else kind
+        option = tyro.conf.arg(
+            help=explained[name], metavar=of_one.__name__.upper(), help_behavior_hint=f"(default: {usual})"
+        )
+        made.append((name, Annotated[of_one | None, option], None))
+    return make_dataclass(of.__name__, made)
+
+
+RecipeFields: Any = _optional(Recipe, "as in the method and budget", leave_out=("dataset", "ipc", "seed"))
+ProtocolFields: Any = _optional(Protocol, "the paper's; width and depth of the set", leave_out=("precision",))
+Flat = tyro.conf.arg(name="")  # its options have no prefix
+Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
+File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+Number = Annotated[int, tyro.conf.arg(metavar="N")]
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """Where the data are, and what computes."""
+
+    data_dir: Path | None = None
+    """Folder of the data sets. None: GMLIB_DATA, else ./data."""
+    size: int | None = None
+    """Resize the images of a folder, or of TinyImageNet, to squares of this many pixels."""
+    device: str | None = None
+    """Such as cuda or cpu. None: a GPU if there is one."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def load(self, name: str, download: bool = True) -> Data:
+        """Load a data set."""
+        progress = not self.quiet
+        return load_data(name, data_dir=self.data_dir, download=download, size=self.size, progress=progress)
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What is condensed, and how."""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """A name such as digits or MNIST, or "imagefolder:PATH"."""
+    ipc: Number = 1
+    """Images per class."""
+    method: Word = "MDA"
+    """DC, M, MD, MDO, MDA, Inter or Interleaved, or "what,how,where" such as "multi,d1+d2,fixed"."""
+    budget: Word = "paper"
+    """How much of the paper's protocol is run: smoke, lite or paper."""
+    seed: Number = 0
+    """Seed of all random numbers."""
+    fields: Annotated[RecipeFields, Flat] = field(default_factory=RecipeFields)
+
+    def recipe(self, data: Data) -> Recipe:
+        """The recipe that was asked for."""
+        return Recipe.for_method(self.method, data.name, self.ipc, self.budget, self.seed, **given(self.fields))
+
+
+def given(options: Any) -> dict[str, Any]:
+    """The options of `_optional` that were given."""
+    return {name: value for name, value in asdict(options).items() if value is not None}
+
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Condense(Plan):
+    """Learn a few images per class of a data set. The set goes to a safetensors file."""
+
+    out: File
+    """The file of the set. While it forms, a checkpoint lies beside it."""
+    json: bool = False
+    """Print the result as JSON."""
+    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+
+    def run(self) -> int:
+        """Condense, save, and say what was made."""
+        out = check_tensor_path(self.out)
+        if out.is_dir() or not out.parent.is_dir():
+            raise ValueError(f"the set cannot be written to {out}: name a file in a folder that exists")
+        data = self.machine.load(self.data)
+        recipe = self.recipe(data)
+        checkpoint = out.with_name(f"{out.stem}-checkpoint.safetensors")
+        S = condense(data, recipe, self.machine.device, checkpoint, not self.machine.quiet)
+        digest = S.save(out)
+        checkpoint.unlink(missing_ok=True)
+        seconds = sum(entry["seconds"] for entry in S.history)
+        loss = S.history[-1]["loss"]
+        found = {"set": str(out), "sha256": digest, "recipe": S.recipe, "seconds": seconds, "loss": loss}
+        return say(found if self.json else f"{out}: {S!r}, matching loss {loss:.4g}")
+
+
+@dataclass(kw_only=True)
+class Estimate(Plan):
+    """Say how long condensing and testing will take here, and how much memory. It times a few steps."""
+
+    networks: Number = 50
+    """Networks to train on the set."""
+    json: bool = False
+    """Print the result as JSON."""
+    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+
+    def run(self) -> int:
+        """Time some steps."""
+        data = self.machine.load(self.data)
+        found = estimate(data, self.recipe(data), self.machine.device, self.networks)
+        return say(asdict(found) if self.json else found)
+
+
+@dataclass(kw_only=True)
+class Show:
+    """Say what a set is and how it was made. With --out its picture is written too."""
+
+    set: Annotated[File, tyro.conf.Positional, tyro.conf.arg(metavar="SET")]
+    """A set that gmlib saved."""
+    out: File | None = None
+    """A PNG file for the picture: a column for each class."""
+    full_range: bool = False
+    """Show the darkest pixel as black and the lightest as white. Otherwise pixels are clipped to [0, 1]."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> int:
+        """Describe the set."""
+        S = SyntheticSet.load(self.set)
+        picture = S.show(self.out, full_range=self.full_range) if self.out else None
+        counts = dict(zip(S.classes, S.counts, strict=True))
+        if self.json:
+            found = {"set": str(self.set), "shape": S.shape, "images": counts, "mean": S.mean, "std": S.std}
+            return say(found | {"recipe": S.recipe, "picture": picture and str(picture)})
+        made = ", ".join(f"{name}={value}" for name, value in S.recipe.items() if value is not None)
+        lines = [repr(S), "classes: " + ", ".join(f"{name} ({n})" for name, n in counts.items())]
+        return say("\n".join([*lines, f"recipe: {made or 'unknown'}", *([f"picture: {picture}"] if picture else [])]))
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write a set in another form: a folder of PNG files for each class, or one NumPy file."""
+
+    set: Annotated[File, tyro.conf.Positional, tyro.conf.arg(metavar="SET")]
+    """A set that gmlib saved."""
+    png: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """A new folder: PNG files, in a subfolder for each class. Pixels are clipped to [0, 1], and the loss is named."""
+    npz: File | None = None
+    """A file of NumPy arrays: images, labels, classes, mean and std. Nothing is lost."""
+
+    def run(self) -> int:
+        """Write what was asked for."""
+        if not (self.png or self.npz):
+            raise ValueError("there is nothing to write: give --png DIR, --npz FILE, or both")
+        S = SyntheticSet.load(self.set)
+        if self.png:
+            say(f"{self.png}: {S.to_folder(self.png)}")
+        if self.npz:
+            S.to_npz(self.npz)
+            say(f"{self.npz}: {S!r}")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Train networks on a set, and test them on real images."""
+
+    set: Annotated[File, tyro.conf.Positional, tyro.conf.arg(metavar="SET")]
+    """A set that gmlib saved."""
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """The data set it was made from."""
+    network: Word = "convnet"
+    """Their architecture."""
+    networks: Number = 50
+    """How many."""
+    seed: Number = 0
+    """Seed of the networks."""
+    protocol: Annotated[ProtocolFields, Flat] = field(default_factory=ProtocolFields)
+    judge: bool = False
+    """Also train on as many random real images, and on all of them: the gain (IOR) and the gap (HLR)."""
+    json: bool = False
+    """Print the result as JSON."""
+    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+
+    def run(self) -> int:
+        """Train and test."""
+        S, data = SyntheticSet.load(self.set), self.machine.load(self.data)
+        options = {"device": self.machine.device, "progress": not self.machine.quiet, **given(self.protocol)}
+        asked = (S, data, self.network, self.networks, self.seed)
+        judged = judge(*asked, **options) if self.judge else None
+        found = judged.evaluation if judged else evaluate(*asked, **options)
+        if not self.json:
+            return say(judged or f"{self.network}: {found}")
+        more: dict[str, Any] = {"n": found.n, "mean": found.mean, "std": found.std, "balanced": found.balanced}
+        if judged:
+            random = [each.mean for each in judged.random]
+            whole = judged.whole and judged.whole.mean
+            more |= {"ior": judged.ior, "hlr": judged.hlr, "random": random, "whole": whole}
+        return say(asdict(found) | more)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Make cells of the paper's tables: sets, and networks trained on them. What is stored is not done again."""
+
+    cells: File
+    """A CSV file with the columns dataset, ipc, method, seed and perhaps targets."""
+    budget: Word = "paper"
+    """How much of the paper's protocol is run: smoke, lite or paper."""
+    networks: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """For each set. None: the budget's number."""
+    precision: Word = "auto"
+    """Of the pass over real images."""
+    results_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where results go. None: results/, as for workflow/campaign.py."""
+    time_budget: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """Stop after this time."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPU threads. None: as PyTorch chooses."""
+    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+
+    def run(self) -> int:
+        """Make the cells."""
+        device, deadline = device_of(self.machine.device), deadline_in(self.time_budget)
+        if self.threads is not None:
+            torch.set_num_threads(check_number("threads", self.threads, least=1, whole=True))
+        cells = read_cells(self.cells)
+        jobs = plan_cells(
+            cells,
+            self.machine.load,
+            budget=self.budget,
+            networks=self.networks,
+            precision=self.precision,
+            results_dir=folder(self.budget, self.results_dir),
+            dtype=DTYPE,
+        )
+        progress = not self.machine.quiet
+        left, failed = do_cells(cells, jobs, device=device, progress=progress, deadline=deadline)
+        status = 0
+        for sentence in failed:
+            status = fail(1, sentence)
+        if left:
+            advice = "run again to continue"
+            status = fail(3, f"the time budget is used up and {left} of {len(cells)} cells are left: {advice}")
+        return status
+
+
+# ---- the command -----------------------------------------------------------------------------------------
+
+
+def say(found: object) -> int:
+    """Print a result, a dict as JSON. Returns the exit status 0."""
+    print(json.dumps(_for_json(found)) if isinstance(found, dict) else found)
+    return 0
+
+
+def _for_json(value: Any) -> Any:
+    """The same value without what JSON lacks: NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def fail(status: int, reason: object) -> int:
+    """Print a reason to the standard error. Returns the exit status."""
+    print(f"gmlib: {reason}", file=sys.stderr)
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,137 +336,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit status.
     """
-    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="gmlib: %(message)s")
+    command: Any = tyro.cli(
+        Condense | Show | Export | Evaluate | Estimate | Run,
+        prog="gmlib",
+        description=__doc__,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
     try:
-        return options.run(options)
+        return command.run()
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        return _failed(2, error)
+        return fail(2, error)
     except (Diverged, OSError) as error:
-        return _failed(1, error)
+        return fail(1, error)
     except KeyboardInterrupt:
-        return _failed(130, "interrupted: run the same command again; condense and run continue where they were")
-
-
-def _failed(status: int, reason: object) -> int:
-    print(f"gmlib: {reason}", file=sys.stderr)
-    return status
-
-
-def _condense(options: argparse.Namespace) -> int:
-    out = check_tensor_path(options.out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"the set cannot be written to {out}: name a file in a folder that exists")
-    data = _data(options, options.data)
-    changes = read_changes(options.change, fixed=("dataset", "ipc", "seed"))
-    recipe = Recipe.for_method(options.method, data.name, options.ipc, options.budget, options.seed, **changes)
-    checkpoint = out.with_name(f"{out.stem}-checkpoint.safetensors")
-    S = condense(data, recipe, options.device, checkpoint, not options.quiet)
-    S.save(out)
-    checkpoint.unlink(missing_ok=True)
-    print(f"{out}: {S!r}, matching loss {S.history[-1]['loss']:.4g}")
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    S = SyntheticSet.load(options.set)
-    data = _data(options, options.data)
-    found = evaluate(
-        S,
-        data,
-        options.network,
-        options.networks,
-        options.seed,
-        device=options.device,
-        progress=not options.quiet,
-        epochs=options.epochs,
-    )
-    print(f"{options.network}: {found}")
-    return 0
-
-
-def _run(options: argparse.Namespace) -> int:
-    device, deadline = device_of(options.device), deadline_in(options.time_budget)
-    if options.threads is not None:
-        check_number("threads", options.threads, least=1, whole=True)
-        torch.set_num_threads(options.threads)
-    cells = read_cells(options.cells)
-    jobs = plan_cells(
-        cells,
-        partial(_data, options),
-        budget=options.budget,
-        networks=options.networks,
-        precision=options.precision,
-        results_dir=folder(options.budget, options.results_dir),
-        dtype=DTYPE,
-    )
-    left, failed = do_cells(cells, jobs, device=device, progress=not options.quiet, deadline=deadline)
-    status = 0
-    for sentence in failed:
-        status = _failed(1, sentence)
-    if left:
-        advice = "run again to continue"
-        status = _failed(3, f"the time budget is used up and {left} of {len(cells)} cells are left: {advice}")
-    return status
-
-
-def _data(options: argparse.Namespace, name: str, download: bool = True) -> Data:
-    progress = not options.quiet
-    return load_data(name, data_dir=options.data_dir, download=download, size=options.size, progress=progress)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "gmlib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", type=Path, help="folder of the data sets; default: GMLIB_DATA, else ./data")
-    common.add_argument("--size", type=int, help="imagefolder and TinyImageNet: resize images to this square")
-    common.add_argument("--device", help="default: a GPU if there is one, else the CPU")
-    common.add_argument("--quiet", action="store_true", help="show no progress bar")
-
-    seeded = argparse.ArgumentParser(add_help=False, parents=[common])
-    seeded.add_argument("--seed", type=int, default=0, help="default: 0")
-
-    condensing = commands.add_parser("condense", parents=[seeded], help="learn a few images per class of a data set")
-    condensing.add_argument("data", metavar="DATA", help='a name such as digits or MNIST, or "imagefolder:PATH"')
-    condensing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the set, as safetensors")
-    condensing.add_argument("--ipc", type=int, default=1, help="images per class; default: 1")
-    condensing.add_argument("--method", default="MDA", help=f"{', '.join(METHODS)}, or what,how,where; default: MDA")
-    condensing.add_argument("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
-    condensing.add_argument(
-        "--set",
-        dest="change",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="a field of the recipe to change; may be repeated",
-    )
-    condensing.set_defaults(run=_condense)
-
-    testing = commands.add_parser(
-        "evaluate", parents=[seeded], help="train networks on a set, test them on real images"
-    )
-    testing.add_argument("set", type=Path, metavar="SET", help="a set that gmlib saved")
-    testing.add_argument("--data", required=True, help="the data set it was made from")
-    testing.add_argument("--network", default="convnet", help="default: convnet, of the size the set was made with")
-    testing.add_argument("--networks", type=int, default=50, metavar="N", help="how many; default: 50")
-    testing.add_argument("--epochs", type=int, help="default: the paper's protocol")
-    testing.set_defaults(run=_evaluate)
-
-    running = commands.add_parser(
-        "run", parents=[common], help="make cells of the paper's tables: sets, and networks trained on them"
-    )
-    cells = "a CSV with the columns dataset, ipc, method, seed and perhaps targets"
-    running.add_argument("--cells", type=Path, required=True, metavar="FILE", help=cells)
-    running.add_argument("--budget", default="paper", help=f"one of {', '.join(BUDGETS)}; default: paper")
-    running.add_argument("--networks", type=int, metavar="N", help="for each set; default: the budget's number")
-    running.add_argument("--precision", default="auto", help="of the pass over real images; default: auto")
-    running.add_argument("--results-dir", type=Path, help="default: results/, as for workflow/campaign.py")
-    running.add_argument("--time-budget", type=float, metavar="SECONDS", help="stop after this time")
-    running.add_argument("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
-    running.set_defaults(run=_run)
-    return parser
+        return fail(130, "interrupted: run the same command again; condense and run continue where they were")
 
 
 if __name__ == "__main__":

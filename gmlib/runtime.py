@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -155,7 +155,7 @@ def device_of(device: torch.device | str | None) -> torch.device:
 def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -> tqdm:
     """Make a progress bar on stderr that estimates the time left.
 
-    A terminal is updated twice a second. A file or a notebook gets a line every ten seconds.
+    A terminal is updated twice a second, and anything else every ten seconds, a file with a line of its own.
 
     Parameters
     ----------
@@ -180,10 +180,34 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
         If ``show`` is not True or False.
     """
     show = check_flag("progress", show)
-    mininterval = 0.5 if sys.stderr is not None and sys.stderr.isatty() else 10.0
+    stream = sys.stderr
+    is_terminal = stream is not None and stream.isatty()
+    if stream is not None and not is_terminal and "ipykernel" not in type(stream).__module__:
+        options["file"] = _Lines(stream)
+    mininterval = 0.5 if is_terminal else 10.0
     return tqdm(
         total=total, desc=what, unit=unit, disable=not show, mininterval=mininterval, dynamic_ncols=True, **options
     )
+
+
+class _Lines:
+    """A file or pipe in which each state of a progress bar is a line."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.encoding = stream.encoding
+        self.last = ""
+
+    def write(self, text: str) -> None:
+        """Write a state without what moves a terminal's cursor, unless it was the last one."""
+        state = text.replace("\r", "").replace("\n", "").replace("\x1b[A", "").rstrip()
+        if state and state != self.last:
+            self.stream.write(f"{state}\n")
+            self.last = state
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
 
 
 def deadline_passed(deadline: float | None) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from enum import IntEnum
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from messages import refuses
 
 from gmlib.checks import as_list, check_flag, check_number, choose, shown
+from gmlib.runtime import progress_bar
 
 
 class Two(IntEnum):
@@ -78,3 +80,17 @@ def test_lists_of_words_and_of_numbers():
     assert as_list("DC, M") == ["DC", "M"] and as_list("1,10") == [1, 10] and as_list("9" * 5000) == ["9" * 5000]
     assert as_list(np.array(3)) == as_list(torch.tensor(3)) == as_list(np.int64(3)) == as_list(3) == [3]
     assert as_list((1, 2)) == [1, 2] and as_list(None) == [None]
+
+
+def test_a_progress_bar_in_a_file_has_a_line_for_each_state(capsys):
+    with progress_bar("outer", 4, "step", True) as outer:
+        for _ in range(2):
+            with progress_bar("inner", 2, "step", True) as inner:
+                inner.update(2)
+            outer.update(2)
+    said = capsys.readouterr().err
+    assert "\r" not in said and "\x1b" not in said
+    lines = [line for line in said.splitlines() if line]
+    assert any(line.startswith("outer:   0%") for line in lines) and any("outer: 100%" in line for line in lines)
+    assert all(line.startswith(("outer", "inner")) for line in lines)
+    assert all(one != next_one for one, next_one in pairwise(lines))

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from gmlib import cli, condensation, evaluation, how
 from gmlib import recipe as recipes
 from gmlib.runs import cells, locks, store
 
-SMALL = ["--budget", "smoke", "--set", "outer_loops=2", "--quiet"]
+SMALL = ["--budget", "smoke", "--outer-loops", "2", "--quiet"]
 
 
 def run(*words):
@@ -38,26 +38,92 @@ def test_a_set_is_condensed_as_by_the_library(tmp_path, digits, capsys):
     assert str(expected) in capsys.readouterr().out
 
 
-def test_values_of_fields_are_json_or_words(tmp_path):
+def test_every_field_of_a_recipe_is_an_option(tmp_path, capsys):
     out = tmp_path / "set.safetensors"
     assert (
-        run(
-            "condense",
-            "digits",
-            "--out",
-            out,
-            "--set",
-            "lr_images=0.05",
-            "--set",
-            "init=real",
-            "--method",
-            "M",
-            *SMALL,
-        )
-        == 0
+        run("condense", "digits", "--out", out, "--lr-images", 0.05, "--init", "real", "--method", "M", *SMALL) == 0
     )
     made = gm.SyntheticSet.load(out).recipe
-    assert (made["lr_images"], made["init"], made["outer_loops"]) == (0.05, "real", 2)
+    assert (made["lr_images"], made["init"], made["outer_loops"], made["what"]) == (0.05, "real", 2, "multi")
+    with pytest.raises(SystemExit) as stop:
+        run("condense", "--help")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert stop.value.code == 0 and "K, the number of networks drawn" in said
+    for field in fields(gm.Recipe):
+        assert f"--{field.name.replace('_', '-')} " in said or field.name == "dataset"
+
+
+def test_results_can_be_read_by_scripts(tmp_path, digits, capsys):
+    out = tmp_path / "set.safetensors"
+    assert run("condense", "digits", "--out", out, "--json", "--method", "M", *SMALL) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["set"] == str(out) and made["recipe"] == gm.SyntheticSet.load(out).recipe and made["seconds"] > 0
+    options = ("--data", "digits", "--networks", 2, "--epochs", 3, "--lr", 0.02, "--quiet", "--json")
+    assert run("evaluate", out, *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    S = gm.SyntheticSet.load(out)
+    expected = gm.evaluate(S, digits, n_networks=2, epochs=3, lr=0.02, progress=False)
+    assert found["accuracies"] == list(expected.accuracies) and found["mean"] == expected.mean
+    assert found["protocol"]["lr"] == 0.02
+
+
+def test_a_set_is_judged(tmp_path, capsys):
+    out = tmp_path / "set.safetensors"
+    run("condense", "digits", "--out", out, "--method", "M", *SMALL)
+    words = ("evaluate", out, "--data", "digits", "--networks", 2, "--epochs", 2, "--quiet", "--judge")
+    capsys.readouterr()
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    assert "IOR" in said and "HLR" in said and "random images" in said
+    assert run(*words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ior"] == pytest.approx(found["mean"] - sum(found["random"]) / len(found["random"]))
+    assert found["hlr"] == pytest.approx(found["whole"] - found["mean"]) and 0 <= found["balanced"] <= 100
+
+
+def test_a_set_is_shown_and_exported(tmp_path, capsys):
+    out = tmp_path / "set.safetensors"
+    run("condense", "digits", "--out", out, "--method", "M", *SMALL)
+    capsys.readouterr()
+    assert run("show", out, "--out", tmp_path / "set.png") == 0
+    said = capsys.readouterr().out
+    assert "10 images" in said and "method" not in said and "outer_loops=2" in said and "set.png" in said
+    assert (tmp_path / "set.png").read_bytes().startswith(b"\x89PNG")
+    assert run("show", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == {str(c): 1 for c in range(10)}
+    assert run("export", out, "--png", tmp_path / "png", "--npz", tmp_path / "set.npz") == 0
+    assert len(list((tmp_path / "png").glob("*/*.png"))) == 10
+    assert torch.equal(gm.SyntheticSet.from_npz(tmp_path / "set.npz").images, gm.SyntheticSet.load(out).images)
+    assert run("export", out) == 2 and "--png" in capsys.readouterr().err
+
+
+def test_an_estimate_says_times_and_memory(capsys):
+    words = ("estimate", "digits", "--method", "MD", "--budget", "smoke", "--networks", 3, "--device", "cpu")
+    assert run(*words, "--outer-loops", 40) == 0
+    said = capsys.readouterr().out
+    assert "40 outer iterations" in said and "3 networks" in said and "memory" in said
+    assert run(*words, "--json", "--outer-loops", 80) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds_condensing"] == pytest.approx(80 * found["outer_iteration"])
+    assert found["recipe"]["outer_loops"] == 80 and found["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "condense"),
+        (["condens"], "condense"),
+        (["condense", "digits"], "--out"),
+        (["condense", "digits", "--out", "x", "--lr-image", "1"], "--lr-images"),
+        (["condense", "digits", "--out", "x", "--ipc", "one"], "--ipc"),
+    ],
+)
+def test_a_slip_in_the_words_names_what_fits(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -65,9 +131,10 @@ def test_values_of_fields_are_json_or_words(tmp_path):
     [
         (["condense", "digit", "--out", "x"], "digits"),
         (["condense", "digits", "--out", "x", "--method", "MDX"], "MDA"),
-        (["condense", "digits", "--out", "x", "--set", "lr=1"], "lr_images"),
-        (["condense", "digits", "--out", "x", "--set", "ipc=3"], "lr_images"),
-        (["condense", "digits", "--out", "x", "--set", "lr_images"], "value"),
+        (["condense", "digits", "--out", "x", "--lr-images", "-1"], "lr_images"),
+        (["condense", "digits", "--out", "x", "--init", "white"], "real"),
+        (["show", "missing.safetensors"], "missing.safetensors"),
+        (["estimate", "digits", "--networks", "0"], "n_networks=0"),
         (["condense", "digits", "--out", "missing/x"], "folder"),
         (["evaluate", "missing.safetensors", "--data", "digits"], "missing.safetensors"),
         (["condense", "digits", "--out", "set.pt"], "set.pt would be a safetensors file"),

@@ -15,7 +15,7 @@ import gmlib as gm
 import gmreport as report
 from gmlib import lines
 from gmlib.analysis import costs
-from gmlib.runs import readback, store
+from gmlib.runs import estimates, readback, store
 from gmlib.runtime import OutOfTime
 from gmlib.speed import recording
 from gmlib.speed.memory import PeakMemory
@@ -84,11 +84,14 @@ def test_an_outer_iteration_is_added_up_from_its_pieces():
 
 
 def test_the_timed_update_is_a_runs_first(data, monkeypatch):
-    matched = counted(monkeypatch, costs, "match")
-    steps, looks = counted(monkeypatch, costs, "train_one_pass"), counted(monkeypatch, costs, "measure_losses")
+    matched = counted(monkeypatch, estimates, "match")
+    steps, looks = (
+        counted(monkeypatch, estimates, "train_one_pass"),
+        counted(monkeypatch, estimates, "measure_losses"),
+    )
     recipe = gm.Recipe.for_method("MDO", data.name, 2, inner_loops=1, outer_loops=1, **TINY)
-    found = costs._Pieces(data, recipe)(0)
-    assert (len(matched), len(steps), len(looks)) == (1, costs.STEPS, costs.LOOKS)
+    found = estimates.Pieces(data, recipe)(0)
+    assert (len(matched), len(steps), len(looks)) == (1, estimates.STEPS, estimates.LOOKS)
     assert matched[0][0] == gm.condense(data, recipe, "cpu", progress=False).history[0]["loss"]
     assert all(seconds > 0 for seconds in found.values())
 
@@ -100,7 +103,7 @@ def test_recorded_pieces_give_what_unrecorded_ones_do(data, recorded, monkeypatc
     for again in (True, False):
         monkeypatch.setattr(recording, "recordable", lambda device, again=again: again)
         recorded.made = 0
-        pieces = costs._Pieces(data, recipe)
+        pieces = estimates.Pieces(data, recipe)
         for k in (0, 1, 2, 3):
             pieces(k)
         sets.append(pieces.S.detach().clone())
@@ -110,11 +113,11 @@ def test_recorded_pieces_give_what_unrecorded_ones_do(data, recorded, monkeypatc
 
 def test_the_clock_stops_once_for_each_piece(data, monkeypatch):
     ticks = iter(range(1000))
-    monkeypatch.setattr(costs, "_now", lambda device: next(ticks))
+    monkeypatch.setattr(estimates, "now", lambda device: next(ticks))
     table = measure(data).set_index(["method", "round"])
-    assert table["seconds_per_update"].eq(1).all() and table["seconds_per_step"].eq(1 / costs.STEPS).all()
+    assert table["seconds_per_update"].eq(1).all() and table["seconds_per_step"].eq(1 / estimates.STEPS).all()
     assert (
-        table.loc["MDO", "seconds_per_look"].eq(1 / costs.LOOKS).all()
+        table.loc["MDO", "seconds_per_look"].eq(1 / estimates.LOOKS).all()
         and table.loc["DC", "seconds_per_look"].isna().all()
     )
 
@@ -127,7 +130,7 @@ def test_methods_take_turns_and_equal_work_is_averaged(data, monkeypatch):
         seconds = {"DC": 1.0, "MD": 2.0, "MDA": 4.0}[self.recipe.method] * 10**k
         return {"seconds_per_update": seconds, "seconds_per_step": seconds, "seconds_per_look": math.nan}
 
-    monkeypatch.setattr(costs._Pieces, "__call__", pieces)
+    monkeypatch.setattr(costs.Pieces, "__call__", pieces)
     table = measure(data, "DC, MD, MDA", rounds=3).set_index(["round", "method"])
     assert [m for m, k in calls[6:]] == ["MD", "MDA", "DC", "MDA", "DC", "MD", "DC", "MD", "MDA"]
     assert [k for _, k in calls] == [0] * 6 + [1] * 3 + [2] * 3 + [3] * 3 and len(table) == 9

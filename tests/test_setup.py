@@ -46,7 +46,9 @@ def pins():
 
 
 def test_the_library_needs_few_packages():
-    assert set(by_name(project()["dependencies"])) == {"torch", "numpy", "safetensors", "tqdm", "msgspec"}
+    needed = {"torch", "numpy", "safetensors", "tqdm", "msgspec"}
+    for_the_command = {"tyro", "docstring-parser"}
+    assert set(by_name(project()["dependencies"])) == needed | for_the_command
 
 
 def test_environment_yml_is_the_same_list():
@@ -129,9 +131,9 @@ ROOMS = [
     {"networks", "augment"},
     {"speed"},
     {"recipe"},
-    {"data", "datasets", "sets"},
+    {"data", "datasets", "sets", "exchange", "pictures"},
     {"lines", "draws", "algorithm"},
-    {"checkpoint", "condensation", "coresets", "evaluation", "maxmin"},
+    {"checkpoint", "condensation", "coresets", "evaluation", "judging", "maxmin"},
     {"runs"},
     {"analysis"},
     {"cli"},

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby, product
 from pathlib import Path
@@ -37,6 +38,7 @@ from gmlib.evaluation import resolve_protocol
 from gmlib.files import as_path, write_atomically
 from gmlib.recipe import PRECISIONS, Budget
 from gmlib.runs import layout, overview, readback, shipped, store, work
+from gmlib.runs.estimates import Estimate, duration, estimate
 from gmlib.runs.locks import Busy
 from gmlib.runtime import deadline_in, deadline_passed, device_of, progress_bar
 
@@ -121,14 +123,38 @@ def fitting(data: Data, targets: Sequence[str] | None, budget: Budget) -> tuple[
     return found, too_large
 
 
-def listing(pieces: Sequence[tuple[str, Piece]]) -> Iterator[str]:
-    """The lines of --dry-run: the pieces by stage, and what is left of each."""
+def listing(pieces: Sequence[tuple[str, Piece]], device: torch.device) -> Iterator[str]:
+    """The lines of --dry-run: the pieces by stage, what is left of each, and how long that takes here."""
+    timed: dict[tuple, Estimate] = {}
+    total: dict[Path, tuple[float, float]] = {}  # of the set in a folder: seconds for it, and for its networks
     for stage, some in groupby(pieces, key=lambda pair: pair[0]):
         yield stage
         for _, piece in some:
-            counts = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in piece.left().items()]
-            yield f"  {piece.name}: {', '.join(counts) or 'done'}"
-    yield f"{sum(bool(piece.left()) for _, piece in pieces)} of {len(pieces)} are left"
+            left = piece.left()
+            words = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in left.items()]
+            if left and piece.job and not piece.job.coreset:
+                of_set, of_networks = seconds_left(piece.job, left, device, timed)
+                before = total.get(piece.job.folder, (0.0, 0.0))
+                total[piece.job.folder] = (max(of_set, before[0]), max(of_networks, before[1]))
+                words.append(f"about {duration(of_set + of_networks)}")
+            yield f"  {piece.name}: {', '.join(words) or 'done'}"
+    number = sum(bool(piece.left()) for _, piece in pieces)
+    hours = f"; condensed sets and their networks: about {duration(sum(map(sum, total.values())))}" if total else ""
+    yield f"{number} of {len(pieces)} are left{hours}"
+
+
+def seconds_left(
+    job: store.Job, left: dict[str, int], device: torch.device, timed: dict[tuple, Estimate]
+) -> tuple[float, float]:
+    """Seconds for the set of a job, made alone, and for its networks as if all were ConvNets.
+
+    Recipes that differ in their seed only are timed once. ``timed`` keeps them.
+    """
+    kind = (job.data.fingerprint, replace(job.recipe, seed=0))
+    if kind not in timed:
+        timed[kind] = estimate(job.data, job.recipe, device, 1, job.protocol, seconds=4)
+    found = timed[kind]
+    return left.get("set", 0) * found.seconds_condensing, left.get("network", 0) * found.seconds_evaluating
 
 
 # ---- running ---------------------------------------------------------------------------------------------
@@ -243,7 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.dry_run:
             start_log(None)
             pieces, left_out = prepare(asked, given.datasets, given.ipc, download=False)
-            print("\n".join(listing(pieces)))
+            for line in listing(pieces, asked.device):
+                print(line, flush=True)
             return 1 if left_out else 0
         start_log(given.log or store.default_folder(given.budget).with_name(f"campaign-{given.budget}.log"))
         log.info("campaign %s", shlex.join(sys.argv[1:] if arguments is None else arguments))
@@ -280,7 +307,11 @@ def command_line() -> argparse.ArgumentParser:
     add("--device", help="default: a GPU if there is one")
     add("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
     add("--log", type=Path, help="default: campaign-BUDGET.log, in the repository under runs/")
-    add("--dry-run", action="store_true", help="list the work and what is left of it; nothing is run or written")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="list the work, what is left of it and how long it takes; only some steps are timed, nothing is written",
+    )
     return parser
 
 

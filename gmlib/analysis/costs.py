@@ -9,42 +9,26 @@ No long runs are needed.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from .. import where
 from ..checks import as_list, check_number
 from ..condensation import check, with_precisions
 from ..data import Data, check_data
-from ..lines import (
-    class_weights,
-    fresh_network,
-    initial,
-    match,
-    measure_losses,
-    real_gradients,
-    runner_for,
-    sample,
-    streams_of,
-)
+from ..lines import class_weights, fresh_network, initial, match, real_gradients, runner_for, sample, streams_of
 from ..recipe import PRECISIONS, Recipe
+from ..runs.estimates import Pieces, now
 from ..runs.provenance import environment
 from ..runs.store import Run
 from ..runtime import check_deadline, device_of, in_time, progress_bar, time_limit
 from ..speed.memory import PeakMemory
 from ..speed.precision import matmul_precision
-from ..speed.recording import WARM_UP, recordable, renew
-from ..speed.training import train_one_pass
-
-STEPS = 10  # steps of theta timed together: one alone is short
-LOOKS = 5  # the same for looks at the losses
+from ..speed.recording import WARM_UP, recordable
 
 
 def measure(
@@ -115,7 +99,7 @@ def measure(
     device = device_of(device)
     data = data.to(device)
     recipes = dict(zip(recipes, with_precisions(data, list(recipes.values())), strict=True))
-    pieces = {m: _Pieces(data, recipe) for m, recipe in recipes.items()}
+    pieces = {m: Pieces(data, recipe) for m, recipe in recipes.items()}
     names = list(recipes)
     peaks = {}
     rows = []
@@ -139,51 +123,6 @@ def measure(
         table[f"seconds_per_{name}"] = means.where(table[f"seconds_per_{name}"].notna())
     made_on = environment(device)
     return table.assign(**{name: made_on[name] for name in ("device", "device_name", "threads")})
-
-
-class _Pieces:
-    """The pieces of one method's outer iterations; on CUDA they are recorded like those of a run."""
-
-    def __init__(self, data: Data, recipe: Recipe):
-        self.data = data
-        self.recipe = recipe
-        self.S = initial(data, recipe).requires_grad_()
-        self.weights = class_weights(data, recipe)
-        self.labels = data.labels_of(recipe.ipc)
-        self.run = runner_for(data, recipe)
-        self.theta: nn.Module | None = None
-        self.optimiser_theta: torch.optim.Optimizer | None = None
-
-    def __call__(self, k: int) -> dict[str, float]:
-        """Seconds of one update of S, one step of theta and one look, with the network of outer iteration k."""
-        data, recipe, S, labels = self.data, self.recipe, self.S, self.labels
-        with torch.no_grad():
-            S.copy_(initial(data, recipe))
-        optimiser_S = torch.optim.SGD([S], lr=recipe.lr_images, momentum=recipe.momentum_images)
-        fresh = fresh_network(data, recipe, k)
-        theta, optimiser = renew(self.theta, self.optimiser_theta, fresh, recipe.lr_network, recipe.momentum_network)
-        self.theta, self.optimiser_theta = theta, optimiser
-
-        with matmul_precision(recipe.precision):
-            started = _now(S.device)
-            streams = streams_of(recipe, k, 0)
-            B = sample(data, recipe, streams)
-            gT = real_gradients(theta, B, recipe, self.run)
-            _, S.grad, _ = match(theta, S, labels, B, gT, self.weights, recipe, k, self.run)
-            optimiser_S.step()
-            updated = _now(S.device)
-            for _ in range(STEPS):
-                train_one_pass(theta, optimiser, S.detach(), labels, recipe.batch_theta, streams["shuffle"], self.run)
-            stepped = _now(S.device)
-            found = {"seconds_per_update": updated - started, "seconds_per_step": (stepped - updated) / STEPS}
-            found["seconds_per_look"] = math.nan
-            if recipe.where in where.STOP:
-                validation = data.sample_any(where.VALIDATION_BATCH, streams["validation"])
-                started = _now(S.device)
-                for _ in range(LOOKS):
-                    measure_losses(theta, S.detach(), labels, validation, recipe.where in where.NEED_S)
-                found["seconds_per_look"] = (_now(S.device) - started) / LOOKS
-        return found
 
 
 def precisions(
@@ -237,12 +176,12 @@ def precisions(
         B = sample(data, recipe, streams_of(recipe, r, 0))
         exact = None
         for precision in usable:
-            started = _now(device)
+            started = now(device)
             with matmul_precision(precision):
                 rounded = replace(recipe, precision=precision)
                 gT = real_gradients(network, B, rounded, run)
                 loss, dS, _ = match(network, S, labels, B, gT, weights, rounded, r, run)
-            seconds = _now(device) - started
+            seconds = now(device) - started
             exact = exact or (loss, dS)
             row = {
                 "precision": precision,
@@ -255,13 +194,6 @@ def precisions(
             rows.append(row)
     table = pd.DataFrame(rows)
     return table[table["round"] > 0].reset_index(drop=True)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds on a clock, after the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def outer_iteration(

@@ -9,6 +9,8 @@ importing only from those above it:
     One process at a time in the folder of a run.
 `provenance`
     The versions, commit and device that a run was made with.
+`estimates`
+    How long a run will take and how much memory, from a few of its steps: `gmlib.estimate`.
 `jobs`
     The description of a run. Everything is checked here and nothing is computed.
 `store`
