@@ -260,7 +260,12 @@ class _Work:
     ):
         self.data, self.files, self.snapshots = data, files, snapshots
         self.recipes = [recipe for file in files for recipe in file.recipes]
-        self.checkpoint_seconds, self.deadline, self.finished, self.each = checkpoint_seconds, deadline, finished, each
+        self.checkpoint_seconds, self.deadline, self.finished, self.each = (
+            checkpoint_seconds,
+            deadline,
+            finished,
+            each,
+        )
         self.runs = [run for file in files for run in file.progress(data)]
         self.last: dict[int, Update] = {}  # the last update of each run
         self.diverged = {i: self._diverged_before(i) for i, run in enumerate(self.runs) if run.diverged}

@@ -277,6 +277,16 @@ def test_the_fingerprint_depends_on_pixels_and_accuracies():
     assert len({front.fingerprint(f) for f in (film, other, tiny_film(traced=False))}) == 3
 
 
+def test_the_readme_has_the_times_of_the_stored_sets():
+    text, sets = (shipped.PLACE / "README.md").read_text("utf-8"), shipped.condensed()
+    part = front.times_part(sets)
+    assert part in text, RUN
+    condensed = [S for S in sets if S.history]
+    rows = [line for line in part.splitlines() if line.startswith("|")][2:]
+    assert sum(int(row.split("|")[5].partition(",")[0]) for row in rows) == len(condensed)
+    assert front.times_part(condensed[:1]).count("\n| ") == 3
+
+
 def test_the_part_of_a_readme_is_replaced_and_nothing_else():
     old = f"# Title\n\n{front.BEGIN}\nold\\1\n{front.END}\n\nrest\n"
     new = front.readme_part(tiny_film(), five_answers(long_form({}), pd.DataFrame()))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from messages import refuses
 
 from gmlib import BUDGETS, METHODS, Recipe
 from gmlib.checks import choose
@@ -125,6 +126,11 @@ def test_bad_values_raise_one_sentence(change, message):
     with pytest.raises(ValueError, match=message) as error:
         Recipe(**change)
     assert "\n" not in str(error.value)
+
+
+def test_a_network_itself_is_not_its_name():
+    with refuses(ValueError, "network=Linear", "gm.register_network('mine', factory)"):
+        Recipe(network=torch.nn.Linear(2, 2))
 
 
 def test_schedules_and_strategies_have_one_spelling():

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import seaborn as sns
@@ -22,9 +23,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gmlib import where
+from gmlib.checks import as_list
 from gmlib.evaluation import Evaluation
 from gmlib.recipe import BUDGETS
 from gmlib.runs import readback, shipped
+from gmlib.runs.estimates import duration
 from gmlib.runs.layout import run_folder
 from gmlib.runs.store import stored_snapshots
 from gmlib.sets import SyntheticSet
@@ -528,6 +531,7 @@ def _judged_row(row, c: pd.Series) -> str:
 # ---- the README ------------------------------------------------------------------------------------------
 
 BEGIN = "<!-- From the stored results, by: python -m gmreport.front -->"
+BEGIN_TIMES = "<!-- Times of the stored sets, by: python -m gmreport.front -->"
 END = "<!-- until here -->"
 PICTURE = "book/_static/hero.png"
 
@@ -547,22 +551,46 @@ def readme_part(film: Film | None, answers: Sequence[Answer]) -> str:
     return "\n".join([*lines, "", END])
 
 
+def times_part(sets: Sequence[shipped.CondensedSet]) -> str:
+    """The part of the README between BEGIN_TIMES and END: how long the stored sets took, as Markdown."""
+    groups: dict[tuple, list[shipped.CondensedSet]] = {}
+    for S in sets:
+        if S.history:  # a coreset has none
+            r, shared = S.record, "together" if S.record.get("made_together", 1) > 1 else "each alone"
+            threads = " and ".join(map(str, as_list(r["threads"])))
+            device = f"{r['device_name']}, {threads} thread{'' if threads == '1' else 's'}"
+            what = f"{r['data']['name']}, {per_class(S.ipc)}"
+            groups.setdefault((what, S.budget, device, S.recipe["precision"], shared), []).append(S)
+    lines = [
+        "| data | budget | device | precision | sets | a set | a network on it |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (what, budget, device, precision, shared), some in groups.items():
+        of_set = duration(median(S.record["seconds"] for S in some))
+        each = [S.accuracy.seconds / S.accuracy.trained for S in some if S.accuracy]
+        of_network = duration(median(each)) if each else ""
+        cells = (what, budget, device, precision, f"{len(some)}, made {shared}", of_set, of_network)
+        lines.append(f"| {' | '.join(map(md, cells))} |")
+    return "\n".join([BEGIN_TIMES, "", *lines, "", END])
+
+
 def _readme_alt(film: Film) -> str:
     ways = [f"{film.title(k)}{_reached(film.accuracies.get(k))}" for k in film.stills]
     return f"{'; '.join(ways)}. {film.real_title}{_reached(film.real.accuracy)}."
 
 
 def write_part(text: str, part: str) -> str:
-    """A README with the part between BEGIN and END replaced.
+    """A README with a part replaced: that between the first line of ``part`` and END.
 
     Raises
     ------
     ValueError
         If the README has no such part.
     """
-    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    begin = part.partition("\n")[0]
+    between = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
     if not between.search(text):
-        raise ValueError(f"the README lacks the lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"the README lacks the lines {begin!r} and {END!r}")
     return between.sub(lambda _: part, text, count=1)
 
 
@@ -602,8 +630,10 @@ def picture_shows(path: Path) -> str:
 def main(root: Path = shipped.PLACE) -> int:
     """Write the README's part and the picture."""
     film, readme = stored_film(), root / "README.md"
-    part = readme_part(film, five_answers())
-    readme.write_text(write_part(readme.read_text("utf-8"), part), "utf-8")
+    text = readme.read_text("utf-8")
+    for part in (readme_part(film, five_answers()), times_part(shipped.condensed())):
+        text = write_part(text, part)
+    readme.write_text(text, "utf-8")
     if film:
         save_picture(film, root / PICTURE)
     return 0
