@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+from jupytext.sync_contentsmanager import TextFileContentsManager
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +95,26 @@ def test_a_job_that_is_killed_and_started_again_leaves_the_same_results(tmp_path
     assert len(a) >= 8
     for name in a:
         assert a[name] == b[name], name
+
+
+def test_running_and_saving_a_page_in_jupyterlab_leaves_its_file_alone(tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("*.ipynb", ".*"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    manager = TextFileContentsManager(root_dir=str(tmp_path))
+    before = {path: path.read_bytes() for path in (tmp_path / "notebooks").glob("*.md")}
+    assert len(before) == 8
+    for path in before:
+        model = manager.get(f"notebooks/{path.name}", type="notebook")
+        about = model["content"]["metadata"]
+        about["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+        about |= {"language_info": {"name": "python", "version": "3.11.7"}, "widgets": {"state": {}}}
+        for cell in model["content"]["cells"]:
+            cell["metadata"]["trusted"] = True
+            if cell["cell_type"] == "code":
+                cell["metadata"]["execution"] = {"iopub.execute_input": "2026-01-01"}
+                cell |= {"execution_count": 1, "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}]}
+        manager.save(model, f"notebooks/{path.name}")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.filterwarnings(r"ignore:The specified file \(myst")
