@@ -179,10 +179,10 @@ def judge(
     """Compare a set with random real images, and with all training images.
 
     The same networks are trained on each of them by the same protocol: network j starts with the same weights
-    everywhere. `Judgement.ior` and `Judgement.hlr` are the differences. DD-Ranking defines them in the same way, but its package trains in
-    another way: it searches the learning rate on the test images, always for random images, and takes the best of the
-    test accuracies after every tenth epoch. Here the learning rate is the protocol's, and the accuracy after the last
-    epoch counts.
+    everywhere. `Judgement.ior` and `Judgement.hlr` are the differences. DD-Ranking defines them in the same way, but
+    its package trains in another way: it searches the learning rate on the test images, always for random images, and
+    takes the best of the test accuracies after every tenth epoch. Here the learning rate is the protocol's, and the
+    accuracy after the last epoch counts.
 
     Parameters
     ----------
