@@ -16,8 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = "stored.json"
-# The longest notebooks start first, so that both processes end at about the same time.
-LONG = ["comparison", "what", "hypothesis", "where", "efficiency"]
+# The longest notebooks start first, so that both processes end at about the same time. Those that need the same sets
+# are not next to each other, because one would wait for the other.
+LONG = ["comparison", "where", "efficiency", "what", "architectures", "hypothesis"]
 
 
 def run(name: str, folder: Path) -> tuple[int, float]:
