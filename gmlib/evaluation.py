@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import networks
 from .augment import apply_operations, apply_transforms, canonical_name, operations_for, strategy_of
-from .checks import check_number, choose, first_sentence, shown
+from .checks import check_function, check_number, choose, first_sentence, shown
 from .data import Data
 from .runtime import check_deadline, check_time, device_of, generator, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
@@ -300,8 +300,7 @@ def evaluate(
     if side_by_side is not None:
         side_by_side = check_number("side_by_side", side_by_side, least=1, whole=True)
     check_deadline(deadline)
-    if each is not None and not callable(each):
-        raise ValueError(f"each={each!r} does not fit: give a function of an Evaluation, or None")
+    check_function("each", each, "an Evaluation")
     architecture = architecture_of(network)
     resolved = resolve_protocol(S, data, architecture, protocol, **changes)
     name = architecture.name

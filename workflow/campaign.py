@@ -126,11 +126,13 @@ def fitting(data: Data, targets: Sequence[str] | None, budget: Budget) -> tuple[
 def listing(pieces: Sequence[tuple[str, Piece]], device: torch.device) -> Iterator[str]:
     """The lines of --dry-run: the pieces by stage, what is left of each, and how long that takes here."""
     timed: dict[tuple, Estimate] = {}
+    number = 0
     total: dict[Path, tuple[float, float]] = {}  # of the set in a folder: seconds for it, and for its networks
     for stage, some in groupby(pieces, key=lambda pair: pair[0]):
         yield stage
         for _, piece in some:
             left = piece.left()
+            number += bool(left)
             words = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in left.items()]
             if left and piece.job and not piece.job.coreset:
                 of_set, of_networks = seconds_left(piece.job, left, device, timed)
@@ -138,7 +140,6 @@ def listing(pieces: Sequence[tuple[str, Piece]], device: torch.device) -> Iterat
                 total[piece.job.folder] = (max(of_set, before[0]), max(of_networks, before[1]))
                 words.append(f"about {duration(of_set + of_networks)}")
             yield f"  {piece.name}: {', '.join(words) or 'done'}"
-    number = sum(bool(piece.left()) for _, piece in pieces)
     hours = f"; condensed sets and their networks: about {duration(sum(map(sum, total.values())))}" if total else ""
     yield f"{number} of {len(pieces)} are left{hours}"
 

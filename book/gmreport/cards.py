@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from gmlib.augment import MAX_ANGLE, MAX_SHIFT, MAX_ZOOM
 from gmlib.coresets import CORESETS
 from gmlib.evaluation import Evaluation, Protocol
-from gmlib.exchange import as_image, npz_bytes, png_files
+from gmlib.exchange import as_image, npz_bytes, png_bytes, png_files
 from gmlib.files import read_json, slug, write_atomically
 from gmlib.networks import build
 from gmlib.runs import shipped
@@ -40,7 +40,6 @@ from gmlib.runs.provenance import HOME
 from gmlib.runs.readback import stored_whole_data
 
 from .deviations import protocol_departures, recipe_departures
-from .drawing import png_bytes
 from .figures import sheet_of
 from .style import counted, display_name, md, per_class
 

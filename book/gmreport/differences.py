@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .style import SIGNS, counted, display_name, per_class, sign
+from .style import SIGNS, counted, display_name, per_class, sign, signed
 
 if TYPE_CHECKING:
     from .summaries import Verdict
@@ -103,18 +103,14 @@ def _sets(n: tuple[int, int]) -> str:
 def _line(v: Verdict, reach: float, named: bool) -> str:
     first, second = (html.escape(display_name(name)) for name in (v.better, v.worse))
     joined = "−" if math.isnan(v.margin) else "like"
-    interval = "no interval" if math.isnan(v.low) else f"{_signed(v.low)} to {_signed(v.high)}"
+    interval = "no interval" if math.isnan(v.low) else f"{signed(v.low)} to {signed(v.high)}"
     return (
         f"<tr><td>{sign(v.outcome)}</td>"
         f'<th scope="row">{first} <span class="gm-minus">{joined}</span> {second}</th>'
         f'<td class="gm-plot" aria-hidden="true">{against_zero(v, reach)}</td>'
-        f'<td class="gm-number" title="{html.escape(v.test)}"><b>{_signed(v.difference)}</b> '
+        f'<td class="gm-number" title="{html.escape(v.test)}"><b>{signed(v.difference)}</b> '
         f"<small>{interval}{f', {_sets(v.n)}' if named else ''}</small></td></tr>"
     )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def against_zero(v: Verdict, reach: float) -> str:

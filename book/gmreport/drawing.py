@@ -17,6 +17,8 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
+from gmlib.exchange import png_bytes
+
 from .style import PAINT
 
 _SVG_TEXT = {"svg.fonttype": "none", "svg.hashsalt": "gmlib"}  # letters stay letters; ids depend on the content only
@@ -210,13 +212,6 @@ def _pixels(sheet: np.ndarray, alt: str) -> str:
         picture.putalpha(Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
     data = base64.b64encode(png_bytes(picture)).decode()
     return f'<img class="gm-pixels" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
-
-
-def png_bytes(picture: Image.Image, **options) -> bytes:
-    """A small PNG file, with further options of Pillow."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png", optimize=True, **options)
-    return buffer.getvalue()
 
 
 def content(picture: Figure | Panels | Pictures, alt: str) -> str:

@@ -20,6 +20,7 @@ import pandas as pd
 from IPython.display import HTML
 from PIL import Image
 
+from gmlib.exchange import png_bytes
 from gmlib.files import slug
 from gmlib.recipe import BUDGETS
 from gmlib.runs import readback, shipped
@@ -27,9 +28,8 @@ from gmlib.runs.shipped import CondensedSet
 
 from . import paper
 from .claims import CELL, ours_and_theirs, stored_claims
-from .drawing import png_bytes
-from .matrix import POINTS, Key, Mark, drawing, interval, legend, signed
-from .style import SIGNS, counted, display_name, method_order, per_class, sign
+from .matrix import POINTS, Key, Mark, drawing, interval, legend
+from .style import SIGNS, counted, display_name, method_order, per_class, sign, signed
 from .summaries import Verdict, verdict
 
 GREYS = 63  # levels of a picture: fewer make smaller files, and nobody sees the difference

@@ -37,7 +37,7 @@ from .drawing import Pictures
 from .figures import sheet_of, show_sheet
 from .hypothesis import QUESTIONS, correlation_outcome, reach_correlations, reach_points
 from .matrix import Mark, drawing
-from .style import INK, MUTED, STYLE, colour, counted, display_name, md, per_class, sign
+from .style import INK, MUTED, STYLE, colour, counted, display_name, md, per_class, sign, signed
 from .summaries import OUTCOMES, Verdict, verdict
 
 FILM = ("MNIST", 1, "MD", 0)  # dataset, images per class, method and seed of the run that is shown
@@ -379,7 +379,7 @@ def _against(what: str, results: pd.DataFrame, better: str, worse: str, budget: 
     v = found[0]
     short = "" if v.budget == budget else f", {v.budget}"
     word = WORDS.get(v.outcome, v.outcome)
-    return f" Against {what}: {word}, {_signed(v.difference)} ({_interval(v.low, v.high)}{short})."
+    return f" Against {what}: {word}, {signed(v.difference, 1)} ({_interval(v.low, v.high)}{short})."
 
 
 def _maxmin(descents: pd.DataFrame) -> Answer:
@@ -406,7 +406,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     sentence = (
         f"The nearest trap, where training stalls, is {'farther' if learned > real else 'nearer'} for learned sets "
         f"(distance {learned:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
-        f"accuracy: {_signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})."
+        f"accuracy: {signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})."
     )
     reasons = "; ".join(dict.fromkeys(reason for _, reason in each if reason))
     basis = f"{first['dataset']}, {per_class(int(first['ipc']))}, {_protocol(first['budget'])}"
@@ -418,16 +418,12 @@ def _protocol(budget: str) -> str:
     return "the paper's protocol" if budget == "paper" else f"a shorter run than the paper's ({budget})"
 
 
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def _interval(low: float, high: float, digits: int = 1) -> str:
     if math.isnan(low):
         return "no interval: too few sets"
     if any(0 < abs(end) < 0.5 * 10**-digits for end in (low, high)):
         digits += 1  # a rounded zero would hide on which side the end lies
-    return f"95% interval {_signed(low, digits)} to {_signed(high, digits)}"
+    return f"95% interval {signed(low, digits)} to {signed(high, digits)}"
 
 
 def answers_html(answers: Sequence[Answer]) -> HTML:

@@ -15,7 +15,7 @@ from gmlib.analysis.training import by_eps
 from gmlib.coresets import CORESETS
 
 from .differences import against_zero, axis_html
-from .style import SIGNS, counted, display_name, md, method_order, sign
+from .style import SIGNS, counted, display_name, md, method_order, sign, signed
 from .tables import Table, text_table
 
 
@@ -213,8 +213,8 @@ def _forest(found: dict[str, tuple[RankCorrelation, list[bool] | None]], caption
         met[outcome] = None
         mark = SimpleNamespace(outcome=outcome, difference=rho.rho, low=rho.low, high=rho.high, margin=math.nan)
         known = not math.isnan(rho.rho)
-        numbers = f"<b>{_signed(rho.rho)}</b> " if known else ""
-        numbers += f"<small>{_signed(rho.low)} to {_signed(rho.high)}</small>" if known else ""
+        numbers = f"<b>{signed(rho.rho)}</b> " if known else ""
+        numbers += f"<small>{signed(rho.low)} to {signed(rho.high)}</small>" if known else ""
         reason = f" <small>({html.escape(reason)})</small>" if reason else ""
         body += (
             f'<tr><td>{sign(outcome)}</td><th scope="row">{html.escape(question)}{reason}</th>'
@@ -239,10 +239,6 @@ _RULES = {
     "not decided": "neither",
     "too few sets": "too few sets for an answer",
 }
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def _traps(walked: pd.DataFrame, eps: float) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from . import paper
 from .claims import stored_claims
 from .hypothesis import QUESTIONS, correlation_outcome, reach_correlations, reach_points
 from .orders import ORDERINGS, Ordering, ordering_cells, together
-from .style import SIGNS, counted, display_name, per_class, sign
+from .style import SIGNS, counted, display_name, per_class, sign, signed
 
 POINTS = 4.0  # where the axis of differences ends, in points of accuracy
 LINE = 14  # height of a line of a drawing, in pixels
@@ -128,11 +128,6 @@ def drawing(marks: Sequence[Mark], reach: float = POINTS) -> str:
         faint = " gm-faint" if mark.faint else ""
         parts += f'<g class="gm-{SIGNS[mark.outcome][1]}{faint}">{inside}</g>'
     return f'<svg class="gm-against-zero" width="100%" height="{height}" aria-hidden="true">{parts}</svg>'
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, and a real minus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:

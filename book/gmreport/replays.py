@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
+from gmlib.exchange import png_bytes
 from gmlib.sets import SyntheticSet
 
-from .drawing import png_bytes
 from .figures import sheet_of, show_sheet
 from .listing import code_html
 from .sessions import ROWS, SESSIONS, Session, stored_sessions

@@ -28,6 +28,7 @@ from gmlib.coresets import coreset
 from gmlib.data import Data
 from gmlib.datasets import load_data
 from gmlib.evaluation import evaluate
+from gmlib.exchange import png_bytes
 from gmlib.files import path_or, read_json, write_json
 from gmlib.recipe import BUDGETS, Recipe
 from gmlib.runs.provenance import environment
@@ -35,7 +36,6 @@ from gmlib.runs.shipped import results_folder
 from gmlib.runtime import device_of
 from gmlib.sets import SyntheticSet
 
-from .drawing import png_bytes
 from .style import INTER, INTRA
 
 # Level in the table of `angles` -> (words, colour of the term that matches this level alone, marker).

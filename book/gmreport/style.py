@@ -148,6 +148,11 @@ def img(png: bytes, alt: str) -> str:
     return f'<img class="gm-card" alt="{html.escape(alt)}" src="data:image/png;base64,{source}">'
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, and a real minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def source(*functions) -> Markdown:
     """The source code of functions, as a code block."""
     return Markdown("```python\n" + "\n\n".join(inspect.getsource(f).rstrip() for f in functions) + "\n```")
