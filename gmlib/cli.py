@@ -79,17 +79,22 @@ class Machine:
 
     data_dir: Path | None = None
     """Folder of the data sets. None: GMLIB_DATA, else ./data."""
-    size: int | None = None
-    """Resize the images of a folder, or of TinyImageNet, to squares of this many pixels."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="N or HxW")] = None
+    """Resize the images of a folder, or of TinyImageNet: 32 for squares, 24x40 for 24 pixels down and 40 across."""
     device: str | None = None
     """Such as cuda or cpu. None: a GPU if there is one."""
     quiet: bool = False
     """Show no progress."""
 
-    def load(self, name: str, download: bool = True) -> Data:
-        """Load a data set."""
-        progress = not self.quiet
-        return load_data(name, data_dir=self.data_dir, download=download, size=self.size, progress=progress)
+    def load(self, name: str, download: bool = True, S: SyntheticSet | None = None) -> Data:
+        """Load a data set, of the size and scale of S where they are free."""
+        options: dict[str, Any] = {"data_dir": self.data_dir, "download": download, "progress": not self.quiet}
+        if self.size is not None:
+            sides = self.size.lower().split("x")
+            options["size"] = [int(side) if side.isdecimal() else side for side in sides]
+        if S is not None and name.startswith("imagefolder:"):
+            options = {"size": S.shape[1:], "mean": S.mean, "std": S.std} | options
+        return load_data(name, **options)
 
 
 @dataclass(kw_only=True)
@@ -222,7 +227,7 @@ class Evaluate:
     set: Annotated[File, tyro.conf.Positional, tyro.conf.arg(metavar="SET")]
     """A set that gmlib saved."""
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """The data set it was made from."""
+    """The data set it was made from, or images added later. Those of a folder get the size and scale of the set."""
     network: Word = "convnet"
     """Their architecture."""
     networks: Number = 50
@@ -238,7 +243,8 @@ class Evaluate:
 
     def run(self) -> int:
         """Train and test."""
-        S, data = SyntheticSet.load(self.set), self.machine.load(self.data)
+        S = SyntheticSet.load(self.set)
+        data = self.machine.load(self.data, S=S)
         options = {"device": self.machine.device, "progress": not self.machine.quiet, **given(self.protocol)}
         asked = (S, data, self.network, self.networks, self.seed)
         judged = judge(*asked, **options) if self.judge else None

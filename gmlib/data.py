@@ -295,20 +295,9 @@ class Data:
         means = tuple(_checked_numbers(self.name, "mean", mean, channels).tolist())
         stds = tuple(_checked_numbers(self.name, "std", std, channels).tolist())
         new = replace(self, mean=means, std=stds)  # checks them
-        if (new.mean, new.std) == (self.mean, self.std):
-            return new
-        # x * scale + shift
-        old = torch.tensor([self.mean, self.std], dtype=torch.float64)
-        to = torch.tensor([new.mean, new.std], dtype=torch.float64)
-        scale, shift = ((old[1] / to[1]).view(-1, 1, 1), ((old[0] - to[0]) / to[1]).view(-1, 1, 1))
 
         def changed(images: Tensor) -> Tensor:
-            factor, offset = scale.to(images.device), shift.to(images.device)
-            found = torch.empty_like(images)
-            n = _piece_of(images)
-            for part, result in zip(images.split(n), found.split(n), strict=True):
-                result.copy_(part.double() * factor + offset)
-            return found
+            return rescaled(images, self.mean, self.std, new.mean, new.std)
 
         return replace(new, train_images=changed(self.train_images), test_images=changed(self.test_images))
 
@@ -901,6 +890,27 @@ def _normalised(images: Images, mean: Sequence[float], std: Sequence[float], ord
     return x
 
 
+def rescaled(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    new_mean: Sequence[float],
+    new_std: Sequence[float],
+) -> Tensor:
+    """The same pixels, normalised by other numbers: (x * std + mean - new mean) / new std, in float64.
+
+    Equal numbers change no bit.
+    """
+    if (tuple(mean), tuple(std)) == (tuple(new_mean), tuple(new_std)):
+        return images
+    m, s, m2, s2 = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std, new_mean, new_std))
+    found = torch.empty_like(images)
+    n = _piece_of(images)
+    for part, result in zip(images.detach().split(n), found.split(n), strict=True):
+        result.copy_((part.cpu().double() * s + m - m2) / s2)
+    return found
+
+
 def check_data(data: Any) -> None:
     """ValueError unless this is a Data."""
     if not isinstance(data, Data):
@@ -927,8 +937,7 @@ def check_ipc(data: Data, ipc: int, from_real: bool = True) -> int:
     ValueError
         If ``ipc`` does not fit.
     """
-    if not isinstance(data, Data):
-        raise ValueError(f"data is a {type(data).__name__}: give a Data, as load_data makes it")
+    check_data(data)
     ipc, largest, why = plain(ipc), min(data.counts), "the size of its smallest class"
     if not from_real:
         largest = LARGEST_SET // (data.n_classes * math.prod(data.shape))

@@ -296,15 +296,6 @@ def to_huggingface(S: SyntheticSet) -> Any:
 # ---- in
 
 
-def rescaled(images: Tensor, mean: Numbers, std: Numbers, new_mean: Numbers, new_std: Numbers) -> Tensor:
-    """The same pixels, normalised by other numbers. Equal numbers change no bit."""
-    if (mean, std) == (new_mean, new_std):
-        return images
-    m, s, m2, s2 = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std, new_mean, new_std))
-    exact = images.detach().cpu().double()
-    return ((exact * s + m - m2) / s2).to(images.device, images.dtype)
-
-
 def scale_of(mean: Any, std: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std for pixels in [0, 1], one number for each channel. One number alone is for all channels.
 
@@ -368,7 +359,7 @@ def parts_from_arrays(
         x = torch.cat([piece.float() for piece in arrays._pieces(x, order)])
         _check_normalised(x, mean, std)
         if data is not None:
-            x = rescaled(x, mean, std, data.mean, data.std)
+            x = arrays.rescaled(x, mean, std, data.mean, data.std)
             mean, std = data.mean, data.std
     else:
         if data is not None and (mean, std) != (data.mean, data.std):

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from . import exchange, pictures
 from .checks import check_number, shown
-from .data import Data, Images, fingerprint
+from .data import Data, Images, fingerprint, rescaled
 from .exchange import Numbers, PixelLoss
 from .files import as_json, as_path, check_tensor_path, damaged, read_tensors, write_tensors
 
@@ -195,7 +195,7 @@ class SyntheticSet:
         mean, std = exchange.scale_of(mean, std, self.shape[0])
 
         def moved(images: Tensor) -> Tensor:
-            return exchange.rescaled(images, tuple(self.mean), tuple(self.std), mean, std)
+            return rescaled(images, self.mean, self.std, mean, std)
 
         snapshots = {k: moved(images) for k, images in self.snapshots.items()}
         images = moved(self.images)

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gmlib import Data, Recipe, load_data
 from gmlib.speed import recording
@@ -35,6 +37,20 @@ def make_data(counts=(12, 12, 12), shape=(1, 8, 8), n_test=9, seed=0, dtype=torc
     y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     y_test = torch.arange(n_test) % len(counts)
     return Data.from_arrays("made-up", draw(y), y, draw(y_test), y_test).to(dtype=dtype)
+
+
+def photos(folder, classes=("rose", "oak", "elm"), n=5, turned=True, seed=0):
+    """JPEG photos of unlike sizes, every second one turned by its EXIF data."""
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            height, width = rng.integers(12, 30, 2)
+            image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            exif = image.getexif()
+            exif[274] = 6 if turned and i % 2 else 1
+            image.save(folder / name / f"{i}.jpg", exif=exif)
+    return folder
 
 
 def tiny_recipe(**overrides) -> Recipe:

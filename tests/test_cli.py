@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import make_data
+from conftest import make_data, photos
 
 import gmlib as gm
 from gmlib import cli, condensation, evaluation, how
@@ -79,6 +79,27 @@ def test_a_set_is_judged(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["ior"] == pytest.approx(found["mean"] - sum(found["random"]) / len(found["random"]))
     assert found["hlr"] == pytest.approx(found["whole"] - found["mean"]) and 0 <= found["balanced"] <= 100
+
+
+def test_photos_get_the_size_and_scale_of_the_set(tmp_path, capsys):
+    first, later = (
+        f"imagefolder:{photos(tmp_path / name, seed=seed)}" for seed, name in enumerate(("first", "later"))
+    )
+    out = tmp_path / "set.safetensors"
+    small = ("--width", 4, "--depth", 2)
+    assert run("condense", first, "--out", out, "--method", "M", "--size", "8x12", *small, *SMALL) == 0
+    S = gm.SyntheticSet.load(out)
+    assert S.shape == (3, 8, 12)
+    assert S.mean != gm.load_data(later, size=(8, 12), progress=False).mean
+    for name in (first, later):
+        data = gm.load_data(name, size=(8, 12), mean=S.mean, std=S.std, progress=False)
+        accuracies = gm.evaluate(S, data, n_networks=1, epochs=2, progress=False).accuracies
+        capsys.readouterr()
+        assert run("evaluate", out, "--data", name, "--networks", 1, "--epochs", 2, "--quiet", "--json") == 0
+        assert tuple(json.loads(capsys.readouterr().out)["accuracies"]) == accuracies
+    for size, said in (("8x12x3", "(height, width)"), ("big", "big"), ("0", "size=0")):
+        assert run("condense", first, "--out", tmp_path / "no.safetensors", "--size", size, *SMALL) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_set_is_shown_and_exported(tmp_path, capsys):

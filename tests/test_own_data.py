@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import make_data, tiny_recipe
+from conftest import make_data, photos, tiny_recipe
 from messages import refuses
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -24,20 +24,6 @@ from gmlib.speed.forward import fast_forward
 
 WIDE = (1, 6, 10)
 SMALL = {"width": 4, "depth": 2}
-
-
-def photos(folder, classes=("rose", "oak", "elm"), n=5, turned=True, seed=0):
-    """JPEG photos of unlike sizes, every second one turned by its EXIF data."""
-    rng = np.random.default_rng(seed)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for i in range(n):
-            height, width = rng.integers(12, 30, 2)
-            image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            exif = image.getexif()
-            exif[274] = 6 if turned and i % 2 else 1
-            image.save(folder / name / f"{i}.jpg", exif=exif)
-    return folder
 
 
 class Items(Dataset):
