@@ -1,6 +1,6 @@
 # make book    set up, run the chapters' experiments on digits, build the report
 # make test    set up, lint, run every test and every notebook, build the book with warnings as errors
-# make results BUDGET=lite DATASETS="MNIST FashionMNIST" IPC="1 10" TIME_BUDGET=3600    fill the paper's tables: workflow/README.md
+# make results BUDGET=lite DATASETS="MNIST FashionMNIST" IPC="1 10"    fill the paper's tables (DRY_RUN=1: only say what is left, and how long it takes): workflow/README.md
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,7 +28,7 @@ setup: .venv/.installed
 	@echo "installing into .venv: some minutes, several GB the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
-	  --editable '.[data,analysis,dev]' --editable ./book
+	  --editable '.[data,analysis,workflow,dev]' --editable ./book
 	@touch $@
 
 # ---- the report
@@ -102,10 +102,13 @@ tests/node_modules: tests/package.json tests/package-lock.json
 BUDGET ?= paper
 DATASETS ?= MNIST
 IPC ?= 1 10 50
+PROFILE ?= local
+SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(PROFILE)
+CONFIG = budget=$(BUDGET) datasets="$(DATASETS)" ipc="$(IPC)"
 
 results: setup
-	$(BIN)/python workflow/campaign.py --budget $(BUDGET) --datasets $(DATASETS) --ipc $(IPC) \
-	  $(if $(TIME_BUDGET),--time-budget $(TIME_BUDGET)) $(if $(THREADS),--threads $(THREADS)) $(CAMPAIGN)
+	$(SNAKEMAKE) --quiet rules progress -- times --config $(CONFIG)
+	$(SNAKEMAKE) $(if $(DRY_RUN),--dry-run --quiet rules,--quiet rules) --config $(CONFIG)
 
 # ---- benchmarks: gmlib against plain loops and the machine's ceiling, see benchmarks/README.md
 

@@ -11,8 +11,8 @@ DATA is a name such as digits or MNIST, or "imagefolder:PATH" for a folder with 
 Results go to the standard output, with --json as one object; progress and messages go to the standard error. Ctrl-C
 saves: condense and run continue when run again.
 
-Exit status: 0 done; 1 failed on the way; 2 bad input; 3 run only: the time budget was used up, run again to continue;
-130 interrupted.
+Exit status: 0 done; 1 failed on the way; 2 bad input; 130 interrupted; 143 terminated. For run also: 1 a cell failed
+or was left out, and the others were done; 3 the time budget was used up, run again to continue.
 """
 
 from __future__ import annotations
@@ -20,27 +20,37 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import torch
 import tyro
 from docstring_parser import parse
+from tqdm import tqdm
 
 from .checks import check_number
 from .condensation import Diverged, condense
 from .data import Data
 from .datasets import load_data
 from .evaluation import Protocol, evaluate
-from .files import check_tensor_path
+from .exchange import check_new_folder, file_to_write
+from .files import as_path, check_tensor_path, path_or, write_atomically
 from .judging import judge
-from .recipe import Recipe
-from .runs.cells import do_cells, plan_cells, read_cells
+from .recipe import BUDGETS, Recipe
+from .runs import tasks
+from .runs.cells import FILE, BadLine, Wanted, read_lines
 from .runs.estimates import estimate
-from .runs.shipped import DTYPE, folder
+from .runs.shipped import folder, read_changes
 from .runtime import deadline_in, device_of
 from .sets import SyntheticSet
 
@@ -71,6 +81,8 @@ Flat = tyro.conf.arg(name="")  # its options have no prefix
 Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Number = Annotated[int, tyro.conf.arg(metavar="N")]
+Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: all)")]
+Numbers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...", help_behavior_hint="(default: all)")]
 
 
 @dataclass(kw_only=True)
@@ -108,14 +120,14 @@ class Plan:
     method: Word = "MDA"
     """DC, M, MD, MDO, MDA, Inter or Interleaved, or "what,how,where" such as "multi,d1+d2,fixed"."""
     budget: Word = "paper"
-    """How much of the paper's protocol is run: smoke, lite or paper."""
+    """How much of the paper's protocol is run: smoke (a minute or less for small images), lite or paper (hours)."""
     seed: Number = 0
     """Seed of all random numbers."""
     fields: Annotated[RecipeFields, Flat] = field(default_factory=RecipeFields)
 
-    def recipe(self, data: Data) -> Recipe:
-        """The recipe that was asked for."""
-        return Recipe.for_method(self.method, data.name, self.ipc, self.budget, self.seed, **given(self.fields))
+    def recipe(self) -> Recipe:
+        """The recipe that was asked for. The data are not needed yet."""
+        return Recipe.for_method(self.method, self.data, self.ipc, self.budget, self.seed, **given(self.fields))
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -141,8 +153,10 @@ class Condense(Plan):
         out = check_tensor_path(self.out)
         if out.is_dir() or not out.parent.is_dir():
             raise ValueError(f"the set cannot be written to {out}: name a file in a folder that exists")
+        recipe = self.recipe()
         data = self.machine.load(self.data)
-        recipe = self.recipe(data)
+        if out.exists():
+            print(f"gmlib: {out} exists and will be replaced", file=sys.stderr)
         checkpoint = out.with_name(f"{out.stem}-checkpoint.safetensors")
         S = condense(data, recipe, self.machine.device, checkpoint, not self.machine.quiet)
         digest = S.save(out)
@@ -165,8 +179,9 @@ class Estimate(Plan):
 
     def run(self) -> int:
         """Time some steps."""
+        recipe = self.recipe()
         data = self.machine.load(self.data)
-        found = estimate(data, self.recipe(data), self.machine.device, self.networks)
+        found = estimate(data, recipe, self.machine.device, self.networks)
         return say(asdict(found) if self.json else found)
 
 
@@ -213,6 +228,11 @@ class Export:
             raise ValueError("there is nothing to write: give --png DIR, --npz FILE, or both")
         S = SyntheticSet.load(self.set)
         if self.png:
+            check_new_folder(self.png)
+        if self.npz:
+            file_to_write(self.npz, ".npz")
+        if self.png:
+            logging.getLogger("gmlib.exchange").setLevel(logging.ERROR)  # what is lost is said here
             say(f"{self.png}: {S.to_folder(self.png)}")
         if self.npz:
             S.to_npz(self.npz)
@@ -261,48 +281,175 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Run:
-    """Make cells of the paper's tables: sets, and networks trained on them. What is stored is not done again."""
+    """Make cells of the paper's tables: sets, networks trained on them, and measurements.
 
-    cells: File
-    """A CSV file with the columns dataset, ipc, method, seed and perhaps targets."""
+    What is stored is not done again. Several copies of the command can share the work.
+    """
+
+    cells: File = FILE
+    """A CSV file of cells. The one of the repository holds every table of the paper."""
     budget: Word = "paper"
     """How much of the paper's protocol is run: smoke, lite or paper."""
+    datasets: Words = ()
+    """Only these data sets."""
+    ipc: Numbers = ()
+    """Only these numbers of images per class."""
+    tables: Words = ()
+    """Only these tables, as in --tables "Table 3" "Whole data"."""
+    methods: Words = ()
+    """Only these methods."""
+    seeds: Numbers = ()
+    """Only the sets with these seeds."""
+    measures: Words = ()
+    """Only these of networks, reach, pulls and whole. A set comes with networks."""
+    only_sets: bool = False
+    """Make sets, and train no networks on them."""
     networks: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """For each set. None: the budget's number."""
+    """For each set. None: ten for every set first, then the budget's number."""
     precision: Word = "auto"
-    """Of the pass over real images."""
+    """Of the pass over real images. auto takes bf16 where this machine is faster with it, else float32."""
+    change: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Make condensed sets with these recipe fields changed, to see what they do. They go to results/probes/."""
     results_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where results go. None: results/, as for workflow/campaign.py."""
+    """Where results go. None: results/ of the repository."""
     time_budget: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
     """Stop after this time."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads. None: as PyTorch chooses."""
+    log: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write what is said to the end of this file."""
+    dry_run: bool = False
+    """List the cells, what is left of each and how long that takes here. Only some steps are timed."""
     machine: Annotated[Machine, Flat] = field(default_factory=Machine)
 
     def run(self) -> int:
         """Make the cells."""
-        device, deadline = device_of(self.machine.device), deadline_in(self.time_budget)
+        deadline = deadline_in(self.time_budget)
         if self.threads is not None:
             torch.set_num_threads(check_number("threads", self.threads, least=1, whole=True))
-        cells = read_cells(self.cells)
-        jobs = plan_cells(
-            cells,
-            self.machine.load,
+        options = tasks.Options(
             budget=self.budget,
+            results_dir=self.results_dir,
             networks=self.networks,
             precision=self.precision,
-            results_dir=folder(self.budget, self.results_dir),
-            dtype=DTYPE,
+            changes=read_changes(self.change),
+            only_sets=self.only_sets,
+            device=device_of(self.machine.device),
+            progress=not self.machine.quiet and sys.stderr.isatty(),
+            pulls=measure_pulls,
         )
-        progress = not self.machine.quiet
-        left, failed = do_cells(cells, jobs, device=device, progress=progress, deadline=deadline)
-        status = 0
-        for sentence in failed:
-            status = fail(1, sentence)
-        if left:
-            advice = "run again to continue"
-            status = fail(3, f"the time budget is used up and {left} of {len(cells)} cells are left: {advice}")
-        return status
+        wanted = Wanted(self.tables, self.datasets, self.ipc, self.methods, self.seeds, self.measures)
+        cells = wanted.of(read_lines(self.cells), BUDGETS[self.budget].sets)
+        found, left_out = tasks.plan(cells, self.machine.load, options, download=not self.dry_run)
+        with timed_lines(None if self.dry_run else self.log), ends_when_terminated():
+            for sentence in left_out:
+                tasks.log.warning("left out: %s", sentence)
+            if self.dry_run:
+                for line in tasks.listing(found, device_of(self.machine.device)):
+                    say(line)
+                return int(bool(left_out))
+            update = partial(update_readme, self.results_dir)
+            try:
+                undone, failed = tasks.do_all(found, deadline, update, not self.machine.quiet)
+            finally:  # the last set may have got some of its networks
+                update()
+            if undone:
+                left = {task.cell: task.cell.table for task in undone}  # each once, whatever the number of its tasks
+                by_table = "; ".join(f"{table}: {n}" for table, n in Counter(left.values()).items() if table)
+                of = f"{len(left)} of {len({task.cell for task in found})} cells are left"
+                tables = f" ({by_table})" if by_table else ""
+                tasks.log.warning("the time budget is used up and %s%s: run again to continue", of, tables)
+        return 1 if failed or left_out else 3 if undone else 0
+
+
+def measure_pulls(*args: Any, **options: Any) -> Any:
+    """`gmlib.analysis.matching.pulls`, which needs the extra "analysis"."""
+    from .analysis.matching import pulls
+
+    return pulls(*args, **options)
+
+
+@contextmanager
+def ends_when_terminated() -> Iterator[None]:
+    """End with an exception at SIGTERM, so that what is open is closed."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    if threading.current_thread() is not threading.main_thread():  # signals come to that one only
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except SystemExit:
+        tasks.log.warning("terminated: run the same command again to continue")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class LineHandler(logging.StreamHandler):
+    """Writes lines to a terminal without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line above the bar."""
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+            self.flush()
+        except Exception:  # as in every handler: work goes on if a line cannot be written
+            self.handleError(record)
+
+
+@contextmanager
+def timed_lines(file: Path | None) -> Iterator[None]:
+    """Print what the tasks say: results with the time to the standard output, the rest to the standard error.
+
+    All of it is also written to the end of a file if one is given.
+    """
+    timed = logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    results, problems = LineHandler(sys.stdout), LineHandler(sys.stderr)
+    results.setFormatter(timed)
+    results.addFilter(lambda record: record.levelno < logging.WARNING)
+    problems.setFormatter(logging.Formatter("gmlib: %(message)s"))
+    problems.setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [results, problems]
+    if file is not None:
+        file = as_path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[-1].setFormatter(timed)
+    before = tasks.log.level
+    tasks.log.setLevel(logging.INFO)
+    tasks.log.propagate = False
+    for handler in handlers:
+        tasks.log.addHandler(handler)
+    try:
+        yield
+    finally:
+        tasks.log.setLevel(before)
+        tasks.log.propagate = True
+        for handler in handlers:
+            tasks.log.removeHandler(handler)
+            handler.close()
+
+
+def update_readme(results_dir: Path | None) -> None:
+    """Write how each folder of results was made into their README, if it has the marks for it."""
+    root = path_or(results_dir, folder("paper"))
+    path = root / "README.md"
+    if not path.is_file():
+        return
+    try:
+        from .runs import overview  # needs the extra "analysis"
+
+        text = path.read_text("utf-8")
+        if overview.BEGIN in text:
+            write_atomically(path, overview.readme(text, root).encode())
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        tasks.log.warning("%s was not updated: %s", path, error)
 
 
 # ---- the command -----------------------------------------------------------------------------------------
@@ -323,10 +470,44 @@ def _for_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_lists(words: Sequence[str]) -> None:
+    """Check the options of `Run` that take several values.
+
+    Raises
+    ------
+    ValueError
+        If one is given twice, where the parser would take the last and say nothing, or without a value, which would
+        mean all.
+    """
+    several = {f"--{option.name.replace('_', '-')}" for option in fields(Run) if option.default == ()}
+    given: set[str] = set()
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in several:
+            if name in given:
+                raise ValueError(f"{name} is given twice: give all its values after one")
+            if not value if equals else following.startswith("--"):
+                raise ValueError(f"{name} has no value: give one, or leave it out")
+            given.add(name)
+
+
 def fail(status: int, reason: object) -> int:
     """Print a reason to the standard error. Returns the exit status."""
     print(f"gmlib: {reason}", file=sys.stderr)
     return status
+
+
+def in_shell_words(message: str, command: Any) -> str:
+    """A message of the library, with arguments as options: "give size= to" becomes "give --size to"."""
+    names = {"n_networks": "networks"}
+    todo = [command]
+    while todo:
+        options = todo.pop()
+        names |= {of.name: of.name.replace("_", "-") for of in fields(options)}
+        todo += [value for value in vars(options).values() if is_dataclass(value)]
+    word = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, names))})=(?=[\s\w'\"-]|$)")
+    return word.sub(lambda found: f"--{names[found[1]]} ".replace("  ", " "), message).replace("  ", " ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -343,6 +524,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     logging.basicConfig(format="gmlib: %(message)s")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["run"]:
+        try:
+            check_lists(arguments)
+        except ValueError as error:
+            return fail(2, error)
     command: Any = tyro.cli(
         Condense | Show | Export | Evaluate | Estimate | Run,
         prog="gmlib",
@@ -351,13 +538,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
     try:
-        return command.run()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        status = command.run()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as with "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except BadLine as error:  # its words are columns of the file
         return fail(2, error)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        return fail(2, in_shell_words(str(error), command))
     except (Diverged, OSError) as error:
         return fail(1, error)
     except KeyboardInterrupt:
-        return fail(130, "interrupted: run the same command again; condense and run continue where they were")
+        return fail(130, "interrupted: run the same command again; condense and run continue where they last saved")
 
 
 if __name__ == "__main__":

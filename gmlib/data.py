@@ -292,9 +292,10 @@ class Data:
             If the numbers do not fit.
         """
         channels = self.shape[0]
-        means = tuple(_checked_numbers(self.name, "mean", mean, channels).tolist())
-        stds = tuple(_checked_numbers(self.name, "std", std, channels).tolist())
-        new = replace(self, mean=means, std=stds)  # checks them
+        means = _checked_numbers(self.name, "mean", mean, channels)
+        stds = _checked_numbers(self.name, "std", std, channels)
+        new = replace(self, mean=tuple(means.tolist()), std=tuple(stds.tolist()))
+        _check_scale(self.name, means, stds, [np.zeros(channels), np.ones(channels)], None)
 
         def changed(images: Tensor) -> Tensor:
             return rescaled(images, self.mean, self.std, new.mean, new.std)
@@ -451,7 +452,7 @@ class Data:
         from .datasets import read_datasets  # that module imports this one
 
         kind, arrays = read_datasets(train, test, classes, layout, size, progress)
-        if not origin:
+        if isinstance(origin, str) and not origin:
             origin = "a list of images" if kind == "images" else f"a dataset of type {kind}"
             origin += "" if size is None else ", resized"
         options: dict[str, Any] = {"test_share": test_share, "seed": seed, "mean": mean, "std": std, "origin": origin}

@@ -513,6 +513,10 @@ def _suffixes() -> set[str]:
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted by name, without hidden ones."""
     if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            raise FileNotFoundError(
+                f"{folder} is a file: give the folder that holds a folder of images for each class"
+            )
         raise FileNotFoundError(f"there is no folder {folder}: make it, with one folder of images for each class")
     return sorted((p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."), key=lambda path: path.name)
 
@@ -537,7 +541,8 @@ def _list_images(folder: Path, may_be_empty: bool = False) -> Files:
         raise ValueError(f"{folder} has no class folders: put the images of each class into its own folder")
     if skipped:
         kinds = ", ".join(FORMATS)
-        log.warning("%d files are skipped, as they are in no class or not %s: %s", len(skipped), kinds, skipped[0])
+        some = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
+        log.warning("%s skipped, in no class or not %s: %s", some, kinds, skipped[0])
     return classes
 
 
@@ -681,7 +686,7 @@ def _items(dataset: Any, part: str) -> tuple[Any, int]:
     """A dataset that takes positions 0 to n - 1, and n."""
     if isinstance(dataset, DataLoader):
         raise ValueError(f"the {part} set is a DataLoader, which makes batches: give its dataset, loader.dataset")
-    known = isinstance(dataset, str | bytes | os.PathLike | Mapping | Data | np.ndarray | Tensor)
+    known = isinstance(dataset, str | bytes | os.PathLike | Mapping | Data | np.ndarray | np.generic | Tensor)
     if known or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
         advice = "arrays and tensors become data by Data.from_arrays"
         if isinstance(dataset, str | bytes | os.PathLike):

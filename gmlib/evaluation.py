@@ -58,6 +58,7 @@ class Protocol:
     momentum : float
         The first beta of Adam.
     weight_decay : float
+        This multiple of the weights is added to their gradient.
     batch : int
         Images per training step.
     augment : str

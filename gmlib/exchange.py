@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import re
 import secrets
 import shutil
@@ -30,7 +29,7 @@ from . import data as arrays
 from . import datasets as readers
 from .checks import check_flag, check_number, first_sentence, plain, require, shown
 from .data import Data, Images, check_data
-from .files import as_json, as_path, damaged, parse_json, read_json, slug, write_atomically
+from .files import as_json, as_path, damaged, json_bytes, parse_json, read_json, slug, write_atomically
 
 if TYPE_CHECKING:
     from .sets import SyntheticSet
@@ -40,7 +39,9 @@ log = logging.getLogger(__name__)
 Numbers = Sequence[float] | float
 NOTE = "gmlib-set.json"  # beside the class folders of an exported set
 README = "README.txt"
+OWN_FILES = {NOTE.casefold(), README.casefold()}
 FOLDER_FORMAT = "gmlib-folder-1"
+NPZ_ARRAYS = ("images", "labels", "classes", "mean", "std", "recipe")
 FAR = 10.0  # pixels farther from [0, 1] than this were hardly condensed: their scale is wrong
 
 # What the scripts of Zhao et al. (DC, DSA, DM) and Cazenavette et al. (MTT) normalise images by. Versions of them
@@ -131,12 +132,13 @@ def class_folders(classes: Sequence[str], numbered: bool | None = None) -> list[
     ----------
     classes : sequence of str
     numbered : bool, optional
-        Put the label in front of each name. None does so only if the names alone are in another order, or if two of
-        them are the same on some file systems.
+        Put the label in front of each name. None does so only if the names alone are in another order, if two of
+        them are the same on some file systems, or if one is that of a file beside the folders.
     """
     names = [slug(name) for name in classes]
     if numbered is None:
-        numbered = names != sorted(names) or len({name.casefold() for name in names}) < len(names)
+        folded = {name.casefold() for name in names}
+        numbered = names != sorted(names) or len(folded) < len(names) or not folded.isdisjoint(OWN_FILES)
     digits = len(str(len(classes) - 1))
     return [slug(f"{c:0{digits}}-{name}") for c, name in enumerate(classes)] if numbered else names
 
@@ -174,10 +176,7 @@ def png_bytes(image: Any, **options: Any) -> bytes:
 
 def write_folder(S: SyntheticSet, path: str | os.PathLike) -> PixelLoss:
     """`SyntheticSet.to_folder`."""
-    path = as_path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        kind = "is not empty" if path.is_dir() else "is a file"
-        raise ValueError(f"{path} {kind}: name a new folder, or one without files")
+    path = check_new_folder(path)
     require("PIL.Image", "data")
     lost = pixel_loss(S)
     note = {
@@ -186,14 +185,29 @@ def write_folder(S: SyntheticSet, path: str | os.PathLike) -> PixelLoss:
         "folders": class_folders(S.classes),
         "mean": list(S.mean),
         "std": list(S.std),
-        "recipe": as_json(S.recipe, "recipe of a set"),
+        "recipe": S.recipe,
     }
     files = png_files(S)
     files[README] = _readme(S, lost).encode()
-    files[NOTE] = (json.dumps(note, indent=1) + "\n").encode()  # the last one, so a folder that has it is complete
+    files[NOTE] = json_bytes(note, "recipe of a set")  # the last one, so a folder that has it is complete
     _write_all(path, files)
     log.log(logging.WARNING if lost.clipped else logging.INFO, "%s: %s", path, lost)
     return lost
+
+
+def check_new_folder(path: str | os.PathLike) -> Path:
+    """The path of a folder that is to be written. ValueError if there is something in it.
+
+    What a killed process left of its own is no hindrance, and is deleted.
+    """
+    path = Path(os.path.abspath(as_path(path)))  # "new/.." is the folder around it
+    if path.is_dir():
+        for scratch in path.glob(f".{'[0-9a-f]' * 16}.tmp"):
+            shutil.rmtree(scratch, ignore_errors=True)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        kind = "is not empty" if path.is_dir() else "is a file"
+        raise ValueError(f"{path} {kind}: name a new folder, or one without files")
+    return path
 
 
 def _write_all(path: Path, files: dict[str, bytes]) -> None:
@@ -517,11 +531,13 @@ def parts_from_npz(path: str | os.PathLike) -> dict[str, Any]:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no numpy archive")
         with np.load(path, allow_pickle=False) as archive:
-            missing = {"images", "labels", "classes", "mean", "std"} - set(archive.files)
+            missing = {*NPZ_ARRAYS} - set(archive.files)
             if missing:
                 raise ValueError(f"it has no array {min(missing)!r}")
-            found = {name: archive[name] for name in archive.files}
-    except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            found = {name: archive[name] for name in NPZ_ARRAYS}
+            if odd := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{odd[0]!r} is no array")
+    except Exception as error:  # zipfile, its decompressors and numpy raise errors of many kinds
         raise ValueError(f"{path} cannot be read ({first_sentence(error)}): {advice}") from error
     images, labels, classes = found["images"], found["labels"], found["classes"]
     kinds = images.dtype.kind == "f" and labels.dtype.kind in "iu" and classes.dtype.kind == "U" and classes.ndim == 1
@@ -529,13 +545,13 @@ def parts_from_npz(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read (the types of its arrays do not fit): {advice}")
     wide = images.dtype == np.float64
     try:
-        recipe = parse_json(str(found["recipe"])) if "recipe" in found else {}
+        recipe = parse_json(str(found["recipe"]))
     except ValueError as error:
         raise damaged(path, error, advice) from error
     return {
         "images": torch.from_numpy(np.array(images, np.float64 if wide else np.float32)),
         "labels": torch.from_numpy(labels.astype(np.int64)),
-        "classes": tuple(classes.tolist()),
+        "classes": class_names(classes.tolist()),
         "mean": tuple(map(float, found["mean"])),
         "std": tuple(map(float, found["std"])),
         "recipe": recipe,
@@ -569,18 +585,24 @@ def parts_from_pt(
     elif isinstance(content, dict) and isinstance(content.get("data"), list):
         experiments = content["data"]
         if not -len(experiments) <= which < len(experiments):
-            raise ValueError(f"which={which} does not fit: {path} holds {len(experiments)} sets, numbered from 0")
+            held = f"{len(experiments)} set{'s' * (len(experiments) != 1)}"
+            raise ValueError(f"which={which} does not fit: {path} holds {held}, numbered from 0")
         pair, by_script = experiments[which], True
     elif isinstance(content, dict) and {"images", "labels"} <= set(content):
         pair = [content["images"], content["labels"]]
     else:
         pair = content
+    if which not in (0, -1) and not (isinstance(content, dict) and isinstance(content.get("data"), list)):
+        raise ValueError(f"which={which} does not fit: {path} holds one set")
+    if isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[1], list):
+        pair = [pair[0], torch.tensor(pair[1])] if all(type(y) is int for y in pair[1]) else pair
     is_pair = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(each, Tensor) for each in pair)
     if isinstance(content, Tensor) and labels_path is None:
         raise ValueError(f"{path} holds one tensor: name the file of the labels too, as labels_path=")
     if not is_pair or pair[0].ndim != 4:
         raise ValueError(
-            f"{path} holds no set: it needs a pair (images, labels) with images (N, channels, height, width), or "
+            f"{path} holds no set: it needs a pair of tensors (images, labels) with images (N, channels, height, "
+            "width), or "
             "{'data': [[images, labels], ...]}"
         )
     if classes is None and data.name in OTHER_ORDER:
@@ -624,9 +646,13 @@ def load_tensors(path: Path) -> Any:
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # the scripts store accuracies as numbers of numpy
     allowed: list[Any] = [*((scalar, f"{module}.scalar") for module in modules), np.dtype, *types]
     try:
+        if zipfile.is_zipfile(path):  # torch does not compare the checksums of its files
+            with zipfile.ZipFile(path) as archive:
+                if damaged_part := archive.testzip():
+                    raise ValueError(f"its part {damaged_part} is damaged")
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # torch raises errors of many kinds for a damaged file
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it holds {named[1]}" if named else "it is no file of tensors that torch.save wrote"
         raise ValueError(

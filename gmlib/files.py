@@ -194,9 +194,13 @@ def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     OSError
         As `write_atomically`.
     """
-    plain = as_json(content, f"the content of {path}")
-    sealed = plain | {DIGEST: json_digest(plain)}
-    write_atomically(path, (json.dumps(sealed, indent=1) + "\n").encode())
+    write_atomically(path, json_bytes(content, f"the content of {path}"))
+
+
+def json_bytes(content: Mapping[str, Any], what: str) -> bytes:
+    """A JSON object with its digest, as a file. ValueError as in `as_json`."""
+    plain = as_json(content, what)
+    return (json.dumps(plain | {DIGEST: json_digest(plain)}, indent=1) + "\n").encode()
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -297,7 +301,7 @@ def read_json(path: Path, *kinds: type, advice: str = "run again", sealed: bool 
     advice : str
         What to do after deleting a damaged file.
     sealed : bool
-        False for a file that `write_json` did not write: it needs no digest.
+        False for a file that `write_json` may not have written: a digest is checked if there is one.
 
     Returns
     -------
@@ -315,12 +319,11 @@ def read_json(path: Path, *kinds: type, advice: str = "run again", sealed: bool 
         if path.stat().st_size > MOST_JSON:
             raise ValueError(f"it has more than {MOST_JSON} bytes")
         content = parse_json(path.read_bytes())
-        if sealed:
-            digest = content.pop(DIGEST, None)
-            if digest is None:
-                raise ValueError("it has no digest, as in another version")
-            if digest != json_digest(content):
-                raise ValueError("its content was changed after it was written")
+        digest = content.pop(DIGEST, None)
+        if digest is None and sealed:
+            raise ValueError("it has no digest, as in another version")
+        if digest is not None and digest != json_digest(content):
+            raise ValueError("its content was changed after it was written")
         fit(content, *kinds)
     except ValueError as error:
         raise damaged(path, error, advice) from error

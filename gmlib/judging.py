@@ -499,7 +499,7 @@ def _spelt(interval: Callable[[], tuple[float, float]]) -> str:
     try:
         low, high = interval()
     except ModuleNotFoundError as error:
-        return f" ({error.name} is not installed, so there is no interval)"
+        return f" (no interval: {error})"
     return "" if math.isnan(low) else f" (95% interval {low:+.1f} to {high:+.1f})"
 
 
@@ -524,4 +524,5 @@ def _as_html(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]],
     body = "".join(row(cells, "td") for cells in rows)
     below = "<br>".join(map(html.escape, lines))
     caption = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f"<table>{caption}<thead>{row(header, 'th')}</thead><tbody>{body}</tbody></table><p>{below}</p>"
+    table = f"<table>{caption}<thead>{row(header, 'th')}</thead><tbody>{body}</tbody></table>"
+    return f'<div style="overflow-x:auto">{table}</div><p>{below}</p>'

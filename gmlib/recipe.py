@@ -116,11 +116,14 @@ class Recipe:
         images.
     batch_theta : int
         Condensed images in one gradient step of theta.
-    lr_images, lr_network : float
-        eta_S and eta_theta, the learning rates of S (Eq. 3) and of theta (line 12), both positive.
-    momentum_images, momentum_network : float
-        Momentum of S and of theta, at least 0 and less than 1. The defaults are those of the released scripts;
-        Algorithm 1 has no momentum.
+    lr_images : float
+        eta_S, the learning rate of S (Eq. 3), positive.
+    lr_network : float
+        eta_theta, the learning rate of theta (line 12), positive.
+    momentum_images : float
+        Momentum of S, at least 0 and less than 1. The default is that of the released scripts; Algorithm 1 has none.
+    momentum_network : float
+        Momentum of theta, likewise.
     init : str
         S_0: "noise" from N(0, 1) in normalised pixels (line 1), or "real" for random real images.
     augment : str

@@ -61,6 +61,8 @@ def saving_on_signals(enabled: bool = True) -> Iterator[None]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        if number == signal.SIGINT and sys.stderr is not None:
+            print("\nsaving; press Ctrl-C again to stop at once without saving", file=sys.stderr, flush=True)
         stop_soon()
 
     if not enabled or threading.current_thread() is not threading.main_thread():
@@ -186,7 +188,14 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
         options["file"] = _Lines(stream)
     mininterval = 0.5 if is_terminal else 10.0
     return tqdm(
-        total=total, desc=what, unit=unit, disable=not show, mininterval=mininterval, dynamic_ncols=True, **options
+        total=total,
+        desc=what,
+        unit=unit,
+        disable=not show,
+        mininterval=mininterval,
+        maxinterval=mininterval if is_terminal else 1e9,  # its monitor would write between two intervals
+        dynamic_ncols=True,
+        **options,
     )
 
 

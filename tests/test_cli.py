@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -11,7 +12,7 @@ import torch
 from conftest import make_data, photos
 
 import gmlib as gm
-from gmlib import cli, condensation, evaluation, how
+from gmlib import cli, condensation, evaluation
 from gmlib import recipe as recipes
 from gmlib.runs import cells, locks, store
 
@@ -97,7 +98,7 @@ def test_photos_get_the_size_and_scale_of_the_set(tmp_path, capsys):
         capsys.readouterr()
         assert run("evaluate", out, "--data", name, "--networks", 1, "--epochs", 2, "--quiet", "--json") == 0
         assert tuple(json.loads(capsys.readouterr().out)["accuracies"]) == accuracies
-    for size, said in (("8x12x3", "(height, width)"), ("big", "big"), ("0", "size=0")):
+    for size, said in (("8x12x3", "(height, width)"), ("big", "big"), ("0", "--size 0")):
         assert run("condense", first, "--out", tmp_path / "no.safetensors", "--size", size, *SMALL) == 2
         assert said in capsys.readouterr().err
 
@@ -152,10 +153,10 @@ def test_a_slip_in_the_words_names_what_fits(words, said, tmp_path, monkeypatch,
     [
         (["condense", "digit", "--out", "x"], "digits"),
         (["condense", "digits", "--out", "x", "--method", "MDX"], "MDA"),
-        (["condense", "digits", "--out", "x", "--lr-images", "-1"], "lr_images"),
+        (["condense", "digits", "--out", "x", "--lr-images", "-1"], "--lr-images -1"),
         (["condense", "digits", "--out", "x", "--init", "white"], "real"),
         (["show", "missing.safetensors"], "missing.safetensors"),
-        (["estimate", "digits", "--networks", "0"], "n_networks=0"),
+        (["estimate", "digits", "--networks", "0"], "--networks 0"),
         (["condense", "digits", "--out", "missing/x"], "folder"),
         (["evaluate", "missing.safetensors", "--data", "digits"], "missing.safetensors"),
         (["condense", "digits", "--out", "set.pt"], "set.pt would be a safetensors file"),
@@ -244,46 +245,40 @@ def stored(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
+def without_times(printed):
+    """The lines on the standard output without when they were printed and how long a cell took."""
+    return [re.sub(r", in \d+:\d\d:\d\d$", "", line.split(" ", 2)[2]) for line in printed.splitlines()]
+
+
 def test_the_cells_of_a_file_are_done_once(tmp_path, loads, monkeypatch, capsys):
     assert run_cells(tmp_path) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = without_times(printed.out)
+    assert printed.err == "" and all(re.search(r", in 0:00:\d\d$", line) for line in printed.out.splitlines())
     options = {"budget": "tiny", "device": "cpu", "progress": False, "results_dir": tmp_path / "by-hand"}
     options |= {"dtype": torch.float16}
     data = make_data(dtype=torch.float32)
-    by_hand = [
-        ("made-up, IPC 1, DC, set 0", store.run(data, "DC", 1, **options)),
-        ("made-up, IPC 1, multi, d1+100*d4, fixed, set 0", store.run(data, "multi,d1+100*d4,fixed", 1, **options)),
-        (
-            "made-up, IPC 1, MD@mlp, set 1",
-            store.run(data, "MD", 1, network="mlp", seed=1, targets=["convnet", "mlp"], **options),
-        ),
-        ("made-up, IPC 10, random, set 0", store.run(data, "random", 10, **options)),
-    ]
-    assert lines == [f"{name}: {r}" for name, r in by_hand]
-    assert lines[0].endswith(str(by_hand[0][1].evaluation)) and "convnet " in lines[2] and ", mlp " in lines[2]
+    mlp = {"network": "mlp", "seed": 1, "targets": ["convnet", "mlp"]}
+    by_hand = {
+        "DC, set 0": store.run(data, "DC", 1, snapshots=(1,), **options),
+        "multi,d1+100*d4,fixed, set 0": store.run(data, "multi,d1+100*d4,fixed", 1, snapshots=(1,), **options),
+        "MD@mlp, set 1": store.run(data, "MD", 1, **mlp, **options),
+    }
+    by_hand = {f"made-up, IPC 1, {name}": run for name, run in by_hand.items()}
+    by_hand["made-up, IPC 10, random, set 0"] = store.run(data, "random", 10, **options)
+    for line, (name, made) in zip(lines, by_hand.items(), strict=True):
+        half_way = "".join(f", after {k} of 3 outer iterations {e}" for k, (_, e) in made.trace.items())
+        assert line == f"{name}: {made}{half_way}"
+    assert "after 1 of 3" in lines[0] and "convnet " in lines[2] and ", mlp " in lines[2]
     S = gm.load_condensed("made-up", 1, "DC", budget="tiny", results_dir=tmp_path / "results")
-    assert torch.equal(S.images, by_hand[0][1].S.images)
+    assert torch.equal(S.images, by_hand["made-up, IPC 1, DC, set 0"].S.images)
 
     before = stored(tmp_path)
     for module, name in ((store, "condense_together"), (store, "coreset"), (evaluation, "fit")):
         monkeypatch.setattr(module, name, None)
     assert run_cells(tmp_path, CELLS, "--time-budget", 0) == 0
-    assert capsys.readouterr().out.splitlines() == lines and stored(tmp_path) == before
-
-
-def test_cells_that_share_networks_are_made_together(tmp_path, loads, monkeypatch):
-    made = []
-
-    def counted(data, recipes, *args, real=store.condense_together, **options):
-        made.append([recipe.method for recipe in recipes])
-        return real(data, recipes, *args, **options)
-
-    monkeypatch.setattr(store, "condense_together", counted)
-    text = "ipc,method,dataset,seed\n" + "".join(f"1,{m},made-up,{s}\n" for s in (0, 1) for m in ("DC", "M", "MD"))
-    assert run_cells(tmp_path, text, "--networks", 1, "--threads", 1) == 0
-    assert [sorted(methods) for methods in made] == [["DC", "M", "MD"]] * 2
-    accuracies = [json.loads(p.read_text())["accuracies"] for p in tmp_path.rglob("accuracy-convnet.json")]
-    assert [len(a) for a in accuracies] == [1] * 6
+    again = without_times(capsys.readouterr().out)
+    assert again == [f"{line} (stored)" for line in lines] and stored(tmp_path) == before
 
 
 HEADER = "dataset,ipc,method,seed,targets\n"
@@ -295,20 +290,28 @@ HEADER = "dataset,ipc,method,seed,targets\n"
         ("", ["cells.csv holds no cell", "dataset,ipc,method,seed"]),
         (HEADER, ["holds no cell"]),
         ("dataset,ipc,methods,seed\nmade-up,1,DC,0", ["line 1", "column 'methods'", "did you mean 'method'"]),
-        ("dataset,ipc,method\nmade-up,1,DC", ["line 1", "0 columns seed"]),
+        ("dataset,method\nmade-up,DC", ["line 1", "0 columns ipc"]),
         ("seed,dataset,ipc,method,seed\n0,made-up,1,DC,0", ["line 1", "2 columns seed"]),
         (HEADER + "made-up,1,DC,0,\nmade-up,one,DC,0,", ["line 3", "ipc='one'", "whole number"]),
         (HEADER + "made-up,0,DC,0,", ["line 2", "ipc=0", "at least 1"]),
-        (HEADER + "made-up,1,DC,-1,", ["line 2", "seed='-1'", "at least 0"]),
+        (HEADER + "made-up,1 10,DC,0,", ["line 2", "ipc='1 10'"]),
+        (HEADER + "made-up,1,DC,0 -1,", ["line 2", "seed='-1'", "at least 0"]),
+        (HEADER + "made-up,1,,0,", ["line 2", "no method"]),
+        (HEADER + ",1,DC,0,", ["line 2", "no dataset"]),
         (HEADER + "made-up,1,multi,d1+d3,fixed,0,", ["line 2", "7 values for 5 columns", '"multi,d1+d3,fixed"']),
         (HEADER + 'made-up,1,"DC,0,', ["line 2", "CSV"]),
         (HEADER + "MNIST,1,DC,0,\n\ndigit,1,DC,0,", ["line 4", "data set 'digit'", "did you mean 'digits'"]),
         (HEADER + "MNIST,1,DC,0,\nmade-up,1,MDX,0,", ["line 3", "method 'MDX'", "random"]),
+        (HEADER + "MNIST,1,noise,0,", ["line 2", "method 'noise'"]),
         (HEADER + "made-up,1,DC@lenin,0,", ["line 2", "'lenin'", "lenet"]),
-        (HEADER + "made-up,1,DC,0,mlp lenin", ["line 2", "'lenin'", "lenet"]),
+        (HEADER + "MNIST,1,DC,0,mlp lenin", ["line 2", "'lenin'", "lenet"]),
         (HEADER + 'made-up,1,"multi,d7,fixed",0,', ["line 2", "'d7'"]),
         (HEADER + "made-up,13,random,0,", ["line 2", "ipc=13"]),
         (HEADER + "made-up,1,random@lenet,0,", ["line 2", "random@lenet", "write random"]),
+        ("dataset,ipc,method,measure\nmade-up,1,DC,reech", ["line 2", "measure 'reech'", "'reach'"]),
+        ("dataset,ipc,method,measure\nmade-up,1,,whole", ["line 2", "ipc='1'", "empty"]),
+        ("dataset,ipc,method,measure\nmade-up,1,random,pulls", ["line 2", "'random'"]),
+        ("dataset,ipc,method,measure,targets\nmade-up,1,DC,reach,mlp", ["line 2", "reach", "targets empty"]),
     ],
 )
 def test_bad_cells_are_one_sentence_and_nothing_is_written(text, said, tmp_path, loads, capsys):
@@ -320,35 +323,130 @@ def test_bad_cells_are_one_sentence_and_nothing_is_written(text, said, tmp_path,
     assert ("MNIST", True) not in loads, "nothing is downloaded before the names are checked"
 
 
-def test_bad_options_and_files_are_refused(tmp_path, loads, capsys):
-    for more, words in (
+SOME = "table,dataset,ipc,method\nTable 3,made-up,1,random DC\nTable 1,made-up,10,random\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
         (("--budget", "huge"), "budget 'huge'"),
-        (("--networks", 0), "networks=0"),
+        (("--networks", 0), "--networks 0"),
         (("--precision", "half"), "precision 'half'"),
-        (("--time-budget", -1), "time_budget=-1.0"),
-        (("--threads", 0), "threads=0"),
+        (("--time-budget", -1), "--time-budget -1.0"),
+        (("--threads", 0), "--threads 0"),
         (("--device", "cudax"), "'cudax'"),
-        (("--cells", tmp_path), "there is no file"),
-        (("--cells", tmp_path / "no.csv"), "no.csv"),
-    ):
-        assert run_cells(tmp_path, CELLS, *more) == 2
-        assert words in capsys.readouterr().err
-        assert [path.name for path in tmp_path.iterdir()] == ["cells.csv"]
-    (tmp_path / "latin.csv").write_bytes("dataset,ipc,method,seed\nimagefolder:é,1,DC,0\n".encode("latin-1"))
+        (("--cells", "."), "there is no file"),
+        (("--cells", "no.csv"), "no.csv"),
+        (("--tables", "Table 9"), "unknown table 'Table 9': choose from Table 3, Table 1"),
+        (("--datasets", "made-up", "digits"), "unknown data set 'digits': choose from made-up"),
+        (("--methods", "random", "MTT"), "unknown method 'MTT': choose from random, DC"),
+        (("--measures", "reach"), "unknown measure 'reach': choose from networks"),
+        (("--ipc", 1, 7), "no cell has 7 images per class: choose from 1, 10"),
+        (("--seeds", 0, 7), "no cell has the seed 7: choose from 0, 1"),
+        (("--ipc", 10, "--methods", "DC"), "no cell has all that was chosen"),
+        (("--methods", "DC", "--methods", "random"), "--methods is given twice"),
+        (("--methods", "DC", "--methods=random"), "--methods is given twice"),
+        (("--datasets", "--ipc", 1), "--datasets has no value"),
+        (("--change", "rate=0.1"), "'rate': choose from "),
+        (("--change", "how=d2"), "'how'"),
+        (("--change", "width=8"), "'width'"),
+        (("--change", "lr_images"), "lr_images=0.1"),
+        (("--change", "lr_images=-1"), "lr_images=-1.0"),
+        (("--change", "lr_images=1", "gap=1", "lr_images=2"), "lr_images: give it one value"),
+        (("--change", "lam"), "lam=null"),
+        (("--change", "lr_images=1", "--tables", "Table 1"), "a change is for condensed sets"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_nothing_is_written(more, said, tmp_path, loads, capsys):
+    assert run_cells(tmp_path, SOME, *more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gmlib: ") and error.count("\n") == 1 and said in error
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.csv"]
+
+
+def test_tables_cannot_be_chosen_where_none_is_named(tmp_path, loads, capsys):
+    assert run_cells(tmp_path, CELLS, "--tables", "Table 3") == 2
+    assert "no line names its table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "cells"),
+    [
+        ((), "random 0, DC 0, random 1, DC 1, random 0, random 1"),
+        (("--tables", "Table 3", "--seeds", 1), "random 1, DC 1"),
+        (("--ipc", 10), "random 0, random 1"),
+        (("--methods", "DC", "--datasets", "made-up", "--measures", "networks"), "DC 0, DC 1"),
+    ],
+)
+def test_some_cells_are_chosen(more, cells, tmp_path, loads, capsys):
+    assert run_cells(tmp_path, SOME, "--dry-run", *more) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    assert ", ".join(re.sub(r".*, (\w+), set (\d): .*", r"\1 \2", line) for line in lines) == cells
+    assert total.startswith(f"{len(lines)} of {len(lines)} are left")
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.csv"], "a dry run writes nothing"
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "latin.csv").write_bytes("dataset,ipc,method\nimagefolder:é,1,DC\n".encode("latin-1"))
     with pytest.raises(ValueError, match="UTF-8"):
-        cells.read_cells(tmp_path / "latin.csv")
+        cells.read_lines(tmp_path / "latin.csv")
+
+
+def lines_of(folder, text):
+    (folder / "cells.csv").write_bytes(text.encode())
+    return cells.read_lines(folder / "cells.csv")
 
 
 def test_a_file_as_spreadsheets_write_it(tmp_path):
-    text = '\ufeffdataset, ipc, method, seed\r\nMNIST, 10, "multi,d2,fixed", 1\r\n,,,\r\n'
-    (tmp_path / "cells.csv").write_bytes(text.encode())
-    (cell,) = cells.read_cells(tmp_path / "cells.csv")
+    (line,) = lines_of(tmp_path, '\ufeffdataset, ipc, method, seed\r\nMNIST, 10, "multi,d2,fixed", 1\r\n,,,\r\n')
+    (cell,) = line.cells(20)
     assert cell == cells.Cell("MNIST", 10, "multi,d2,fixed", 1) and cell.place.endswith("cells.csv, line 2")
+
+
+def test_a_line_stands_for_every_combination_of_its_names(tmp_path):
+    text = "table,measure,dataset,ipc,method,seed,targets\n"
+    text += 'Table 2,,MNIST  digits,1,"DC  multi, d2, fixed",3 5,mlp convnet\n,whole,digits,,,,\n'
+    text += ",reach,imagefolder:my photos,1,noise DC,,\n"
+    two, whole, photos = lines_of(tmp_path, text)
+    in_order = [(cell.dataset, cell.seed, cell.method) for cell in two.cells(9)]
+    of_one = [(3, "DC"), (3, "multi,d2,fixed"), (5, "DC"), (5, "multi,d2,fixed")]
+    assert in_order == [(dataset, *more) for dataset in ("MNIST", "digits") for more in of_one]
+    assert {(cell.table, cell.targets, cell.measure) for cell in two.cells(9)} == {
+        ("Table 2", ("mlp", "convnet"), "networks")
+    }
+    assert list(whole.cells(9)) == [cells.Cell("digits", None, "whole", measure="whole")]
+    assert [(cell.dataset, cell.seed, cell.method, cell.measure) for cell in photos.cells(2)] == [
+        ("imagefolder:my photos", seed, method, "reach") for seed in (0, 1) for method in ("noise", "DC")
+    ]
+
+
+def test_all_training_images_belong_to_every_choice_of_images_per_class(tmp_path):
+    lines = lines_of(tmp_path, "dataset,ipc,method,measure\nA,1,DC,\nA,10,DC,\nA,,,whole\n")
+    chosen = cells.Wanted(ipc=[10], seeds=[1]).of(lines, 2)
+    assert [str(cell) for cell in chosen] == ["A, IPC 10, DC, set 1", "A, all training images"]
 
 
 def test_a_set_that_is_missing_is_downloaded_once(tmp_path, loads):
     assert run_cells(tmp_path, HEADER + "MNIST,1,random,0,\nMNIST,1,random,1,") == 0
     assert loads[-1] == ("MNIST", True) and loads.count(("MNIST", True)) == 1
+
+
+def test_only_sets_then_networks_give_what_one_run_gives(tmp_path, loads, monkeypatch, capsys):
+    (tmp_path / "again").mkdir()
+    assert run_cells(tmp_path / "again") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "fit", None)
+        assert run_cells(tmp_path, CELLS, "--only-sets") == 0
+        capsys.readouterr()
+        assert run_cells(tmp_path, CELLS, "--only-sets", "--dry-run") == 0
+        assert capsys.readouterr().out.endswith("\n0 of 4 are left\n")
+    sets = {name: content for name, content in stored(tmp_path).items() if name.endswith(".safetensors")}
+    monkeypatch.setattr(store, "condense_together", None)
+    assert run_cells(tmp_path, CELLS, "--networks", 1) == 0 and run_cells(tmp_path) == 0
+    both = stored(tmp_path), stored(tmp_path / "again")
+    assert set(both[0]) == set(both[1]) and all(both[1][name] == content for name, content in sets.items())
+    accuracies = [json.loads(found[name])["accuracies"] for name in both[0] if "accuracy-" in name for found in both]
+    assert accuracies[::2] == accuracies[1::2] and len(accuracies) == 2 * 5
 
 
 def test_a_time_budget_has_its_own_exit_status(tmp_path, loads, capsys):
@@ -357,10 +455,13 @@ def test_a_time_budget_has_its_own_exit_status(tmp_path, loads, capsys):
     assert capsys.readouterr().err == said
     assert stored(tmp_path) == {}
     assert run_cells(tmp_path, HEADER + "made-up,10,random,0,") == 0
-    line = capsys.readouterr().out
-    assert run_cells(tmp_path, CELLS, "--time-budget", 0) == 3
+    lines = without_times(capsys.readouterr().out)
+    log = tmp_path / "logs" / "run.log"
+    assert run_cells(tmp_path, CELLS, "--time-budget", 0, "--log", log) == 3
     printed = capsys.readouterr()
-    assert printed.out == line and "3 of 4" in printed.err
+    assert without_times(printed.out) == [f"{line} (stored)" for line in lines] and "3 of 4" in printed.err
+    first, second = log.read_text().splitlines()
+    assert f"{first}\n" == printed.out and second.endswith(printed.err.removeprefix("gmlib: ").strip())
 
 
 def test_interrupted_cells_continue_to_the_same_bits(tmp_path, loads, monkeypatch, capsys):
@@ -384,17 +485,8 @@ def test_interrupted_cells_continue_to_the_same_bits(tmp_path, loads, monkeypatc
     (tmp_path / "again").mkdir()
     assert run_cells(tmp_path / "again", text) == 0
     first, second = stored(tmp_path), stored(tmp_path / "again")
-    assert set(first) == set(second) and len(first) == 6
+    assert set(first) == set(second) and len(first) == 10
     assert all(first[name] == second[name] for name in first if name.endswith(".safetensors"))
-
-
-def test_a_diverged_cell_does_not_stop_the_others(tmp_path, loads, monkeypatch, capsys):
-    monkeypatch.setitem(how.DISTANCES, "d2", lambda A, B, real=how.d2: real(A, B) * math.nan)
-    text = HEADER + 'made-up,1,"multi,d2,fixed",0,\nmade-up,1,DC,0,'
-    assert run_cells(tmp_path, text) == 1
-    printed = capsys.readouterr()
-    assert printed.out.startswith("made-up, IPC 1, DC, set 0: ") and printed.out.count("\n") == 1
-    assert printed.err.startswith("gmlib: made-up, IPC 1, multi,d2,fixed, set 0: the matching loss is not finite")
 
 
 def test_a_cell_with_a_damaged_file_does_not_stop_the_others(tmp_path, loads, capsys):
@@ -405,7 +497,7 @@ def test_a_cell_with_a_damaged_file_does_not_stop_the_others(tmp_path, loads, ca
     text = HEADER + "".join(f"made-up,1,{method},0,\n" for method in ("DC", "M", "MD"))
     assert run_cells(tmp_path, text) == 1
     printed = capsys.readouterr()
-    assert [line.split(": ")[0] for line in printed.out.splitlines()] == [
+    assert [line.split(": ")[0] for line in without_times(printed.out)] == [
         f"made-up, IPC 1, {method}, set 0" for method in ("DC", "MD")
     ]
     assert printed.err.startswith(f"gmlib: made-up, IPC 1, M, set 0: {folder}") and printed.err.count("\n") == 1

@@ -154,6 +154,7 @@ def test_what_clipping_and_rounding_lose_is_measured_and_logged(tmp_path, caplog
         (("B", "a", "b"), True),  # the same on some file systems
         (("../../evil", "con", ""), True),
         (("x" * 300, "y" * 300), False),
+        (("README.txt", "a"), True),  # the name of a file beside the folders
     ],
 )
 def test_sorted_folders_are_in_the_order_of_the_labels(classes, numbered, tmp_path):
@@ -181,6 +182,20 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path):
     make_set().to_folder(tmp_path / "empty")
     with refuses(ValueError, "not empty"):
         make_set().to_folder(tmp_path / "empty")
+
+
+def test_a_path_through_a_new_folder_is_that_of_the_folder_around_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / README).write_text("mine")
+    with refuses(ValueError, "is not empty"):
+        uneven().to_folder("new/..")
+    assert [path.name for path in tmp_path.iterdir()] == [README] and (tmp_path / README).read_text() == "mine"
+
+
+def test_what_a_killed_export_left_is_no_hindrance(tmp_path):
+    (tmp_path / "png" / f".{'0' * 16}.tmp" / "0").mkdir(parents=True)
+    uneven().to_folder(tmp_path / "png")
+    assert not list((tmp_path / "png").glob(".*"))
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -442,6 +457,21 @@ def test_images_and_labels_in_two_files_or_as_a_pair(mnist, tmp_path):
         assert same(gm.SyntheticSet.from_pt(tmp_path / f"{i}.pt", mnist), S)
     with refuses(ValueError, "labels_path="):
         gm.SyntheticSet.from_pt(tmp_path / "images_best.pt", mnist)
+
+
+def test_a_pair_may_hold_a_list_of_labels_and_is_one_set(mnist, tmp_path):
+    x = torch.randn(mnist.n_classes, *mnist.shape)
+    torch.save((x, list(range(mnist.n_classes))), tmp_path / "pair.pt")
+    scale = {"mean": mnist.mean, "std": mnist.std}
+    assert torch.equal(gm.SyntheticSet.from_pt(tmp_path / "pair.pt", mnist, **scale).images, x)
+    with refuses(ValueError, "which=7", "one set"):
+        gm.SyntheticSet.from_pt(tmp_path / "pair.pt", mnist, which=7, **scale)
+    blob = bytearray((tmp_path / "pair.pt").read_bytes())
+    at = blob.find(x.numpy().tobytes()[:16])
+    blob[at] ^= 1
+    (tmp_path / "pair.pt").write_bytes(blob)
+    with refuses(ValueError, "is not opened"):
+        gm.SyntheticSet.from_pt(tmp_path / "pair.pt", mnist, **scale)
 
 
 def test_the_scale_of_a_file_is_known_or_asked_for(mnist, tmp_path):

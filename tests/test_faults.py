@@ -1,9 +1,11 @@
 """A short part of `make faults`."""
 
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,12 +25,13 @@ import gmlib as gm
         ("disks", ["store.run"]),
         ("side", ["store.run"]),
         ("files", []),
+        ("exports", []),
         ("inputs", []),
     ],
 )
 def test_faults_are_survived(kind, works):
     rows = list(faults.run([kind], quick=True, works=works, seed=1))
-    assert sum(row.tried for row in rows) >= {"inputs": 200, "files": 20}.get(kind, 1)
+    assert sum(row.tried for row in rows) >= {"inputs": 200, "files": 20, "exports": 20}.get(kind, 1)
     failed = [example for row in rows for example in row.examples]
     assert not failed and all(row.held == row.tried for row in rows)
 
@@ -55,6 +58,35 @@ def test_a_fault_that_is_not_survived_is_counted(tmp_path):
     faults.judge(row, lambda: 2, lambda found: found == 1, "a call")
     faults.judge(row, lambda: 1, lambda found: found == 1, "a call")
     assert (row.tried, row.held, row.silent, row.traceback) == (6, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "strange", "module", "reader", "unsafe"),
+    [
+        ("set.npz", "code.npz", np, "load", {"allow_pickle": True}),
+        ("script.pt", "pair and code.pt", torch, "load", {"weights_only": False}),
+        ("labels.pt", "old code.pt", torch, "load", {"weights_only": False}),
+    ],
+)
+def test_code_in_a_file_that_runs_is_counted(name, strange, module, reader, unsafe, tmp_path, monkeypatch):
+    faults.make_exports(tmp_path)
+    faults.strange_files(tmp_path / "strange", tmp_path / faults.RAN)
+    (tmp_path / "exports" / name).write_bytes((tmp_path / "strange" / strange).read_bytes())
+    row = faults.Row("code", name)
+    read = getattr(module, reader)
+    for options in ({}, unsafe):
+        monkeypatch.setattr(module, reader, lambda *args, _more=options, **given: read(*args, **given | _more))
+        faults.judge(row, partial(faults.read_exports, tmp_path), lambda found: False, name)
+    assert (row.held, row.traceback) == (1, 1) and "CodeRan" in row.examples[0]
+
+
+def test_good_arguments_are_taken(tmp_path, monkeypatch):
+    """Or else a refusal of bad ones would show nothing."""
+    monkeypatch.chdir(tmp_path)
+    for _, function, good, _ in faults.calls(tmp_path):
+        with suppress(*[gm.OutOfTime] * (good.get("deadline") == 0.0)):
+            function(**faults.with_deadline(good))
+    del gm.NETWORKS["own"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from gmlib import METHODS, Recipe, networks
 from gmlib.coresets import CORESETS
+from gmlib.runs.cells import Wanted, read_lines
 from gmreport import paper
 
 SECOND_READING = Path(__file__).with_name("second_reading.csv")  # by another reader of the paper
@@ -188,6 +189,29 @@ def test_neighbours_as_published():
     assert rising.all()
 
 
+def test_the_file_of_cells_holds_exactly_the_papers_tables():
+    extra = {
+        "Table 2": {(other, 1, method, "convnet")
+                    for other in ("CIFAR10", "FashionMNIST") for method in paper.published("Table 2")["method"]},
+        "Table 4": {("MNIST", 1, "random", target) for target in paper.published("Table 4")["network"]},
+    }  # fmt: skip
+    lines = read_lines()
+    networks = Wanted(measures=["networks"]).of(lines, 1)
+    for table in ("Table 1", "Table 2", "Table 3", "Table 4"):
+        chosen = Wanted([table]).of(lines, 1)
+        found = [(c.dataset, c.ipc, c.method, n) for c in chosen for n in c.targets or ("convnet",)]
+        figures = paper.published(table)
+        of_sets = figures[figures["ipc"].notna()][["dataset", "ipc", "method", "network"]]
+        printed = set(of_sets.itertuples(index=False, name=None))
+        assert len(found) == len(set(found)) and set(found) == printed | extra.get(table, set()), table
+        assert not printed & extra.get(table, set()) and all(c in networks for c in chosen), table
+    whole = paper.published("Table 3").query("method == 'whole'")["dataset"]
+    assert {c.dataset for c in Wanted(measures=["whole"]).of(lines, 1)} == set(whole)
+    assert {(c.table, c.measure) for c in Wanted().of(lines, 1) if c.measure != "networks"} == {
+        ("Section 5", "reach"), ("Section 3.3", "pulls"), ("Whole data", "whole")
+    }  # fmt: skip
+
+
 def test_only_tables_of_one_data_set_have_substitutes():
     """A method that no other table has shows which table was run. M and MD are in Table 3 too."""
 
@@ -198,7 +222,14 @@ def test_only_tables_of_one_data_set_have_substitutes():
     assert paper.substitutes("Table 2", ran((*fashion, "multi,d2,fixed"), (*fashion, "M"))) == {fashion: "SVHN"}
     assert paper.substitutes("Table 2", ran((*fashion, "M"), (*fashion, "MD"), ("SVHN", 1, "multi,d2,fixed"))) == {}
     assert paper.substitutes("Table 2", ran(("FashionMNIST", 10, "multi,d2,fixed"))) == {}, "at another size"
-    assert paper.substitutes("Table 4", ran((*fashion, "MD@lenet"), ("MNIST", 1, "MD@lenet"))) == {fashion: "MNIST"}
+    both = ran((*fashion, "multi,d3,fixed"), ("CIFAR10", 1, "multi,d1+d3,fixed"), ("digits", 1, "M"))
+    assert paper.substitutes("Table 2", both) == {fashion: "SVHN", ("CIFAR10", 1): "SVHN"}, "several"
+    for source in ("lenet", "resnet18bn"):
+        runs = ran(
+            (*fashion, f"MD@{source}"), ("MNIST", 1, f"MD@{source}"), ("digits", 1, "MD"), ("digits", 1, "random")
+        )
+        assert paper.substitutes("Table 4", runs) == {fashion: "MNIST"}
+    assert paper.substitutes("Table 4", ran()) == {}
     for table in ("Table 1", "Table 3", "text"):
         runs = ran(("digits", 1, "Inter"), ("digits", 1, "MDO"), ("digits", 10, "intra,d1,overfit"))
         assert paper.substitutes(table, runs) == {}

@@ -925,3 +925,17 @@ def test_figures_of_section_5_show_every_method_and_layer():
     cosine, _ = report.alignment_figure(table).axes
     assert cosine.lines[0].get_ydata().tolist() == pytest.approx([0.3])
     assert len(report.reach_figure(sums, along.iloc[:0]).axes) == 1, "a run without snapshots"
+
+
+def test_jupyter_gets_the_style_sheets_and_the_book_does_not(monkeypatch):
+    shown = []
+    monkeypatch.setattr(report.style, "display", shown.append)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    with matplotlib.rc_context():
+        report.use_style()
+        assert not shown
+        monkeypatch.setenv("JPY_SESSION_NAME", "what.md")
+        report.use_style()
+    sheet = shown[0].data
+    assert ".gm-table" in sheet and "--jp-content-font-color1" in sheet
+    assert "html[data-theme" not in sheet and ":root" not in sheet and sheet.count("{") == sheet.count("}")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import shutil
 import statistics
 from dataclasses import replace
@@ -20,7 +21,7 @@ import gmlib as gm
 import gmreport as report
 from gmlib import CORESETS, Recipe, where
 from gmlib import recipe as recipes
-from gmlib.runs import layout, overview, readback, shipped, store
+from gmlib.runs import cells, layout, overview, readback, shipped, store
 
 RESULTS = Path(__file__).parent.parent / "results"
 TEST_IMAGES = {"MNIST": 10_000, "FashionMNIST": 10_000, "made-up": 9}  # if their number is known
@@ -169,7 +170,24 @@ def test_the_readme_lists_every_file_and_every_folder_of_runs():
     runs = {RESULTS / folder for folder in overview.made_with()["folder"]}
     files = [p for p in RESULTS.rglob("*") if p.is_file() and p.name != "README.md" and not runs & set(p.parents)]
     assert files and all(f"`{p.relative_to(RESULTS).as_posix()}`" in readme for p in files)
-    assert overview.readme(readme) == readme, "update it with workflow/campaign.py --time-budget 0"
+    assert overview.readme(readme) == readme, "update it with gmlib run --time-budget 0"
+
+
+def test_the_commands_in_the_readme_choose_what_is_in_their_folders():
+    lines = cells.read_lines()
+    for row in overview.made_with().itertuples():
+        options: dict[str, list[str]] = {}
+        for word in shlex.split(row.command)[2:]:
+            if word.startswith("--"):
+                options[word] = []
+            else:
+                options[list(options)[-1]].append(word)
+        ((budget,), sizes) = options["--budget"], [int(ipc) for ipc in options.get("--ipc", ())]
+        wanted = cells.Wanted(options["--tables"], options["--datasets"], sizes, options.get("--methods", ()))
+        chosen = {(cell.method, cell.seed) for cell in wanted.of(lines, gm.BUDGETS[budget].sets)}
+        runs = (RESULTS / row.folder).glob("*/set*")
+        stored = {(shipped.method_of(run), int(run.name.removeprefix("set"))) for run in runs}
+        assert stored <= chosen, row.command
 
 
 def test_a_network_trained_on_a_committed_set_of_mnist_is_as_good_as_the_stored_ones():
@@ -285,7 +303,7 @@ def test_another_protocol_is_found(results):
 
 
 def test_an_unfinished_run_is_no_problem_and_in_no_table(results):
-    """It has no networks, or fewer than its budget, as after a campaign that was stopped."""
+    """It has no networks, or fewer than its budget, as after a command that was stopped."""
     run = results / "made-up" / "ipc1" / "M"
     (run / "set0" / "accuracy-convnet.json").unlink()
     one = json.loads((run / "set1" / "accuracy-convnet.json").read_text())["accuracies"][:1]

@@ -347,11 +347,11 @@ def test_how_the_results_were_made(results, data):
     t = overview.made_with(results).set_index("folder")
     assert list(t.index) == ["made-up/ipc1", "lite/made-up/ipc1", "lite/made-up/ipc10", "lite/made-up/whole"]
     assert t[["sets", "networks"]].values.tolist() == [[1, 3], [3, 12], [1, 3], [0, 2]]
-    campaign = ".venv/bin/python workflow/campaign.py --budget"
+    start = ".venv/bin/gmlib run --budget"
     options = "--tables 'Table 3' --methods M --precision float32"
-    command = f"{campaign} paper --datasets made-up --ipc 1 {options}"
+    command = f"{start} paper --datasets made-up --ipc 1 {options}"
     assert t.loc["made-up/ipc1"].tolist() == [1, 3, 3720.0, "a GPU", "0123456789ab", command]
-    whole = f"{campaign} lite --datasets made-up --tables 'Whole data'"
+    whole = f"{start} lite --datasets made-up --tables 'Whole data'"
     assert t.loc["lite/made-up/whole", "command"] == whole
     assert t.loc["lite/made-up/ipc1", "device"].endswith(", 1 thread")
     text = overview.readme(f"before\n{overview.BEGIN}\nstale{overview.END}\nafter\n", results)
@@ -362,6 +362,24 @@ def test_how_the_results_were_made(results, data):
         f"| <code>made-up/ipc1</code> | 1 | 3 | 1 h 2 min | a GPU | 0123456789ab | <code>{command}</code> |" in text
     )
     assert "stale" not in text and overview.readme(text, results) == text
+
+
+def test_a_folder_with_two_precisions_is_continued_by_the_default(data, tmp_path):
+    options = {"budget": "smoke", "device": "cpu", "progress": False, "results_dir": tmp_path / "smoke"}
+    options |= {"networks": 1, "outer_loops": 1, "width": 2}
+    for seed, precision in enumerate(("float32", "bf16")):
+        store.run(data, "DC", 1, seed=seed, precision=precision, **options)
+    (row,) = overview.made_with(tmp_path).itertuples()
+    assert "--precision" not in row.command
+
+
+def test_a_probe_counts_when_it_has_all_its_networks(data, tmp_path):
+    options = {"budget": "smoke", "device": "cpu", "progress": False, "lr_images": 0.05}
+    place = shipped.probe_folder({"lr_images": 0.05}, tmp_path) / "smoke"
+    for n in (1, gm.BUDGETS["smoke"].networks):
+        store.run(data, "DC", 1, networks=n, results_dir=place, **options)
+        ((change, S),) = shipped.probes(tmp_path)
+        assert change == "lr_images=0.05" and bool(S.evaluations) == (n > 1)
 
 
 def test_a_readme_without_the_marks(tmp_path):

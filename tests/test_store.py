@@ -1337,4 +1337,4 @@ def test_a_pipe_is_no_file(tmp_path):
     with refuses(ValueError, "no regular file"):
         files.read_tensors(tmp_path / "set.safetensors", "x", "run again")
     with refuses((ValueError, OSError), "there is no file"):
-        cells.read_cells(tmp_path / "run.json")
+        cells.read_lines(tmp_path / "run.json")

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from gmlib.augment import MAX_ANGLE, MAX_SHIFT, MAX_ZOOM
 from gmlib.coresets import CORESETS
 from gmlib.evaluation import Evaluation, Protocol
-from gmlib.exchange import as_image, npz_bytes, png_bytes, png_files
+from gmlib.exchange import as_image, npz_bytes, png_bytes, png_files, share
 from gmlib.files import read_json, slug, write_atomically
 from gmlib.networks import build
 from gmlib.runs import shipped
@@ -220,7 +220,7 @@ def _readme(one: Shipped) -> str:
         f"mean = {list(S.mean)}, std = {list(S.std)}: a network gets (pixels - mean) / std, with pixels in [0, 1].",
         "",
         "The PNG files have 8 bits and are clipped to [0, 1].",
-        f"{_share(one.outside)} of the set's pixels lie outside. The .safetensors and .npz files hold them",
+        f"{share(one.outside)} of the set's pixels lie outside. The .safetensors and .npz files hold them",
         "as they are: take one of those for training.",
         "",
         f"Made from {_origin(one)} {_terms(one)}",
@@ -395,7 +395,7 @@ def _pictures(one: Shipped) -> str:
         only = figure("", "gm-take-clipped", "no pixel lies outside [0, 1]")
         return f'<div class="gm-take-pictures">{columns}{only}</div>'
     low, high = one.pixels.min().item(), one.pixels.max().item()
-    clipped = figure("", "gm-take-clipped", f"clipped to [0, 1]: {_share(one.outside)} of the pixels lie outside")
+    clipped = figure("", "gm-take-clipped", f"clipped to [0, 1]: {share(one.outside)} of the pixels lie outside")
     full = figure(
         "-full", "gm-take-full", f"full range: black is {low:.1f}, white is {high:.1f}".replace("-", "\u2212")
     )
@@ -507,10 +507,6 @@ def _terms(one: Shipped) -> str:
 
 def _budget(budget: str) -> str:
     return "by the paper's protocol" if budget == "paper" else f"budget {budget}"
-
-
-def _share(share: float) -> str:
-    return "less than 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
 
 
 def _span(values: Sequence[float]) -> str:

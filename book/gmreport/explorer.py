@@ -18,9 +18,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from PIL import Image
 
-from gmlib.exchange import png_bytes
+from gmlib.exchange import as_image, png_bytes
 from gmlib.files import slug
 from gmlib.recipe import BUDGETS
 from gmlib.runs import readback, shipped
@@ -168,8 +167,7 @@ def _picture(S: CondensedSet) -> tuple[str, tuple[int, int]]:
     pixels = S.pixels().unflatten(0, (S.n_classes, S.ipc))[:SHOWN, 0].float().clamp(0, 1).numpy()  # (n, c, h, w)
     strip = np.concatenate(list(pixels), axis=2).transpose(1, 2, 0)  # (h, n w, c)
     strip = np.rint(np.rint(strip * GREYS) * (255 / GREYS)).astype(np.uint8)
-    picture = Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip)
-    return base64.b64encode(png_bytes(picture)).decode(), (strip.shape[1], strip.shape[0])
+    return base64.b64encode(png_bytes(as_image(strip))).decode(), (strip.shape[1], strip.shape[0])
 
 
 def _use(run: StoredRun) -> str:

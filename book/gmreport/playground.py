@@ -344,7 +344,7 @@ print(gm.evaluate(S, data, {evaluation}))"""
             [c[name] for name in ("what", "lam_is_C", "lam", *DISTANCES)],
             [ipywidgets.HTML("steps of theta after the update at"), *(c[f"t{t}"] for t in range(KNOTS))],
         ]
-        boxes = [ipywidgets.VBox(column, layout={"width": "24em"}) for column in columns]
+        boxes = [ipywidgets.VBox(column, layout={"width": "28em"}) for column in columns]
         controls = ipywidgets.HBox(boxes, layout={"flex_flow": "row wrap"})
         buttons = ipywidgets.HBox(list(self.buttons.values()))
         code = ipywidgets.Accordion([self._code], titles=["The same in code"])
@@ -391,7 +391,7 @@ def _controls(datasets: list[str], start: Recipe) -> dict[str, ipywidgets.Widget
     controls = {}
 
     def add(name: str, kind: type[ipywidgets.Widget], description: str, **options: Any) -> None:
-        look = {"style": {"description_width": "9em"}, "layout": {"width": "23em"}}
+        look = {"style": {"description_width": "12em"}, "layout": {"width": "27em"}}
         controls[name] = kind(description=description, **look, **options)
 
     def add_slider(name: str, description: str, kind: type = ipywidgets.IntSlider, **options: Any) -> None:

@@ -10,11 +10,13 @@ import base64
 import html
 import inspect
 import io
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
 from gmlib.runs.overview import in_markdown
@@ -57,8 +59,49 @@ STYLE = {
 
 
 def use_style() -> None:
-    """Draw all later figures in the style of the report."""
+    """Draw all later figures in the style of the report. In Jupyter, show outputs in it too."""
     sns.set_theme(style="whitegrid", rc=STYLE)
+    # Only a Jupyter server names its session. The pages of the report link their style sheets themselves.
+    if "JPY_SESSION_NAME" in os.environ and (sheet := jupyter_sheet()):
+        display(HTML(sheet))
+
+
+_SHEETS = Path(__file__).parents[1] / "_static"
+# What the theme of the report calls its colours, and what Jupyter calls them.
+_JUPYTER_COLOURS = {
+    "text-base": "content-font-color1", "text-muted": "content-font-color2", "link": "content-link-color",
+    "background": "layout-color0", "surface": "layout-color2", "border": "border-color1", "primary": "brand-color1",
+}  # fmt: skip
+
+# Jupyter lays out each cell by itself, so figures cannot be counted through the page. A cell is narrower than a page,
+# and every other row is shaded.
+_JUPYTER_RULES = """
+:is([class^="gm-"], [class*=" gm-"]), :is([class^="gm-"], [class*=" gm-"]) * { box-sizing: border-box; }
+.gm-figure figcaption.gm-numbered::before { content: none; }
+.gm-forest .gm-plot { width: 25%; min-width: 4rem; }
+.gm-forest .gm-number { white-space: normal; }
+.gm-forest .gm-number small { white-space: nowrap; }
+.gm-scroll { position: relative; } /* words for readers that speak do not widen the output */
+:is(.gm-table, .gm-forest) tbody tr { background: none; }
+"""
+
+
+def jupyter_sheet() -> str:
+    """The style sheets of the report's outputs as one HTML element for a notebook in Jupyter.
+
+    Returns
+    -------
+    str
+        Empty where the sheets are not at hand, as in an installed copy.
+    """
+    sheets = sorted(_SHEETS.glob("*.css"))
+    if not sheets:
+        return ""
+    rules = "\n".join(sheet.read_text("utf-8") for sheet in sheets if sheet.stem not in {"page", "print", "front"})
+    rules = rules.replace('html[data-theme="dark"]', '&[data-jp-theme-light="false"]').replace(":root", "&")
+    colours = "".join(f"--pst-color-{ours}: var(--jp-{theirs});" for ours, theirs in _JUPYTER_COLOURS.items())
+    # The last part matches nothing. It makes each rule weigh more than Jupyter's own.
+    return f"<style>\n:is(body, .gm-a .gm-b .gm-c) {{\n{colours}\n{rules}\n{_JUPYTER_RULES}}}\n</style>"
 
 
 def colour(method: str) -> str:

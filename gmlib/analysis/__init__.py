@@ -3,4 +3,3 @@
 from ..checks import require
 
 require("scipy", "analysis")
-require("pandas", "analysis")

@@ -13,6 +13,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..checks import require
+
+require("pandas", "analysis")
+
 import pandas as pd
 import torch
 

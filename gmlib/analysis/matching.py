@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..checks import require
+
+require("pandas", "analysis")
+
 import pandas as pd
 import torch
 from torch import Tensor

@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from ..checks import require
+
+require("pandas", "analysis")
+
 import numpy as np
 import pandas as pd
 import torch

@@ -16,13 +16,13 @@ importing only from those above it:
 `store`
     Do a run, or read back what is stored: `store.run`, `store.sweep`, `store.whole_data`, `store.cached_table`.
 `cells`
-    Cells of the paper's tables in a file, for the command `gmlib run`.
+    The cells of the paper's tables in a file, workflow/cells.csv.
 `shipped`
     The condensed sets under results/: `gmlib.load_condensed` and everything stored with a set.
 `readback`
     Stored results as tables, one row per trained network, set or measurement.
-`work`
-    The list of work: which sets each table of the paper needs.
+`tasks`
+    Do cells in one process, the most informative first: the command `gmlib run`.
 `overview`
     How each folder of results was made, and the table of it in results/README.md.
 """

@@ -25,6 +25,10 @@ NO_SET = "no set yet"  # in the place of its digest, so that accuracies of an ea
 CHANGED = ", changed"  # follows the budget's name if the recipe is not the budget's
 
 
+class Unusable(ValueError):
+    """What is stored in the folder of a run is damaged, or of another run. What was asked for may be right."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A checked description of a run.
@@ -157,7 +161,7 @@ def plan_run(
     Raises
     ------
     ValueError
-        As in `store.run`.
+        As in `store.run`; `Unusable` if only what is stored does not fit.
     """
     check_data(data)
     size = choose(BUDGETS, "budget", budget)
@@ -197,10 +201,14 @@ def plan_run(
         },
     )
     as_json({"recipe": job.made_by, "data": [data.name, data.origin, *data.classes]}, "what is stored of a run")
-    of = (stored_record(job) or {"set": NO_SET})["set"]
-    for network in targets:
-        stored_evaluation(job.folder, network, seed, resolve_protocol(data, data, network, job.protocol), of)
-    read_trace(job.folder / "trace.json", of)
+    protocols = {network: resolve_protocol(data, data, network, job.protocol) for network in targets}
+    try:
+        of = (stored_record(job) or {"set": NO_SET})["set"]
+        for network, protocol in protocols.items():
+            stored_evaluation(job.folder, network, seed, protocol, of)
+        read_trace(job.folder / "trace.json", of)
+    except ValueError as error:
+        raise Unusable(str(error)) from error
     return job
 
 

@@ -17,6 +17,7 @@ require("pandas", "analysis")
 import pandas as pd
 
 from ..files import read_json
+from .cells import FILE, methods_of, read_lines
 from .layout import MadeWith, StoredTable, Timed, evaluation_from_json, read_accuracies, read_record
 from .shipped import (
     MEASUREMENTS,
@@ -27,12 +28,11 @@ from .shipped import (
     results_folder,
     spell_changes,
 )
-from .work import methods_of
 
 COLUMNS = ["folder", "sets", "networks", "seconds", "device", "commit", "command"]
 
 # The marks in results/README.md. The text between them is replaced.
-BEGIN = "<!-- runs: written by workflow/campaign.py, not by hand -->"
+BEGIN = "<!-- runs: written by gmlib run, not by hand -->"
 END = "<!-- end of runs -->"
 
 
@@ -107,16 +107,16 @@ def _made_with(root: Path, place: Path) -> list[dict[str, Any]]:
 def _tables(
     methods: Collection[str], networks: Collection[str], measured: Collection[str], ipc: int | None
 ) -> list[str]:
-    """The campaign's names of the stages that make these runs, as few as possible."""
+    """The tables whose cells make these runs, as few as possible."""
     if ipc is None:
         return ["Whole data"]
-    left = set(methods)
+    left, lines = set(methods), read_lines() if FILE.is_file() else []  # a wheel comes without that file
     found = []
     for name in ("Table 3", "Table 2", "Table 1"):
-        if in_table := left & methods_of(name):
+        if in_table := left & methods_of(name, lines):
             found.append(name)
             left -= in_table
-    found += [stage for name, stage in MEASUREMENTS.items() if name in measured]
+    found += [section for name, section in MEASUREMENTS.items() if name in measured]
     if any("@" in method for method in methods) or set(networks) - {"convnet"}:
         found.append("Table 4")
     return found
@@ -131,8 +131,8 @@ def _command(
     precision: str,
     changes: Collection[str],
 ) -> str:
-    """A line for the shell. It starts the campaign itself: make would read a $ in a name."""
-    words = [".venv/bin/python", "workflow/campaign.py", "--budget", budget, "--datasets", dataset]
+    """A line for the shell."""
+    words = [".venv/bin/gmlib", "run", "--budget", budget, "--datasets", dataset]
     words += [] if ipc is None else ["--ipc", str(ipc)]
     words += ["--tables", *tables]
     words += ["--methods", *sorted(methods, key=order_key)] if methods else []

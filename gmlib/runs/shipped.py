@@ -41,7 +41,7 @@ SOURCES = {
     "FashionMNIST": "Fashion-MNIST is by Zalando SE (H. Xiao, K. Rasul, R. Vollgraf), under the MIT licence",
 }
 
-# Files of measurements in the folder of a set -> the stage of the campaign that makes them.
+# Files of measurements in the folder of a set -> the section whose cells make them, in workflow/cells.csv.
 MEASUREMENTS = {"reach.json": "Section 5", "pulls.json": "Section 3.3"}
 
 
@@ -273,7 +273,7 @@ def probe_folders(root: Path) -> list[Path]:
 
 
 def spell_changes(changes: Mapping[str, Any]) -> str:
-    """Changes as the campaign takes them: {"lr_images": 0.01, "lam": None} is "lam=null lr_images=0.01"."""
+    """Changes as `gmlib run --change` takes them: {"lr_images": 0.01, "lam": None} is "lam=null lr_images=0.01"."""
     return " ".join(f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in sorted(changes.items()))
 
 

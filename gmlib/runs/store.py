@@ -127,6 +127,8 @@ class Run:
         return next(iter(self.evaluations.values()))
 
     def __str__(self) -> str:
+        if not self.evaluations:
+            return repr(self.S)
         named = len(self.evaluations) > 1
         return ", ".join(f"{network} {e}" if named else str(e) for network, e in self.evaluations.items())
 
@@ -203,6 +205,7 @@ def do(
     deadline: float | None = None,
     wait: bool = True,
     partly: bool = False,
+    only_set: bool = False,
 ) -> Run:
     """Do a planned run, or read back what is stored.
 
@@ -219,6 +222,8 @@ def do(
         As in `run`.
     partly : bool
         At the deadline return a set that has only some of its target networks.
+    only_set : bool
+        Train no networks, and read none.
 
     Returns
     -------
@@ -232,7 +237,7 @@ def do(
     device = device_of(device)
     check_flag("progress", progress)
     with locked(job.folder, deadline, wait):
-        return _do(job, others, device, progress, deadline, partly)
+        return _do(job, others, device, progress, deadline, partly, only_set)
 
 
 def sweep(
@@ -456,7 +461,13 @@ def _table_to_json(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _do(
-    job: Job, others: Sequence[Job], device: torch.device, progress: bool, deadline: float | None, partly: bool
+    job: Job,
+    others: Sequence[Job],
+    device: torch.device,
+    progress: bool,
+    deadline: float | None,
+    partly: bool,
+    only_set: bool,
 ) -> Run:
     """Both phases of one run, in a folder that is locked."""
     remove_leftovers(job.folder)
@@ -469,7 +480,9 @@ def _do(
     S, of = load_set(job.folder, record), record["set"]
     n, seed = job.n_networks, job.recipe.seed
     evaluations: dict[str, Evaluation] = {}
-    trace = {}
+    trace: dict[int, tuple[SyntheticSet, Evaluation]] = {}
+    if only_set:
+        return Run(job.folder, S, evaluations, record, trace)
     try:
         for network in sorted(
             job.targets, key=lambda network: not _is_evaluated(job, network, of)

@@ -1,0 +1,246 @@
+"""workflow/: the cells of the tables as jobs, on this machine and on a SLURM cluster of one node."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import slurm
+
+from gmlib.runs import locks, tasks
+from gmlib.runs.cells import FILE, MEASURES, Cell, Wanted, read_lines
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "workflow"))
+
+import plan  # noqa: E402
+
+# Eight cells, in eleven jobs.
+GRID = """table,dataset,ipc,method,seed,targets,measure
+Table 3,digits,1,random DC M MD,0,,
+Table 4,digits,1,MD@mlp,0,mlp convnet,
+Table 3,digits,10,DC,0,,
+Section 5,digits,1,noise MD,0,,reach
+"""
+
+
+def options(folder, budget="smoke", **more):
+    return tasks.Options(budget=budget, results_dir=folder, **more)
+
+
+# ---- the plan --------------------------------------------------------------------------------------------
+
+
+def chosen_by(job, lines, budget):
+    """The cells that `gmlib run` does with the words of a job."""
+    words, of = iter(job.words), {}
+    for word in words:
+        if word.startswith("--"):
+            name = of.setdefault(word[2:], [])
+        else:
+            name.append(word)
+    of.pop("networks", None)
+    numbers = {name: list(map(int, of.pop(name))) for name in ("ipc", "seeds") if name in of}
+    return Wanted(**of, **numbers).of(lines, plan.BUDGETS[budget].sets)
+
+
+@pytest.mark.parametrize("budget", ["smoke", "paper"])
+def test_every_cell_of_every_table_is_in_a_job_that_chooses_it(budget, tmp_path):
+    lines = read_lines(FILE)
+    cells = Wanted().of(lines, plan.BUDGETS[budget].sets)
+    how = options(tmp_path, budget)
+    jobs = plan.jobs_of(cells, how, {})
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert all(re.fullmatch(r"[^/\s]+", job.name) for job in jobs)
+    done = Counter()
+    for job in jobs:
+        found = chosen_by(job, lines, budget)
+        assert found, job.name
+        if job.kind == "sets":
+            assert len({(cell.dataset, cell.ipc, cell.seed) for cell in found}) == 1
+        else:
+            done.update(found)
+            assert len(found) == 1, job.name
+    assert done == Counter({cell: len(how.rounds) if cell.measure == "networks" else 1 for cell in cells})
+    assert {job.kind for job in jobs} == {"sets", *MEASURES}
+
+
+def test_what_a_job_needs_comes_before_it(tmp_path):
+    (tmp_path / "cells.csv").write_text(GRID)
+    cells = Wanted().of(read_lines(tmp_path / "cells.csv"), 1)
+    jobs = {job.name: job for job in plan.jobs_of(cells, options(tmp_path, "paper"), {})}
+    together = jobs["digits-ipc1-convnet-set0-sets"]
+    assert together.left == {"set": 3} and together.kind == "sets"
+    assert jobs["digits-ipc1-MD-set0-10"].needs == ["digits-ipc1-convnet-set0-sets"]
+    assert jobs["digits-ipc1-MD-set0-50"].needs[-1] == "digits-ipc1-MD-set0-10"
+    assert jobs["digits-ipc1-MD-set0-reach"].needs == ["digits-ipc1-convnet-set0-sets"]
+    assert jobs["digits-ipc1-noise-set0-reach"].needs == jobs["digits-ipc1-random-set0-10"].needs == []
+    assert jobs["digits-ipc1-mlp-set0-sets"].left == {"set": 1} and jobs["digits-ipc10-DC-set0-sets"].left == {
+        "set": 1
+    }
+    first = [job.priority for name, job in jobs.items() if not name.endswith("-50")]
+    assert min(first) > max(job.priority for name, job in jobs.items() if name.endswith("-50"))
+    assert jobs["digits-ipc1-random-set0-10"].priority == max(first), "the first line of the file"
+
+
+def test_times_that_were_measured_make_the_limits(tmp_path):
+    cells = [Cell("digits", 1, "MD"), Cell("digits", 1, "random"), Cell("digits", 1, "MD", measure="reach")]
+    seconds = {"digits 1 MD": {"set": 100.0, "network": 7.0, "memory": 6e9}}
+    jobs = plan.jobs_of(cells, options(tmp_path), seconds)
+    left = {job.name: (job.seconds, job.left) for job in jobs}
+    assert left["digits-ipc1-convnet-set0-sets"] == (100, {"set": 1})
+    assert left["digits-ipc1-MD-set0-3"] == (6 * 7, {"network": 6}), "half-way too"
+    assert left["digits-ipc1-random-set0-3"] == (3 * 7, {"set": 1, "network": 3}), "as on any other set of its size"
+    said = list(plan.summary(jobs))
+    assert "1 job of unknown time" in said[-1] and "2.7 min" in said[-1]
+
+
+# ---- snakemake -------------------------------------------------------------------------------------------
+
+
+def snakemake(folder, profile, *more, **changes):
+    """The command of the engine for the grid in a folder."""
+    given = {
+        "cells": folder / "cells.csv",
+        "budget": "smoke",
+        "results_dir": folder / "results",
+        "folder": folder / "jobs",
+    }
+    words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile"]
+    words += ["--profile", ROOT / "workflow" / "profiles" / profile, "--directory", folder, *more]
+    return [*map(str, words), "--config", *(f"{name}={value}" for name, value in (given | changes).items())]
+
+
+def run(folder, profile="local", *more, **changes):
+    done = subprocess.run(snakemake(folder, profile, *more, **changes), capture_output=True, text=True, env=ENV)
+    return done.returncode, done.stdout + done.stderr
+
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def in_one_process(folder):
+    """The same cells by `gmlib run` without an engine. Returns what it stored."""
+    words = ["--cells", folder / "cells.csv", "--budget", "smoke", "--results-dir", folder / "alone", "--quiet"]
+    command = [sys.executable, "-m", "gmlib.cli", "run", *map(str, words), "--threads", "1"]
+    subprocess.run(command, check=True, capture_output=True, env=ENV)
+    return numbers(folder / "alone")
+
+
+def numbers(folder):
+    """What was computed: the bytes of the sets, the accuracies and the measurements."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+        elif path.suffix == ".json" and path.name not in ("run.json", "begun.json"):
+            content = json.loads(path.read_text())
+            found[name] = content.get("accuracies") or content.get("columns") or list(content.get("trace", ()))
+    return found
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != locks.LOCK}
+
+
+def test_a_job_that_fails_leaves_the_others_running(tmp_path):
+    (tmp_path / "cells.csv").write_text("dataset,ipc,method,seed\ndigits,1,random,0 1\n")
+    damaged = tmp_path / "results" / "smoke" / "digits" / "ipc1" / "random" / "set0"
+    damaged.mkdir(parents=True)
+    (damaged / "accuracy-convnet.json").write_text("{}")
+    status, said = run(tmp_path, "local", "-n")
+    assert status != 0 and "accuracy-convnet.json is damaged" in said, "the plan names it at once"
+    (damaged / "accuracy-convnet.json").unlink()
+    (damaged / "set.safetensors").write_text("no set")
+    (damaged / "begun.json").write_text("{}")
+    status, said = run(tmp_path, retries=0)
+    assert status == 1
+    log = (tmp_path / "jobs" / "logs" / "digits-ipc1-random-set0-3.log").read_text()
+    assert "begun.json is damaged" in log and "Traceback" not in log
+    assert (tmp_path / "results" / "smoke" / "digits" / "ipc1" / "random" / "set1" / "run.json").is_file()
+    status, said = run(tmp_path, "local", "-n")
+    assert "1 of 2 jobs are stored; left: 1 set, 3 networks" in said
+
+
+def test_a_job_that_was_out_of_time_is_started_again(tmp_path):
+    """The first attempt has no time at all, and ends with status 3."""
+    (tmp_path / "cells.csv").write_text("dataset,ipc,method,seed\ndigits,1,random,0\n")
+    text = (ROOT / "workflow" / "Snakefile").read_text()
+    assert "resources.runtime} * 60" in text
+    changed = (
+        text.replace("{resources.runtime} * 60", "{resources.again} * 600 + 120")
+        .replace("runtime=minutes,", "runtime=minutes, again=lambda wildcards, attempt: attempt - 1,", 1)
+        .replace("Path(workflow.basedir).parent", f"Path({str(ROOT)!r})")
+    )
+    (tmp_path / "Snakefile").write_text(changed)
+    words = snakemake(tmp_path, "local")
+    words[words.index("--snakefile") + 1] = str(tmp_path / "Snakefile")
+    done = subprocess.run(words, capture_output=True, text=True, env=ENV)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-2000:]
+    assert "Trying to restart job" in said
+    assert (
+        tmp_path / "results" / "smoke" / "digits" / "ipc1" / "random" / "set0" / "accuracy-convnet.json"
+    ).is_file()
+
+
+# ---- a cluster -------------------------------------------------------------------------------------------
+
+
+def jobs_in_queue():
+    """(number, state) of the jobs in SLURM's queue."""
+    said = subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True, check=True).stdout
+    return [tuple(line.split()) for line in said.splitlines()]
+
+
+def wait_for_one(folder, pattern, seconds=90):
+    """Wait until a file is there."""
+    deadline = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} after {seconds} s"
+        time.sleep(0.1)
+
+
+def running(seconds=90):
+    """Wait for a job that runs; its number."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := [number for number, state in jobs_in_queue() if state == "RUNNING"]:
+            return found[0]
+        assert time.monotonic() < deadline, "no job runs"
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not())
+def test_a_cluster_whose_jobs_are_cancelled_ends_with_the_same_bits(tmp_path):
+    (tmp_path / "cells.csv").write_text(GRID)
+    with slurm.cluster(tmp_path / "slurm"):
+        engine = subprocess.Popen(
+            snakemake(tmp_path, "slurm"), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=ENV
+        )
+        try:
+            subprocess.run(["scancel", running()], check=True)  # one job: the engine submits it again
+            wait_for_one(tmp_path / "results", "**/run.json")
+            subprocess.run(["scancel", "--user", "root"], check=True)  # all of them, and the engine is killed
+        finally:
+            engine.send_signal(signal.SIGKILL)
+            engine.wait()
+        before = files(tmp_path / "results")
+        status, said = run(tmp_path, "slurm", "--unlock")
+        assert status == 0, said[-2000:]
+        status, said = run(tmp_path, "slurm")
+        assert status == 0, said[-3000:]
+        assert "slurm" in said.lower() and before < files(tmp_path / "results")
+    stored = numbers(tmp_path / "results")
+    assert (
+        stored == in_one_process(tmp_path) and len([name for name in stored if name.endswith("set.safetensors")]) == 6
+    )
+    status, said = run(tmp_path, "local", "-n")
+    assert status == 0 and "jobs are stored" in said and "left:" not in said
