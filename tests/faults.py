@@ -117,33 +117,11 @@ def cells(folder: Path) -> None:
     """`gmlib run` on a file of cells."""
     path = folder / "cells.csv"
     # In one piece: another process that does the same work may be reading it.
-    files.write_atomically(path, b"dataset,ipc,method,seed,targets\ndigits,1,DC,0,\ndigits,1,M,0,convnet mlp\n")
+    text = b"dataset,ipc,method,seed,targets\ndigits,1,random,0,\ndigits,1,DC,0,\ndigits,1,M,0,convnet mlp\n"
+    files.write_atomically(path, text)
     words = ["run", "--cells", path, "--budget", "smoke", "--networks", 1, "--results-dir", folder, "--quiet"]
     words += ["--device", "cpu", *FIXED]
     if status := cli.main([*map(str, words)]):
-        raise SystemExit(status)
-
-
-def workflow(folder: Path) -> None:
-    """A campaign over two methods."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
-    import campaign
-
-    words = [
-        "--budget",
-        "smoke",
-        "--datasets",
-        "digits",
-        "--ipc",
-        1,
-        "--tables",
-        "Table 3",
-        "--methods",
-        "random",
-        "M",
-    ]
-    words += ["--results-dir", folder, "--device", "cpu", "--log", folder / "campaign.log", *FIXED]
-    if status := campaign.main([*map(str, words)]):
         raise SystemExit(status)
 
 
@@ -181,7 +159,6 @@ WORKS: dict[str, Work] = {
     "condense_together": condense_together,
     "store.run": one_run,
     "gmlib run": cells,
-    "campaign": workflow,
     "gmreport.batch": batch,
 }
 CHANGING = {"seconds", "peak_memory_bytes", "sha256", "set", "commit", "device_name"}
@@ -420,7 +397,7 @@ def limit_files(size: int) -> None:
 
 def side_by_side(rng: random.Random, tries: int, works: Sequence[str]) -> Iterator[Row]:
     """Three processes do the same work in one folder. Works with a folder of results share it."""
-    for name in (name for name in works if name in ("store.run", "gmlib run", "campaign")):
+    for name in (name for name in works if name in ("store.run", "gmlib run")):
         work = WORKS[name]
         row = Row("side by side", f"{name}, three processes")
         with temporary() as at:
@@ -978,9 +955,14 @@ def run(
 
 
 def with_kept_rows(before: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """A table in which the rows of another are replaced by those that were made again, with the commits of both."""
+    """A table in which the rows of another are replaced by those that were made again, with the commits of both.
+
+    Rows of a kind that was made again go, even if it has no such row any more.
+    """
     made = {(row["kind"], row["what"]): row for row in table["rows"]}
-    rows = [made.pop((row["kind"], row["what"]), row) for row in before["rows"]]
+    again = {kind for kind, _ in made}
+    kept = [row for row in before["rows"] if row["kind"] not in again or (row["kind"], row["what"]) in made]
+    rows = [made.pop((row["kind"], row["what"]), row) for row in kept]
     commits = dict.fromkeys([*str(before["commit"]).split(", "), str(table["commit"])])
     seconds = before["seconds"] + table["seconds"]
     return table | {"rows": [*rows, *made.values()], "commit": ", ".join(commits), "seconds": seconds}
