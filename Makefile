@@ -103,7 +103,8 @@ BUDGET ?= paper
 DATASETS ?= MNIST
 IPC ?= 1 10 50
 PROFILE ?= local
-SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(PROFILE)
+CORES ?= all
+SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(PROFILE) --cores $(CORES)
 CONFIG = budget=$(BUDGET) datasets="$(DATASETS)" ipc="$(IPC)"
 
 results: setup

@@ -7,6 +7,7 @@ As a command it times a few steps of every kind of set on the machine at hand, f
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
 from collections import Counter
@@ -45,7 +46,7 @@ class Job:
     priority : int
         What tells most has the highest.
     left : dict
-        What is not stored yet, as in `gmlib.runs.tasks.left`.
+        What is not stored yet, as in `gmlib.runs.tasks.left`, and what no job before it does.
     seconds, memory : float
         What is left should take so long, and so many bytes, as far as that is known.
     """
@@ -61,55 +62,101 @@ class Job:
     memory: float = 0.0
 
 
-def jobs_of(cells: Sequence[Cell], options: tasks.Options, times: Mapping[str, Mapping[str, float]]) -> list[Job]:
-    """The jobs of these cells. ``times`` is what `measured` found, by `kind_of` a set."""
+def jobs_of(
+    cells: Sequence[Cell],
+    options: tasks.Options,
+    times: Mapping[str, Mapping[str, float]],
+    shared: float = 0.0,
+) -> list[Job]:
+    """The jobs of these cells.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+    options : Options
+    times : mapping
+        What `measured` found, by `kind_of` a set. A key such as "network mlp" is for one kind of network.
+    shared : float
+        The part of the time of a set that sets made together spend once for all of them. 0 counts each as if alone.
+    """
     found: dict[str, Job] = {}
+    before = _before(cells, options)
     for at, n in enumerate(options.rounds):
         for place, cell in enumerate(cells):
             priority = (len(options.rounds) - at) * len(cells) - place
             if cell.measure == "networks":
                 group = _set_name(cell, options)
                 if group and at == 0:
-                    sets = found.setdefault(group, Job("sets", group, cell.table, _words(cell), priority=priority))
-                    _add(sets, cell, replace(options, only_sets=True), n, times)
+                    words = _words(cell)[:-1]
+                    sets = found.setdefault(group, Job("sets", group, cell.table, words, priority=priority))
+                    if cell.method not in sets.words:
+                        _add(sets, cell, tasks.left(cell, replace(options, only_sets=True), n), times)
+                        sets.words.insert(sets.words.index("--methods") + 1, cell.method)
                 name = "-".join([_name(cell), *(cell.targets or ()), str(n)])
                 words = [*_words(cell), "--networks", str(n), *(["--tables", cell.table] if cell.table else [])]
                 job = Job("networks", name, cell.table, words, [group], priority)
+                left = _left(cell, options, n, before[place])
                 if at:  # the networks of the round before
                     job.needs.append("-".join([_name(cell), *(cell.targets or ()), str(options.rounds[at - 1])]))
-                _add(job, cell, options, n, times, without="set" if group else "")
+                    left -= _left(cell, options, options.rounds[at - 1], before[place])
+                if group:
+                    left.pop("set", None)
+                _add(job, cell, left, times, before[place])
             elif at == 0:
                 needs = [_set_name(cell, options)] if cell.measure == "reach" and cell.method != "noise" else []
                 name = f"{_name(cell)}-{cell.measure}"
                 job = Job(cell.measure, name, cell.table, _words(cell), needs, priority)
-                _add(job, cell, options, n, times)
+                _add(job, cell, tasks.left(cell, options, n), times)
             else:
                 continue
             found[job.name] = job
     for job in found.values():
         job.needs = [name for name in job.needs if name in found and found[name].left]
+        if job.kind == "sets" and job.left:
+            job.seconds *= 1 - shared * (1 - 1 / job.left["set"])
     return list(found.values())
+
+
+def _before(cells: Sequence[Cell], options: tasks.Options) -> list[tuple[str, ...]]:
+    """For each cell: the kinds of networks that a cell before it trains on the same set."""
+    trained: dict[tuple, dict[str, None]] = {}
+    found: list[tuple[str, ...]] = []
+    for cell in cells:
+        if cell.measure != "networks":
+            found.append(())
+            continue
+        networks = cell.targets or (tasks.set_of(cell, options)[1].network,)
+        known = trained.setdefault((cell.dataset, cell.ipc, cell.method, cell.seed), {})
+        found.append(tuple(network for network in networks if network in known))
+        known.update(dict.fromkeys(networks))
+    return found
+
+
+def _left(cell: Cell, options: tasks.Options, n: int, before: tuple[str, ...]) -> Counter[str]:
+    """What is left of a cell, without the networks that a cell before it trains."""
+    left = Counter(tasks.left(cell, options, n))
+    return left - Counter(tasks.left(replace(cell, targets=before), options, n)) if before else left
 
 
 def _add(
     job: Job,
     cell: Cell,
-    options: tasks.Options,
-    n: int,
+    left: Mapping[str, int],
     times: Mapping[str, Mapping[str, float]],
-    without: str = "",
+    before: tuple[str, ...] = (),
 ) -> None:
     """Add what is left of a cell to a job."""
-    left = {what: number for what, number in tasks.left(cell, options, n).items() if what != without}
     job.left = dict(Counter(job.left) + Counter(left))
     known = times.get(kind_of(cell), {})
     if not known:  # networks on real images take as long as those on as many others
         same_size = [at for kind, at in times.items() if kind.startswith(f"{cell.dataset} {cell.ipc} ")]
-        known = {"network": same_size[0]["network"]} if same_size else {}
+        known = {what: at for what, at in same_size[0].items() if what.startswith("network")} if same_size else {}
+    new = [network for network in cell.targets or () if network not in before]
+    of_kind = [known.get(f"network {network}", known.get("network", 0.0)) for network in new]
+    if of_kind:
+        known = {**known, "network": sum(of_kind) / len(of_kind)}
     job.seconds += sum(number * known.get(what, 0.0) for what, number in left.items())
     job.memory = max(job.memory, known.get("memory", 0.0))
-    if cell.method not in job.words:
-        job.words.insert(job.words.index("--methods") + 1, cell.method)
 
 
 def kind_of(cell: Cell) -> str:
@@ -138,6 +185,33 @@ def _set_name(cell: Cell, options: tasks.Options) -> str:
 def _words(cell: Cell) -> list[str]:
     size = [] if cell.ipc is None else ["--ipc", str(cell.ipc), "--seeds", str(cell.seed)]
     return ["--datasets", cell.dataset, "--measures", cell.measure, *size, "--methods", cell.method]
+
+
+def wall_time(jobs: Sequence[Job], workers: int) -> float:
+    """Seconds until the last of these jobs ends, if so many workers take them by priority as soon as they can begin.
+
+    Jobs that are stored, and jobs of unknown time, take none. What a job needs outside of ``jobs`` is there.
+    """
+    todo = {job.name: job for job in jobs if job.left}
+    needs = {name: {need for need in job.needs if need in todo} for name, job in todo.items()}
+    then: dict[str, list[str]] = {}
+    for name, some in needs.items():
+        for need in some:
+            then.setdefault(need, []).append(name)
+    ready = [(-todo[name].priority, name) for name, some in needs.items() if not some]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < workers:
+            _, name = heapq.heappop(ready)
+            heapq.heappush(running, (now + todo[name].seconds, name))
+        now, done = heapq.heappop(running)
+        for name in then.get(done, ()):
+            needs[name].remove(done)
+            if not needs[name]:
+                heapq.heappush(ready, (-todo[name].priority, name))
+    return now
 
 
 def summary(jobs: Sequence[Job]) -> Iterator[str]:
