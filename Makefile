@@ -7,13 +7,13 @@ BIN := .venv/bin
 SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*) requirements.lock
 REPORT := book/_build/html/index.html
 
-.PHONY: help setup ready links book test lint unit wheel notebooks again strict browser bench faults results clean
+.PHONY: help setup ready links book test lint unit workflow wheel notebooks again strict browser bench faults results clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install gmlib, its extras and the report"
 	@echo "make links   make the links in book/ again, for a copy of the repository that came without them"
-	@echo "make lint, unit, wheel, notebooks, again, strict, browser   the parts of make test"
+	@echo "make lint, unit, wheel, notebooks, again, strict, workflow, browser   the parts of make test"
 	@echo "make bench   compare gmlib with plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
 	@echo "make faults  kill runs, damage files and give bad inputs, into results/faults.json (the page What it survives)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
@@ -62,7 +62,7 @@ PAIR := $(MAKE) --no-print-directory -j2
 test: setup
 	$(PAIR) lint wheel
 	$(MAKE) --no-print-directory unit notebooks
-	$(PAIR) again strict
+	$(PAIR) again workflow
 	$(MAKE) --no-print-directory browser
 
 lint: setup
@@ -71,18 +71,23 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore-glob='tests/test_browser_*.py'
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore-glob='tests/test_browser_*.py' --ignore=tests/test_workflow.py
+
+# The engine: as processes, and on a SLURM cluster of one node. Most of the time it waits.
+workflow: setup
+	$(BIN)/python -m pytest tests/test_workflow.py
 
 # The wheel, installed outside the checkout with its own dependencies and no others, condenses and loads sets.
 wheel: setup
 	$(BIN)/python tests/check_wheel.py build/wheel
 
-# Every notebook as a batch job, and once more from the stored results. A failing cell, or work done again, is an error.
+# Every notebook as a batch job. A failing cell is an error.
 notebooks: setup runs/.made-by
-	$(BIN)/python tests/check_notebooks.py build/papermill first
+	$(BIN)/python tests/check_notebooks.py build/papermill run
 
-again: setup
-	$(BIN)/python tests/check_notebooks.py build/papermill again
+# The pages run every notebook once more. Work that is done again is an error.
+again: strict
+	$(BIN)/python tests/check_notebooks.py build/papermill compare
 
 strict: setup ready runs/.made-by runs/.read
 	$(BIN)/jupyter-book build -W -n --keep-going book

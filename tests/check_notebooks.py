@@ -1,9 +1,9 @@
-"""Run every notebook as a batch job on the smoke budget: `python tests/check_notebooks.py build/papermill first`.
+"""Run every notebook as a batch job on the smoke budget: `python tests/check_notebooks.py build/papermill run`.
 
-Two notebooks run at a time, with one thread each. With `again` instead of `first` they run once more, one at a time,
-and may compute nothing: the files under runs/smoke must not change.
+Two notebooks run at a time, with one thread each. When they have run once more, as pages of the book, `compare`
+instead of `run` says if anything was computed again: the files under runs/smoke must not have changed.
 
-Exit status: 0 all is well; 1 a notebook failed, or the second round changed a file.
+Exit status: 0 all is well; 1 a notebook failed, or a file changed.
 """
 
 import json
@@ -31,8 +31,8 @@ def run(name: str, folder: Path) -> tuple[int, float]:
     return job.returncode, time.monotonic() - start
 
 
-def run_all(names: list[str], folder: Path, workers: int) -> None:
-    """Run notebooks, so many at a time. The first failure ends the program."""
+def run_all(names: list[str], folder: Path) -> None:
+    """Run notebooks, two at a time. The first failure ends the program."""
 
     def one(name: str) -> None:
         status, seconds = run(name, folder)
@@ -42,7 +42,7 @@ def run_all(names: list[str], folder: Path, workers: int) -> None:
             os._exit(1)
 
     start = time.monotonic()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, names))
     print(f"{len(names)} notebooks in {time.monotonic() - start:.0f} s", flush=True)
 
@@ -53,20 +53,18 @@ def stored() -> dict[str, list[int]]:
     return {str(path.relative_to(ROOT)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
-def first(folder: Path) -> int:
+def run_and_note(folder: Path) -> int:
     """Run all, and note which files they stored."""
     folder.mkdir(parents=True, exist_ok=True)
     found = [path.stem for path in sorted((ROOT / "notebooks").glob("*.md"))]
-    run_all(LONG + [name for name in found if name not in LONG], folder, workers=2)
+    run_all(LONG + [name for name in found if name not in LONG], folder)
     (folder / STORED).write_text(json.dumps(stored()))
     return 0
 
 
-def again(folder: Path) -> int:
-    """Run all again, and compare the stored files."""
-    before = json.loads((folder / STORED).read_text())
-    run_all([path.stem for path in sorted((ROOT / "notebooks").glob("*.md"))], folder, workers=1)
-    after = stored()
+def compare(folder: Path) -> int:
+    """Compare the stored files with those that were noted."""
+    before, after = json.loads((folder / STORED).read_text()), stored()
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     for name in changed:
         print(f"changed by the second round: {name}")
@@ -75,4 +73,4 @@ def again(folder: Path) -> int:
 
 if __name__ == "__main__":
     _, path, which = sys.argv
-    sys.exit({"first": first, "again": again}[which](Path(path)))
+    sys.exit({"run": run_and_note, "compare": compare}[which](Path(path)))
