@@ -289,7 +289,11 @@ def measured(
         key = kind_of(cell)
         if cell.measure != "networks" or cell.method.partition("@")[0] in CORESETS or key in found:
             continue
-        data = load_data(cell.dataset, data_dir=data_dir, progress=False)
+        try:
+            data = load_data(cell.dataset, data_dir=data_dir, progress=False)
+        except FileNotFoundError as error:
+            print(f"not timed: {error}", flush=True)
+            continue
         _, recipe = tasks.set_of(replace(cell, seed=0), options)
         e = estimate(data, recipe, options.device, 1, seconds=4)
         found[key] = {"set": e.seconds_condensing, "network": e.seconds_evaluating, "memory": e.memory_bytes}

@@ -39,8 +39,8 @@ SOURCES = {
     "MNIST": "MNIST is by Y. LeCun, C. Cortes and C. J. C. Burges, derived from databases of NIST; it is commonly "
     "distributed under CC BY-SA 3.0",
     "FashionMNIST": "Fashion-MNIST is by Zalando SE (H. Xiao, K. Rasul, R. Vollgraf), under the MIT licence",
-    "CIFAR10": "CIFAR-10 is by A. Krizhevsky, V. Nair and G. Hinton, who ask to cite A. Krizhevsky, Learning Multiple "
-    "Layers of Features from Tiny Images, 2009; they name no licence",
+    "CIFAR10": "CIFAR-10 is by A. Krizhevsky, V. Nair and G. Hinton, who ask to cite A. Krizhevsky, Learning "
+    "Multiple Layers of Features from Tiny Images, 2009; they name no licence",
 }
 
 # Files of measurements in the folder of a set -> the section whose cells make them, in workflow/cells.csv.
