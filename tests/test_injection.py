@@ -186,6 +186,7 @@ def test_a_page_shows_names_as_they_are(page, shell, data, stored, tmp_path, mon
     monkeypatch.setattr(gm, "load_data", lambda *words, **options: data)
     monkeypatch.setattr(report, "stored_benchmarks", dict)
     monkeypatch.setattr(report, "stored_together", dict)
+    monkeypatch.setattr(report, "stored_growth", dict)
     for budget in ("smoke", "lite", "paper"):
         monkeypatch.setitem(recipes.BUDGETS, budget, TINY)
     few = {}
@@ -240,6 +241,13 @@ def sentences():
     rows = [dict.fromkeys(report.faults.COUNTS, 1) | {"kind": BAD, "what": BAD}]
     pairs = {"dataset": [BAD] * 2, "ipc": 1, "budget": BAD, "difference": [0.0, 1.0], "n": 1}
     yield report.together_sentence({BAD: measured})
+    group = dict.fromkeys(("worker_hours", "longest_job_hours", "shortest_possible_hours"), 1.0)
+    group |= {"hours": {"1": 1.0}, "longest_job": BAD}
+    numbers = dict.fromkeys(("outer_loops", "networks_each", "figures", "figures_of_cells"), 1)
+    ways = {BAD: {"median": 1.0, "per_job": None}, f"{BAD} 2": {"median": 1.0, "per_job": 1.0}}
+    grown = {"device_name": BAD, "grid": {"jobs": 1, "ways": ways}, "paper": {"groups": {"all": group}, **numbers}}
+    yield report.grid_sentence({BAD: grown})
+    yield report.hours_sentence({BAD: grown})
     yield report.log_sentence(log | {"recipe": gm.Recipe(dataset=BAD).as_dict()})
     yield report.schedule_sentence(BAD, [[1, 2], [2, 3]], [2, 1])
     yield report.faults_sentence({"rows": rows})

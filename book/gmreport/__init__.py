@@ -37,6 +37,7 @@ _NAMES = {
         "time_figure transfer_figure"
     ),
     "front": "answer_to answers_html five_answers hero ours_against_paper stored_film",
+    "growth": "grid_sentence grid_table hours_sentence hours_table stored_growth",
     "hypothesis": (
         "alignment_sentence correlation correlation_outcome paths_sentence paths_table reach_answers "
         "reach_correlations reach_points reach_table"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -153,12 +154,8 @@ def estimate(
     here = data.to(device)
     (recipe,) = with_precisions(here, [recipe])
     pieces, drawing = _time_pieces(here, recipe, seconds / 2)
-    T, zeta = recipe.schedule()
-    steps = where.steps_per_outer_iteration(recipe.where, T, zeta)
-    looks = steps + T - 1 if recipe.where in where.STOP else 0
     times = {name: median(piece[name] for piece in pieces) for name in pieces[0]}
-    of_one = drawing + T * recipe.zeta_S * times["seconds_per_update"] + steps * times["seconds_per_step"]
-    of_one += looks * times["seconds_per_look"] if looks else 0.0
+    of_one = drawing + seconds_per_outer_iteration(recipe, times)
     made_on = environment(device)
     return Estimate(
         seconds_condensing=recipe.outer_loops * of_one,
@@ -172,6 +169,18 @@ def estimate(
         device_name=made_on["device_name"],
         threads=made_on["threads"],
     )
+
+
+def seconds_per_outer_iteration(recipe: Recipe, times: Mapping[str, float]) -> float:
+    """Add up an outer iteration from what `Pieces` timed, without drawing its network.
+
+    If the recipe updates until overfitting, it is the most that an outer iteration can take.
+    """
+    T, zeta = recipe.schedule()
+    steps = where.steps_per_outer_iteration(recipe.where, T, zeta)
+    looks = steps + T - 1 if recipe.where in where.STOP else 0
+    seconds = T * recipe.zeta_S * times["seconds_per_update"] + steps * times["seconds_per_step"]
+    return seconds + (looks * times["seconds_per_look"] if looks else 0.0)
 
 
 def _time_pieces(data: Data, recipe: Recipe, seconds: float) -> tuple[list[dict[str, float]], float]:
