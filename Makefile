@@ -75,7 +75,7 @@ unit: setup
 
 # The engine: as processes, and on a SLURM cluster of one node. Most of the time it waits.
 workflow: setup
-	$(BIN)/python -m pytest tests/test_workflow.py
+	$(BIN)/python -m pytest -rs tests/test_workflow.py
 
 # The wheel, installed outside the checkout with its own dependencies and no others, condenses and loads sets.
 wheel: setup
@@ -109,12 +109,14 @@ DATASETS ?= MNIST
 IPC ?= 1 10 50
 PROFILE ?= local
 CORES ?= all
-SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/$(PROFILE) --cores $(CORES)
-CONFIG = budget=$(BUDGET) datasets="$(DATASETS)" ipc="$(IPC)"
+ENGINE = --snakefile workflow/Snakefile --profile workflow/profiles/$(PROFILE) --cores $(CORES) $(MEMORY)
+# Not more jobs at once than fit into the memory.
+MEMORY = $(if $(wildcard /proc/meminfo),--resources mem_mb=$(shell awk '/MemTotal/ {print int($$2 / 1024)}' /proc/meminfo))
+CONFIG = budget=$(BUDGET) datasets="$(DATASETS)" ipc="$(IPC)" $(if $(CELLS),cells="$(CELLS)") $(MORE)
 
 results: setup
-	$(SNAKEMAKE) --quiet rules progress -- times --config $(CONFIG)
-	$(SNAKEMAKE) $(if $(DRY_RUN),--dry-run --quiet rules,--quiet rules) --config $(CONFIG)
+	$(BIN)/snakemake times $(ENGINE) --quiet rules progress host --config $(CONFIG)
+	$(BIN)/snakemake $(ENGINE) $(if $(DRY_RUN),--dry-run) --quiet rules host --config $(CONFIG)
 
 # ---- benchmarks: gmlib against plain loops and the machine's ceiling, see benchmarks/README.md
 

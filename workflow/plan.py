@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,21 @@ from typing import Any
 import msgspec
 import torch
 
-from gmlib import BUDGETS, CORESETS, load_data
+from gmlib import BUDGETS, CORESETS, Data, load_data
+from gmlib.checks import choose
 from gmlib.files import read_json, slug, write_atomically, write_json
 from gmlib.runs import tasks
 from gmlib.runs.cells import FILE, Cell, Wanted, read_lines
 from gmlib.runs.estimates import duration, estimate
 from gmlib.runs.jobs import choose_recipe
 from gmlib.runtime import device_of
+
+# They train a network on all training images first.
+SLOW_CORESETS = ("herding", "kcenter")
+KEYS = (
+    *("budget", "cells", "chapters", "data_dir", "datasets", "device", "folder", "gpu", "ipc", "longest", "mem_mb"),
+    *("methods", "precision", "results_dir", "retries", "seeds", "tables", "threads"),
+)
 
 
 @dataclass
@@ -75,44 +84,42 @@ def jobs_of(
     cells : sequence of Cell
     options : Options
     times : mapping
-        What `measured` found, by `kind_of` a set. A key such as "network mlp" is for one kind of network.
+        What `measure` found, by `kind_of` a set. A key such as "network mlp" is for one kind of network.
     shared : float
         The part of the time of a set that sets made together spend once for all of them. 0 counts each as if alone.
     """
     found: dict[str, Job] = {}
-    before = _before(cells, options)
-    for at, n in enumerate(options.rounds):
-        for place, cell in enumerate(cells):
-            priority = (len(options.rounds) - at) * len(cells) - place
-            if cell.measure == "networks":
-                group = _set_name(cell, options)
-                if group and at == 0:
-                    words = _words(cell)[:-1]
-                    sets = found.setdefault(group, Job("sets", group, cell.table, words, priority=priority))
-                    if cell.method not in sets.words:
-                        _add(sets, cell, tasks.left(cell, replace(options, only_sets=True), n), times)
-                        sets.words.insert(sets.words.index("--methods") + 1, cell.method)
-                name = "-".join([_name(cell), *(cell.targets or ()), str(n)])
-                words = [*_words(cell), "--networks", str(n), *(["--tables", cell.table] if cell.table else [])]
-                job = Job("networks", name, cell.table, words, [group], priority)
-                left = _left(cell, options, n, before[place])
-                if at:  # the networks of the round before
-                    job.needs.append("-".join([_name(cell), *(cell.targets or ()), str(options.rounds[at - 1])]))
-                    left -= _left(cell, options, options.rounds[at - 1], before[place])
-                if group:
-                    left.pop("set", None)
-                _add(job, cell, left, times, before[place])
-            elif at == 0:
-                needs = [_set_name(cell, options)] if cell.measure == "reach" and cell.method != "noise" else []
-                name = f"{_name(cell)}-{cell.measure}"
-                job = Job(cell.measure, name, cell.table, _words(cell), needs, priority)
-                _add(job, cell, tasks.left(cell, options, n), times)
-            else:
+    methods: dict[str, dict[str, None]] = {}  # of each job that condenses sets
+    last: dict[tuple, str] = {}  # the job before it that works in the folder of the same set
+    known_before = _before(cells, options)
+    for number, n in enumerate(options.rounds):
+        for place, (cell, before) in enumerate(zip(cells, known_before, strict=True)):
+            if number and cell.measure != "networks":
                 continue
+            priority = (len(options.rounds) - number) * len(cells) - place
+            group = _set_name(cell, options)
+            to_make = _left(replace(cell, measure="networks"), replace(options, only_sets=True), n) if group else {}
+            if group and cell.method not in methods.setdefault(group, {}):
+                methods[group][cell.method] = None
+                sets = found.setdefault(group, Job("sets", group, cell.table, [], priority=priority))
+                _add(sets, cell, to_make, times)
+                sets.words = _words(replace(cell, measure="networks"), methods[group])
+            job = Job(cell.measure, _name(cell, n), cell.table, _words(cell), priority=priority)
+            left = _left(cell, options, n, before)
+            if cell.measure == "networks":
+                job.words += ["--networks", str(n), *(["--tables", cell.table] if cell.table else [])]
+                if number:
+                    left -= _left(cell, options, options.rounds[number - 1], before)
+            if group:
+                left.pop("set", None)
+            _add(job, cell, left, times, before)
+            key = (cell.dataset, cell.ipc, cell.method, cell.seed)
+            job.needs = [*([group] if to_make else []), *([last[key]] if key in last else [])]
+            last[key] = job.name
             found[job.name] = job
     for job in found.values():
-        job.needs = [name for name in job.needs if name in found and found[name].left]
-        if job.kind == "sets" and job.left:
+        job.needs = [name for name in job.needs if found[name].left]
+        if job.kind == "sets" and job.left.get("set"):
             job.seconds *= 1 - shared * (1 - 1 / job.left["set"])
     return list(found.values())
 
@@ -132,10 +139,16 @@ def _before(cells: Sequence[Cell], options: tasks.Options) -> list[tuple[str, ..
     return found
 
 
-def _left(cell: Cell, options: tasks.Options, n: int, before: tuple[str, ...]) -> Counter[str]:
-    """What is left of a cell, without the networks that a cell before it trains."""
-    left = Counter(tasks.left(cell, options, n))
-    return left - Counter(tasks.left(replace(cell, targets=before), options, n)) if before else left
+def _left(cell: Cell, options: tasks.Options, n: int, before: tuple[str, ...] = ()) -> Counter[str]:
+    """What is left of a cell, without the networks that a cell before it trains.
+
+    A damaged file counts as work: the job says what to delete, and the others go on.
+    """
+    try:
+        left = Counter(tasks.left(cell, options, n))
+        return left - Counter(tasks.left(replace(cell, targets=before), options, n)) if before else left
+    except (ValueError, OSError):
+        return Counter(damaged=1)
 
 
 def _add(
@@ -156,6 +169,8 @@ def _add(
     if of_kind:
         known = {**known, "network": sum(of_kind) / len(of_kind)}
     job.seconds += sum(number * known.get(what, 0.0) for what, number in left.items())
+    if left.get("set") and cell.method in SLOW_CORESETS:
+        job.seconds = 0.0  # most of it is spent on the choice, which is not timed
     job.memory = max(job.memory, known.get("memory", 0.0))
 
 
@@ -164,27 +179,32 @@ def kind_of(cell: Cell) -> str:
     return f"{cell.dataset} {cell.ipc} {cell.method}"
 
 
-def _name(cell: Cell) -> str:
-    if cell.ipc is None:
-        return slug(cell.dataset)
-    return slug(f"{cell.dataset}-ipc{cell.ipc}-{cell.method}-set{cell.seed}")
+def _name(cell: Cell, n: int) -> str:
+    """The name of the job of a cell. It has no comma: Snakemake hands names to a cluster in a list with commas."""
+    parts = [cell.dataset] if cell.ipc is None else [f"{cell.dataset}-ipc{cell.ipc}-{cell.method}-set{cell.seed}"]
+    parts += [*(cell.targets or ()), str(n)] if cell.measure == "networks" else [cell.measure]
+    return slug("-".join(parts).replace(",", "_"))
 
 
 def _set_name(cell: Cell, options: tasks.Options) -> str:
-    """The name of the job that condenses a set, the same for all that are made together. "" for real images."""
+    """The name of the job that condenses the set of a cell, the same for all that are made together.
+
+    "" if it needs none: for real images, and measurements without a set.
+    """
+    if cell.measure in ("whole", "pulls") or cell.method == "noise":
+        return ""
     chosen, recipe = choose_recipe(
         cell.method, cell.dataset, cell.ipc or 1, options.budget, cell.seed, options.changes
     )
     if chosen:
         return ""
-    if recipe.schedule()[0] > 1:
-        return f"{_name(cell)}-sets"
-    return slug(f"{cell.dataset}-ipc{cell.ipc}-{recipe.network}-set{cell.seed}") + "-sets"
+    made_by = recipe.network if recipe.schedule()[0] == 1 else cell.method
+    return slug(f"{cell.dataset}-ipc{cell.ipc}-{made_by}-set{cell.seed}-sets".replace(",", "_"))
 
 
-def _words(cell: Cell) -> list[str]:
+def _words(cell: Cell, methods: Iterable[str] = ()) -> list[str]:
     size = [] if cell.ipc is None else ["--ipc", str(cell.ipc), "--seeds", str(cell.seed)]
-    return ["--datasets", cell.dataset, "--measures", cell.measure, *size, "--methods", cell.method]
+    return ["--datasets", cell.dataset, "--measures", cell.measure, *size, "--methods", *(methods or [cell.method])]
 
 
 def wall_time(jobs: Sequence[Job], workers: int) -> float:
@@ -238,6 +258,8 @@ def asked(config: Mapping[str, Any]) -> tuple[list[Cell], tasks.Options]:
     def words(name: str) -> list[str]:
         return str(config.get(name) or "").split()
 
+    for name in config:
+        choose(dict.fromkeys(KEYS), "name after --config", name)
     budget = str(config.get("budget", "paper"))
     tables = [part.strip() for part in str(config.get("tables") or "").split(",") if part.strip()]
     results_dir = config.get("results_dir")
@@ -257,15 +279,19 @@ def asked(config: Mapping[str, Any]) -> tuple[list[Cell], tasks.Options]:
 
 
 def write_plan(config: Mapping[str, Any], folder: Path) -> list[Job]:
-    """Plan the jobs, and write them for the processes that do them. Markers of what is left are removed."""
+    """Plan the jobs, and write a file for each, for the process that does it. Markers of what is left are removed."""
     cells, options = asked(config)
-    jobs = jobs_of(cells, options, known_times(folder / "times.json"))
+    jobs = jobs_of(cells, options, known_times(times_file(config, folder)))
     for job in jobs:
         if job.left:
             (folder / "done" / job.name).unlink(missing_ok=True)
-    content = json.dumps({"jobs": [asdict(job) for job in jobs]}, indent=1).encode()
-    write_atomically(folder / "plan.json", content)
+            write_atomically(folder / "jobs" / f"{job.name}.json", json.dumps(asdict(job), indent=1).encode())
     return jobs
+
+
+def times_file(config: Mapping[str, Any], folder: Path) -> Path:
+    """Where the times of a kind of machine are."""
+    return folder / f"times-{'gpu' if int(config.get('gpu', 0)) else 'cpu'}.json"
 
 
 class Times(msgspec.Struct):
@@ -280,38 +306,40 @@ def known_times(file: Path) -> dict[str, dict[str, float]]:
     return read_json(file, Times, advice="measure again")["times"] if file.is_file() else {}
 
 
-def measured(
-    cells: Sequence[Cell], options: tasks.Options, data_dir: str | None, known: Mapping[str, dict[str, float]]
-) -> dict[str, dict[str, float]]:
-    """Time every kind of set that is not known yet. Sets that are made together count as if alone."""
-    found = dict(known)
+def measure(cells: Sequence[Cell], options: tasks.Options, data_dir: str | None, file: Path) -> None:
+    """Time every kind of set that is not in the file yet. Sets that are made together count as if alone."""
+    found = dict(known_times(file))
+    data: dict[str, Data | None] = {}
     for cell in cells:
         key = kind_of(cell)
         if cell.measure != "networks" or cell.method.partition("@")[0] in CORESETS or key in found:
             continue
-        try:
-            data = load_data(cell.dataset, data_dir=data_dir, progress=False)
-        except FileNotFoundError as error:
-            print(f"not timed: {error}", flush=True)
+        if cell.dataset not in data:
+            try:
+                data[cell.dataset] = load_data(cell.dataset, data_dir=data_dir, progress=False)
+            except FileNotFoundError as error:
+                data[cell.dataset] = None
+                print(f"not timed: {error}", flush=True)
+        images = data[cell.dataset]
+        if images is None:
             continue
         _, recipe = tasks.set_of(replace(cell, seed=0), options)
-        e = estimate(data, recipe, options.device, 1, seconds=4)
-        found[key] = {"set": e.seconds_condensing, "network": e.seconds_evaluating, "memory": e.memory_bytes}
-        print(
-            f"{key}: a set {duration(e.seconds_condensing)}, a network {duration(e.seconds_evaluating)}", flush=True
-        )
-    return found
+        e = estimate(images, recipe, options.device, 1, seconds=4)
+        found[key] = {"set": e.seconds_condensing, "network": e.seconds_evaluating}
+        if e.device == "cpu" and not math.isnan(e.memory_bytes):
+            found[key]["memory"] = e.memory_bytes
+        write_json(file, {"device": e.device_name, "times": found})
+        of = f"a set {duration(e.seconds_condensing)}, a network {duration(e.seconds_evaluating)}"
+        print(f"{key}: {of}", flush=True)
 
 
 def main(folder: str, config: str) -> int:
-    """Measure, and write what was found to times.json in a folder."""
-    given, file = json.loads(config), Path(folder) / "times.json"
-    if given.get("threads"):
-        torch.set_num_threads(int(given["threads"]))
+    """Measure, and write what was found into a folder."""
+    given = json.loads(config)
+    torch.set_num_threads(int(given.get("threads", 1)))
     cells, options = asked(given)
-    device = device_of(given.get("device"))
-    found = measured(cells, replace(options, device=device), given.get("data_dir"), known_times(file))
-    write_json(file, {"device": str(device), "times": found})
+    file = times_file(given, Path(folder))
+    measure(cells, replace(options, device=device_of(given.get("device"))), given.get("data_dir"), file)
     return 0
 
 
