@@ -267,8 +267,9 @@ def test_a_cluster_whose_jobs_are_cancelled_ends_with_the_same_bits(tmp_path):
         assert status == 0, said[-3000:]
         assert "slurm" in said.lower()
     stored = numbers(tmp_path / "results")
-    assert (
-        stored == in_one_process(tmp_path) and len([name for name in stored if name.endswith("set.safetensors")]) == 6
-    )
+    finished = {name for name in before if name.endswith("/set.safetensors")}
+    assert finished and all(stored[name] == before[name] for name in finished), "what was finished stayed"
+    assert stored == in_one_process(tmp_path)
+    assert len([name for name in stored if name.endswith("/set.safetensors")]) == 6
     status, said = run(tmp_path, "local", "-n")
     assert status == 0 and "jobs are stored" in said and "left:" not in said
