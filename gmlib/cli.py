@@ -43,7 +43,7 @@ from .condensation import Diverged, condense
 from .data import Data
 from .datasets import load_data
 from .evaluation import Protocol, evaluate
-from .exchange import check_new_folder, file_to_write
+from .exchange import check_new_folder, file_to_write, write_folder
 from .files import as_path, check_tensor_path, path_or, write_atomically
 from .judging import judge
 from .recipe import BUDGETS, Recipe
@@ -232,8 +232,7 @@ class Export:
         if self.npz:
             file_to_write(self.npz, ".npz")
         if self.png:
-            logging.getLogger("gmlib.exchange").setLevel(logging.ERROR)  # what is lost is said here
-            say(f"{self.png}: {S.to_folder(self.png)}")
+            say(f"{self.png}: {write_folder(S, self.png, quiet=True)}")
         if self.npz:
             S.to_npz(self.npz)
             say(f"{self.npz}: {S!r}")

@@ -174,8 +174,8 @@ def png_bytes(image: Any, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write_folder(S: SyntheticSet, path: str | os.PathLike) -> PixelLoss:
-    """`SyntheticSet.to_folder`."""
+def write_folder(S: SyntheticSet, path: str | os.PathLike, *, quiet: bool = False) -> PixelLoss:
+    """`SyntheticSet.to_folder`. The loss is logged unless ``quiet``."""
     path = check_new_folder(path)
     require("PIL.Image", "data")
     lost = pixel_loss(S)
@@ -191,7 +191,8 @@ def write_folder(S: SyntheticSet, path: str | os.PathLike) -> PixelLoss:
     files[README] = _readme(S, lost).encode()
     files[NOTE] = json_bytes(note, "recipe of a set")  # the last one, so a folder that has it is complete
     _write_all(path, files)
-    log.log(logging.WARNING if lost.clipped else logging.INFO, "%s: %s", path, lost)
+    if not quiet:
+        log.log(logging.WARNING if lost.clipped else logging.INFO, "%s: %s", path, lost)
     return lost
 
 
