@@ -62,8 +62,7 @@ PAIR := $(MAKE) --no-print-directory -j2
 test: setup
 	$(PAIR) lint wheel
 	$(MAKE) --no-print-directory unit notebooks
-	$(PAIR) again workflow
-	$(MAKE) --no-print-directory browser
+	$(PAIR) browser workflow
 
 lint: setup
 	$(BIN)/ruff check .
@@ -94,7 +93,7 @@ strict: setup ready runs/.made-by runs/.read
 	$(BIN)/python tests/check_book.py book/_build/html
 
 # Every page of the built report in headless Chromium. Without Chromium, its driver or npm one line says what is skipped.
-browser: setup tests/node_modules
+browser: again tests/node_modules
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/test_browser_*.py
 
 # axe-core, the rules of accessibility: the version and the digest are in tests/package-lock.json.

@@ -133,6 +133,8 @@ def snakemake(folder, profile, *more, **changes):
     }
     words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile"]
     words += ["--profile", ROOT / "workflow" / "profiles" / profile, "--directory", folder, *more]
+    if profile == "slurm":  # this cluster may be asked often
+        words += ["--seconds-between-status-checks", 1, "--slurm-init-seconds-before-status-checks", 1]
     return [*map(str, words), "--config", *(f"{name}={value}" for name, value in (given | changes).items())]
 
 
