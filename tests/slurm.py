@@ -1,4 +1,4 @@
-"""A SLURM cluster of one node on this machine, for the tests of workflow/: `with cluster() as reason`.
+"""A SLURM cluster of one node on this machine, for the tests of workflow/: `with cluster(folder)`.
 
 Debian's packages slurm-wlm and munge have to be installed, and the process has to be root, since SLURM reads
 /etc/slurm. An existing configuration there is left alone.
@@ -44,6 +44,10 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
+class NoCluster(Exception):
+    """The daemons are installed but do not start here, as in a container without the rights that they need."""
+
+
 def why_not() -> str:
     """Why there can be no cluster here; empty if there can."""
     missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(name) is None]
@@ -71,18 +75,21 @@ def cluster(folder: Path, cpus: int = 2) -> Iterator[None]:
         if not Path("/run/munge/munge.socket.2").exists():
             Path("/run/munge").mkdir(exist_ok=True)
             shutil.chown("/run/munge", "munge", "munge")
-            subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=True)
+            if subprocess.run(["runuser", "-u", "munge", "--", "munged"], capture_output=True).returncode:
+                raise NoCluster("SLURM does not start here: munged does not start")
         for command in (["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c"]):
             with (folder / f"{command[0]}.out").open("w") as log:
                 daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
         deadline = time.monotonic() + 60
         while subprocess.run(["sinfo", "-h", "-t", "idle", "-o", "%n"], capture_output=True, text=True).stdout == "":
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the node did not start: {(folder / 'slurmd.out').read_text()[-500:]}")
+                said = "; ".join((folder / name).read_text()[-300:] for name in ("slurmctld.out", "slurmd.out"))
+                raise NoCluster(f"SLURM does not start here: {' '.join(said.split())}")
             time.sleep(0.5)
         yield
     finally:
-        subprocess.run(["scancel", "--user", "root"], check=False, capture_output=True)
+        if daemons:
+            subprocess.run(["scancel", "--user", "root"], check=False, capture_output=True, timeout=60)
         for daemon in reversed(daemons):
             daemon.terminate()
             try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -248,10 +249,21 @@ def test_make_results_runs_the_plan(tmp_path):
     assert len(list((folder / "results").rglob("accuracy-convnet.json"))) == 1
 
 
+@contextmanager
+def started(folder):
+    """The cluster. The test is skipped, with the reason, where its daemons do not start."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(slurm.cluster(folder))
+        except slurm.NoCluster as reason:
+            pytest.skip(str(reason))
+        yield
+
+
 @pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not())
 def test_a_cluster_whose_jobs_are_cancelled_ends_with_the_same_bits(tmp_path):
     (tmp_path / "cells.csv").write_text(GRID)
-    with slurm.cluster(tmp_path / "slurm"):
+    with started(tmp_path / "slurm"):
         engine = subprocess.Popen(
             snakemake(tmp_path, "slurm"), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=ENV
         )
