@@ -48,7 +48,7 @@ from .files import as_path, check_tensor_path, path_or, write_atomically
 from .judging import judge
 from .recipe import BUDGETS, Recipe
 from .runs import tasks
-from .runs.cells import FILE, BadLine, Wanted, read_lines
+from .runs.cells import FILE, FOLDER, BadLine, Wanted, read_lines
 from .runs.estimates import estimate
 from .runs.shipped import folder, read_changes
 from .runtime import deadline_in, device_of
@@ -104,7 +104,7 @@ class Machine:
         if self.size is not None:
             sides = self.size.lower().split("x")
             options["size"] = [int(side) if side.isdecimal() else side for side in sides]
-        if S is not None and name.startswith("imagefolder:"):
+        if S is not None and name.startswith(FOLDER):
             options = {"size": S.shape[1:], "mean": S.mean, "std": S.std} | options
         return load_data(name, **options)
 

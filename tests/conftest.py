@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from gmlib import Data, Recipe, load_data
+from gmlib.runs import locks
 from gmlib.speed import recording
 
 pytest_plugins = ["browser"]  # headless Chromium for test_browser_*.py
@@ -57,6 +60,32 @@ def tiny_recipe(**overrides) -> Recipe:
     """A recipe for `make_data` that takes milliseconds."""
     tiny = {"dataset": "made-up", "width": 4, "depth": 2, "outer_loops": 2, "batch_real": 5}
     return Recipe(**{**tiny, "how": "d1", "where": "fixed", **overrides})
+
+
+def contents(folder):
+    """The stored files. Lock files stay behind empty and do not count."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != locks.LOCK]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@contextmanager
+def held(folder):
+    """The lock of a folder, held by another thread as by another process. Yields a function that releases it."""
+    is_held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with locks.locked(folder):
+            is_held.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait(60)
+    try:
+        yield release.set
+    finally:
+        release.set()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import make_data, photos
+from conftest import contents, make_data, photos
 
 import gmlib as gm
 from gmlib import cli, condensation, evaluation
 from gmlib import recipe as recipes
-from gmlib.runs import cells, locks, store
+from gmlib.runs import cells, store
 
 SMALL = ["--budget", "smoke", "--outer-loops", "2", "--quiet"]
 
@@ -240,11 +240,6 @@ def run_cells(folder, text=CELLS, *more):
     return run("run", *where, "--budget", "tiny", "--precision", "float32", "--quiet", *more)
 
 
-def stored(folder):
-    files = [p for p in (folder / "results").rglob("*") if p.is_file() and p.name != locks.LOCK]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
-
-
 def without_times(printed):
     """The lines on the standard output without when they were printed and how long a cell took."""
     return [re.sub(r", in \d+:\d\d:\d\d$", "", line.split(" ", 2)[2]) for line in printed.splitlines()]
@@ -273,12 +268,12 @@ def test_the_cells_of_a_file_are_done_once(tmp_path, loads, monkeypatch, capsys)
     S = gm.load_condensed("made-up", 1, "DC", budget="tiny", results_dir=tmp_path / "results")
     assert torch.equal(S.images, by_hand["made-up, IPC 1, DC, set 0"].S.images)
 
-    before = stored(tmp_path)
+    before = contents(tmp_path / "results")
     for module, name in ((store, "condense_together"), (store, "coreset"), (evaluation, "fit")):
         monkeypatch.setattr(module, name, None)
     assert run_cells(tmp_path, CELLS, "--time-budget", 0) == 0
     again = without_times(capsys.readouterr().out)
-    assert again == [f"{line} (stored)" for line in lines] and stored(tmp_path) == before
+    assert again == [f"{line} (stored)" for line in lines] and contents(tmp_path / "results") == before
 
 
 HEADER = "dataset,ipc,method,seed,targets\n"
@@ -440,10 +435,12 @@ def test_only_sets_then_networks_give_what_one_run_gives(tmp_path, loads, monkey
         capsys.readouterr()
         assert run_cells(tmp_path, CELLS, "--only-sets", "--dry-run") == 0
         assert capsys.readouterr().out.endswith("\n0 of 4 are left\n")
-    sets = {name: content for name, content in stored(tmp_path).items() if name.endswith(".safetensors")}
+    sets = {
+        name: content for name, content in contents(tmp_path / "results").items() if name.endswith(".safetensors")
+    }
     monkeypatch.setattr(store, "condense_together", None)
     assert run_cells(tmp_path, CELLS, "--networks", 1) == 0 and run_cells(tmp_path) == 0
-    both = stored(tmp_path), stored(tmp_path / "again")
+    both = contents(tmp_path / "results"), contents(tmp_path / "again" / "results")
     assert set(both[0]) == set(both[1]) and all(both[1][name] == content for name, content in sets.items())
     accuracies = [json.loads(found[name])["accuracies"] for name in both[0] if "accuracy-" in name for found in both]
     assert accuracies[::2] == accuracies[1::2] and len(accuracies) == 2 * 5
@@ -453,7 +450,7 @@ def test_a_time_budget_has_its_own_exit_status(tmp_path, loads, capsys):
     assert run_cells(tmp_path, CELLS, "--time-budget", 0) == 3
     said = "gmlib: the time budget is used up and 4 of 4 cells are left: run again to continue\n"
     assert capsys.readouterr().err == said
-    assert stored(tmp_path) == {}
+    assert contents(tmp_path / "results") == {}
     assert run_cells(tmp_path, HEADER + "made-up,10,random,0,") == 0
     lines = without_times(capsys.readouterr().out)
     log = tmp_path / "logs" / "run.log"
@@ -480,11 +477,11 @@ def test_interrupted_cells_continue_to_the_same_bits(tmp_path, loads, monkeypatc
         patch.setattr(condensation.Checkpoint, "age", lambda self: 1e9)  # a checkpoint after every update
         assert run_cells(tmp_path, text) == 130
     assert "continue" in capsys.readouterr().err
-    assert sum(name.endswith("checkpoint.safetensors") for name in stored(tmp_path)) == 2
+    assert sum(name.endswith("checkpoint.safetensors") for name in contents(tmp_path / "results")) == 2
     assert run_cells(tmp_path, text) == 0
     (tmp_path / "again").mkdir()
     assert run_cells(tmp_path / "again", text) == 0
-    first, second = stored(tmp_path), stored(tmp_path / "again")
+    first, second = contents(tmp_path / "results"), contents(tmp_path / "again" / "results")
     assert set(first) == set(second) and len(first) == 10
     assert all(first[name] == second[name] for name in first if name.endswith(".safetensors"))
 

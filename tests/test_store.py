@@ -10,14 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from functools import partial
 
 import filelock
 import pandas as pd
 import pytest
 import torch
-from conftest import make_data
+from conftest import contents, held, make_data
 from messages import refuses
 from safetensors.torch import load_file
 from stored import change, content_of
@@ -66,12 +65,6 @@ class AfterOneLook(float):
     def __lt__(self, now):  # `now > deadline` asks here first, since this is a subclass of float
         self.looks += 1
         return self.looks > 1
-
-
-def contents(folder):
-    """The stored files. Lock files stay behind empty and do not count."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != locks.LOCK]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def test_a_run_and_its_folder(data, tmp_path, monkeypatch):
@@ -511,26 +504,6 @@ def test_deadline():
     assert 4 < deadline_in(5) - time.monotonic() <= 5
     with pytest.raises(ValueError, match="time_budget='5'"):
         deadline_in("5")
-
-
-@contextmanager
-def held(folder):
-    """The lock of a folder, held by another thread. Yields a function that releases it."""
-    is_held, release = threading.Event(), threading.Event()
-
-    def hold():
-        with locks.locked(folder):
-            is_held.set()
-            release.wait(60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    is_held.wait(60)
-    try:
-        yield release.set
-    finally:
-        release.set()
-        thread.join()
 
 
 def test_two_threads_that_need_the_same_run_take_turns(data, tmp_path):

@@ -9,20 +9,18 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_data
+from conftest import contents, held, make_data
 
 import gmlib as gm
 from gmlib import cli, condensation, evaluation, how
 from gmlib import recipe as recipes
 from gmlib.analysis.matching import pulls
-from gmlib.runs import layout, locks, overview, readback, shipped, store, tasks
+from gmlib.runs import layout, overview, readback, shipped, store, tasks
 
 TINY = recipes.Budget(
     recipe={"width": 2, "depth": 2, "batch_real": 2, "outer_loops": 2}, many={"inner_loops": 2, "zeta_theta": 1},
@@ -71,12 +69,6 @@ def words(folder, text, *more):
 
 def run(folder, text=FEW, *more):
     return cli.main(words(folder, text, *more))
-
-
-def contents(folder):
-    """The stored files. Lock files stay behind empty and do not count."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != locks.LOCK]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 def same_numbers(a, b):
@@ -470,36 +462,16 @@ def test_two_copies_of_the_command_share_the_work(small, tmp_path, monkeypatch):
     assert same_numbers(tmp_path / "alone", tmp_path / "results")
 
 
-@contextmanager
-def held(folder):
-    """Hold the lock of a folder in another thread, as another process does, until the event is set."""
-    is_held, release = threading.Event(), threading.Event()
-
-    def hold():
-        with locks.locked(folder):
-            is_held.set()
-            release.wait(60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    is_held.wait(60)
-    try:
-        yield release
-    finally:
-        release.set()
-        thread.join()
-
-
 def test_what_another_process_holds_comes_last(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results"
 
     def info(message, *args, real=tasks.log.info):
         real(message, *args)
         if "waiting" in message:
-            other.set()
+            release()
 
     monkeypatch.setattr(tasks.log, "info", info)
-    with held(layout.run_folder(folder / "tiny", "made-up", 1, "random", 0)) as other:
+    with held(layout.run_folder(folder / "tiny", "made-up", 1, "random", 0)) as release:
         assert run(folder, TABLE_3) == 0
     assert done(capsys.readouterr().out) == ["DC, set 0", "random, set 1", "DC, set 1", "random, set 0"]
     assert run(tmp_path / "alone", TABLE_3) == 0 and same_numbers(folder, tmp_path / "alone")

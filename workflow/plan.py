@@ -22,11 +22,10 @@ import torch
 
 from gmlib import BUDGETS, CORESETS, Data, load_data
 from gmlib.checks import choose
-from gmlib.files import read_json, slug, write_atomically, write_json
+from gmlib.files import read_json, slug, write_json
 from gmlib.runs import tasks
 from gmlib.runs.cells import FILE, Cell, Wanted, read_lines
 from gmlib.runs.estimates import duration, estimate
-from gmlib.runs.jobs import choose_recipe
 from gmlib.runtime import device_of
 
 # They train a network on all training images first.
@@ -191,13 +190,9 @@ def _set_name(cell: Cell, options: tasks.Options) -> str:
 
     "" if it needs none: for real images, and measurements without a set.
     """
-    if cell.measure in ("whole", "pulls") or cell.method == "noise":
+    if cell.measure in ("whole", "pulls") or cell.method in ("noise", *CORESETS):
         return ""
-    chosen, recipe = choose_recipe(
-        cell.method, cell.dataset, cell.ipc or 1, options.budget, cell.seed, options.changes
-    )
-    if chosen:
-        return ""
+    _, recipe = tasks.set_of(cell, options)
     made_by = recipe.network if recipe.schedule()[0] == 1 else cell.method
     return slug(f"{cell.dataset}-ipc{cell.ipc}-{made_by}-set{cell.seed}-sets".replace(",", "_"))
 
@@ -240,8 +235,7 @@ def summary(jobs: Sequence[Job]) -> Iterator[str]:
         some = [job for job in jobs if job.table == table]
         left: Counter[str] = sum((Counter(job.left) for job in some), Counter())
         stored = sum(not job.left for job in some)
-        words = ", ".join(f"{n} {what}{'s' if n > 1 else ''}" for what, n in left.items())
-        todo = f"; left: {words}, {_time_of(some)}" if words else ""
+        todo = f"; left: {tasks.in_words(left)}, {_time_of(some)}" if left else ""
         yield f"{table or 'cells'}: {stored} of {len(some)} jobs are stored{todo}"
     yield f"all: {_time_of(jobs)} of one worker"
 
@@ -285,7 +279,7 @@ def write_plan(config: Mapping[str, Any], folder: Path) -> list[Job]:
     for job in jobs:
         if job.left:
             (folder / "done" / job.name).unlink(missing_ok=True)
-            write_atomically(folder / "jobs" / f"{job.name}.json", json.dumps(asdict(job), indent=1).encode())
+            write_json(folder / "jobs" / f"{job.name}.json", asdict(job))
     return jobs
 
 

@@ -114,7 +114,8 @@ def left(cell: Cell, options: Options, networks: int) -> dict[str, int]:
         For unknown names, or a damaged file.
     """
     if cell.measure == "whole":
-        return _counts(network=_whole(options)["networks"] - _trained(whole_of(cell, options), "convnet"))
+        folder = whole_data_folder(options.folder, cell.dataset)
+        return _counts(network=_whole(options)["networks"] - _trained(folder, "convnet"))
     folder, recipe = set_of(cell, options)
     if cell.measure != "networks":
         return _counts(measurement=not (folder / f"{cell.measure}.json").is_file())
@@ -130,6 +131,11 @@ def left(cell: Cell, options: Options, networks: int) -> dict[str, int]:
     return _counts(set=not made, network=n)
 
 
+def in_words(left: Mapping[str, int]) -> str:
+    """What is left in words, such as "1 set, 10 networks"."""
+    return ", ".join(f"{n} {what}{'s' if n > 1 else ''}" for what, n in left.items())
+
+
 def set_of(cell: Cell, options: Options) -> tuple[Path, Recipe]:
     """The folder of the set of a cell, and its recipe. Of a coreset's recipe only the sizes count."""
     ipc = cell.ipc or 1
@@ -138,11 +144,6 @@ def set_of(cell: Cell, options: Options) -> tuple[Path, Recipe]:
     chosen, recipe = choose_recipe(method, cell.dataset, ipc, options.budget, cell.seed, changes)
     name = cell.method if cell.method == "noise" else chosen or recipe.method
     return run_folder(options.folder, cell.dataset, ipc, name, cell.seed), recipe
-
-
-def whole_of(cell: Cell, options: Options) -> Path:
-    """The folder of networks trained on all training images."""
-    return whole_data_folder(options.folder, cell.dataset)
 
 
 def kept_along(cell: Cell, options: Options, recipe: Recipe, networks: int) -> tuple[tuple[int, ...], int]:
@@ -204,11 +205,6 @@ class Task:
     left: Callable[[], dict[str, int]]
     do: Do
     job: Job | None = None
-
-    @property
-    def name(self) -> str:
-        """The table, if it is known, and the cell."""
-        return self.cell.name
 
 
 def plan(
@@ -452,11 +448,11 @@ def do_all(
         try:
             found = task.do(deadline, wait, jobs)
         except (Diverged, ValueError, OSError, RuntimeError) as error:
-            failed.append(f"{task.name}: {error}")
+            failed.append(f"{task.cell.name}: {error}")
             log.warning("%s", failed[-1])
         else:
             seconds = timedelta(seconds=round(time.monotonic() - started))
-            log.info("%s: %s%s", task.name, found, f", in {seconds}" if is_new else " (stored)")
+            log.info("%s: %s%s", task.cell.name, found, f", in {seconds}" if is_new else " (stored)")
             if is_new:
                 after_each()
 
@@ -472,7 +468,7 @@ def do_all(
             try:
                 attempt(task, False, wait=False)  # reading back checks it
             except Busy:
-                log.info("%s: stored, and another process works in its folder", task.name)
+                log.info("%s: stored, and another process works in its folder", task.cell.name)
             except OutOfTime:
                 todo.append(task)
     with progress_bar("cells", len(tasks), "cell", progress, initial=len(tasks) - len(todo)) as bar:
@@ -488,7 +484,7 @@ def do_all(
                     held.append(task)
                     continue
                 except OutOfTime as stopped:
-                    log.info("%s: %s", task.name, stopped)
+                    log.info("%s: %s", task.cell.name, stopped)
                     return held + todo[n:], failed
                 bar.update()
             wait = len(held) == len(todo)
@@ -507,17 +503,17 @@ def listing(tasks: Sequence[Task], device: torch.device) -> Iterator[str]:
         try:
             of_it = task.left()
         except (ValueError, OSError) as error:
-            yield f"{task.name}: {error}"
+            yield f"{task.cell.name}: {error}"
             number += 1
             continue
         number += bool(of_it)
-        words = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in of_it.items()]
+        words = [in_words(of_it)] if of_it else []
         if of_it and task.job and not task.job.coreset:
             of_set, of_networks = seconds_left(task.job, of_it, device, timed)
             before = total.get(task.job.folder, (0.0, 0.0))
             total[task.job.folder] = (max(of_set, before[0]), max(of_networks, before[1]))
             words.append(f"about {duration(of_set + of_networks)}")
-        yield f"{task.name}: {', '.join(words) or 'done'}"
+        yield f"{task.cell.name}: {', '.join(words) or 'done'}"
     hours = f"; condensed sets and their networks: about {duration(sum(map(sum, total.values())))}" if total else ""
     yield f"{number} of {len(tasks)} are left{hours}"
 
