@@ -265,10 +265,13 @@ def test_a_cluster_whose_jobs_are_cancelled_ends_with_the_same_bits(tmp_path):
     (tmp_path / "cells.csv").write_text(GRID)
     with started(tmp_path / "slurm"):
         engine = subprocess.Popen(
-            snakemake(tmp_path, "slurm"), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=ENV
+            snakemake(tmp_path, "slurm", gpu=1), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=ENV
         )
         try:
-            subprocess.run(["scancel", running()], check=True)  # one job: the engine submits it again
+            first = running()
+            said = subprocess.run(["scontrol", "show", "job", first], capture_output=True, text=True).stdout
+            assert re.search("TresPerJob=gres.gpu.1", said), "the node has one GPU, a pretend one"
+            subprocess.run(["scancel", first], check=True)  # one job: the engine submits it again
             wait_for_one(tmp_path / "results", "**/run.json")
             subprocess.run(["scancel", "--user", "root"], check=True)  # all of them, and the engine is killed
         finally:
