@@ -128,3 +128,22 @@ def test_it_fits_a_phone(plane, dark):
         "return [[0.02, 0.5], [0.98, 0.5]].map(([x, y]) => [...p.getImageData(x * c.width, y * c.height, 1, 1).data])"
     )
     assert painted[0] != painted[1], "far and near have different colours"
+
+
+def test_in_jupyter_an_output_that_appears_later_is_drawn_and_keeps_its_keys(page, complaints):
+    """A notebook loads sheets and scripts in its first cell. Its figures come later, and Jupyter takes keys too."""
+    first = report.style.jupyter_sheet() + report.style.jupyter_script()
+    driver = page(first + "<div class='later'></div>", static=[])
+    driver.execute_script(
+        "document.body.dataset.jpThemeLight = 'true'; window.keys = [];"
+        "addEventListener('keydown', (event) => keys.push(event.key));"
+        "document.querySelector('.later').innerHTML = arguments[0]",
+        report.Plane(STARTS, caption="Drag gS.")._repr_html_(),
+    )
+    at = gS(driver)
+    slider = driver.find_element("css selector", ".gm-contours input[type=range]")
+    slider.send_keys("\ue014")  # arrow to the right
+    handle(driver).send_keys("\ue014", "\ue009s\ue000")  # and control with s, which saves a notebook
+    assert gS(driver)[0] == pytest.approx(at[0] + 0.04)
+    assert float(slider.get_attribute("value")) > 0 and driver.execute_script("return keys") == ["Control", "s"]
+    assert complaints() == []

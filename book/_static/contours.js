@@ -404,7 +404,9 @@
     };
     figure.classList.add("gm-ready");
     new ResizeObserver(redraw).observe(planes[0].canvas);
-    new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    var themes = new MutationObserver(redraw);
+    themes.observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    themes.observe(document.body, { attributeFilter: ["data-jp-theme-light"] }); // in Jupyter
     redraw();
   }
 

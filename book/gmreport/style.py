@@ -10,6 +10,7 @@ import base64
 import html
 import inspect
 import io
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,11 +60,11 @@ STYLE = {
 
 
 def use_style() -> None:
-    """Draw all later figures in the style of the report. In Jupyter, show outputs in it too."""
+    """Draw all later figures in the style of the report. In Jupyter, show outputs in it and let them move too."""
     sns.set_theme(style="whitegrid", rc=STYLE)
-    # Only a Jupyter server names its session. The pages of the report link their style sheets themselves.
+    # Only a Jupyter server names its session. The pages of the report link their style sheets and scripts themselves.
     if "JPY_SESSION_NAME" in os.environ and (sheet := jupyter_sheet()):
-        display(HTML(sheet))
+        display(HTML(sheet + jupyter_script()))
 
 
 _SHEETS = Path(__file__).parents[1] / "_static"
@@ -102,6 +103,34 @@ def jupyter_sheet() -> str:
     colours = "".join(f"--pst-color-{ours}: var(--jp-{theirs});" for ours, theirs in _JUPYTER_COLOURS.items())
     # The last part matches nothing. It makes each rule weigh more than Jupyter's own.
     return f"<style>\n:is(body, .gm-a .gm-b .gm-c) {{\n{colours}\n{rules}\n{_JUPYTER_RULES}}}\n</style>"
+
+
+# What each script of a notebook's outputs waits for.
+_WAITING = ".gm-session:not(.gm-ready), .gm-sessions:not(.gm-ready), figure.gm-contours:not(.gm-ready)"
+
+
+def jupyter_script() -> str:
+    """The scripts of the notebooks' outputs as one HTML element for a notebook in Jupyter.
+
+    A page runs them once. In Jupyter they run whenever an output appears that waits for them.
+    """
+    scripts = "\n".join((_SHEETS / f"{name}.js").read_text("utf-8") for name in ("session", "contours"))
+    return f"""<script>
+(() => {{
+const start = () => {{
+{scripts}
+}};
+// In a figure the arrow keys are its own, not Jupyter's.
+const keep = (event) => {{ if (!event.ctrlKey && !event.metaKey) event.stopPropagation(); }};
+const look = () => {{
+  const boxes = document.querySelectorAll({json.dumps(_WAITING)});
+  for (const box of boxes) box.addEventListener("keydown", keep);
+  if (boxes.length) start();
+}};
+new MutationObserver(look).observe(document.body, {{ childList: true, subtree: true }});
+look();
+}})();
+</script>"""
 
 
 def colour(method: str) -> str:
