@@ -249,10 +249,7 @@ def times_of(
             of["set"] = recipe.outer_loops * each
         for network, name in networks_of(cell, options).items():
             p = found["networks"][name]
-            seconds = classes * p["epochs"] * p["epoch"] + TESTS[cell.dataset] * p["test_image"]
-            of[f"network {network}"] = seconds
-            if network == "convnet" or cell.targets is None:
-                of["network"] = seconds
+            of[f"network {network}"] = classes * p["epochs"] * p["epoch"] + TESTS[cell.dataset] * p["test_image"]
     return times
 
 

@@ -56,6 +56,20 @@ def test_networks_are_added_up_from_epochs_and_their_test(timed):
     assert max(epochs for _, epochs in timed) < 40, "not all epochs are run"
 
 
+def test_each_kind_of_network_is_timed_once(timed, monkeypatch):
+    """The clock takes 2 s for an epoch and 0.1 s for a test image. The MLP trains for 40 epochs too."""
+    data, recipe = make_data(dtype=torch.float32, n_test=130), tiny_recipe(outer_loops=20, inner_loops=1)
+    protocol = gm.Protocol(width=4, depth=2, epochs=40)
+    found = estimates.time_kind(data, recipe, ["convnet", "mlp"], torch.device("cpu"), protocol)
+    assert found.pop("memory", 0) >= 0
+    assert found.pop("set") == pytest.approx(20 * (0.25 + 0.5))
+    assert found == {f"network {name}": pytest.approx(2.0 * 40 + 13.0, rel=0.05) for name in ("convnet", "mlp")}
+    timed.clear()
+    monkeypatch.setattr(estimates, "_time_pieces", pytest.fail)
+    again = estimates.time_kind(data, recipe, ["mlp"], torch.device("cpu"), protocol, {"set": 1.0, **found})
+    assert again == {"set": 1.0, **found} and not timed
+
+
 def test_a_short_run_is_measured_and_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data, recipe = make_data(dtype=torch.float32), tiny_recipe(inner_loops=2, precision="auto")

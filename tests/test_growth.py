@@ -67,7 +67,7 @@ def test_the_first_round_counts_what_random_images_need_once(options):
 
 
 def test_a_kind_of_network_has_its_own_time(options):
-    times = {"MNIST 1 MD": {"set": 100.0, "network": 1.0, "network mlp": 3.0}}
+    times = {"MNIST 1 MD": {"set": 100.0, "network convnet": 1.0, "network mlp": 3.0}}
     (some,) = [
         job
         for job in plan.jobs_of([Cell("MNIST", 1, "MD", 1, ("mlp", "convnet"))], options, times)
@@ -80,7 +80,7 @@ def test_a_kind_of_network_has_its_own_time(options):
 
 def test_sets_made_together_spend_the_shared_part_once(options):
     cells = [Cell("MNIST", 1, method, 1) for method in ("DC", "M", "MD", "Inter")]
-    times = {plan.kind_of(cell): {"set": 100.0, "network": 0.0} for cell in cells}
+    times = {plan.kind_of(cell): {"set": 100.0, "network convnet": 0.0} for cell in cells}
     for shared, seconds in ((0.0, 400.0), (1.0, 100.0), (0.9, 130.0)):
         jobs = plan.jobs_of(cells, options, times, shared)
         assert sum(job.seconds for job in jobs) == pytest.approx(seconds)
@@ -134,7 +134,7 @@ def test_a_set_is_added_up_from_its_pieces(method, ipc, of_one, options):
     assert times[f"CIFAR10 {ipc} {method}"]["set"] == pytest.approx(1000 * of_one)
     assert times[f"SVHN {ipc} {method}"]["set"] == pytest.approx(1000 * of_one)
     assert times[f"CIFAR100 {ipc} {method}"]["set"] == pytest.approx(1000 * (10 * (of_one - 0.5) + 0.5))
-    networks = [at["network"] for at in times.values()]
+    networks = [at["network convnet"] for at in times.values()]
     assert networks == pytest.approx([3 + 10, 3 + 26.032, 30 + 10])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import slurm
+import torch
 
 from gmlib.runs import tasks
 from gmlib.runs.cells import FILE, MEASURES, Cell, Wanted, read_lines
@@ -111,7 +112,7 @@ def test_section_5_alone_makes_its_sets_together(tmp_path):
 
 def test_times_that_were_measured_make_the_limits(tmp_path):
     cells = [Cell("digits", 1, "MD"), Cell("digits", 1, "random"), Cell("digits", 1, "MD", measure="reach")]
-    times = {"digits 1 MD": {"set": 100.0, "network": 7.0, "memory": 6e9}}
+    times = {"digits 1 MD": {"set": 100.0, "network convnet": 7.0, "memory": 6e9}}
     jobs = plan.jobs_of(cells, options(tmp_path), times)
     left = {job.name: (job.seconds, job.left) for job in jobs}
     assert left["digits-ipc1-convnet-set0-sets"] == (100, {"set": 1})
@@ -119,6 +120,40 @@ def test_times_that_were_measured_make_the_limits(tmp_path):
     assert left["digits-ipc1-random-set0-3"] == (3 * 7, {"set": 1, "network": 3}), "as on any other set of its size"
     said = list(plan.summary(jobs))
     assert "1 job of unknown time" in said[-1] and "2.7 min" in said[-1]
+
+
+def test_measuring_times_each_kind_once(tmp_path, monkeypatch, capsys):
+    """Networks take as long on every set of a size, and the budget says for how many epochs."""
+    asked = []
+
+    def time_kind(data, recipe, networks, device, protocol, known):
+        asked.append((recipe.method, tuple(networks), protocol.epochs, sorted(known)))
+        return {"set": 5.0, **{f"network {name}": 2.0 for name in networks}, **known}
+
+    monkeypatch.setattr(plan, "time_kind", time_kind)
+    cells = [
+        Cell("digits", 1, "MD", seed=1),
+        Cell("digits", 1, "MD"),
+        Cell("digits", 1, "random"),
+        Cell("digits", 1, "MD@mlp", targets=("mlp", "convnet")),
+        Cell("digits", 1, "MD", targets=("mlp",)),
+        Cell("digits", 1, "MD", measure="reach"),
+    ]
+    how = options(tmp_path, device=torch.device("cpu"))
+    plan.measure(cells, how, None, tmp_path / "times.json")
+    epochs = plan.BUDGETS["smoke"].epochs
+    assert asked == [
+        ("MD", ("convnet",), epochs, []),
+        ("MD@mlp", ("mlp", "convnet"), epochs, ["network convnet"]),
+    ]
+    assert "digits 1 MD@mlp: set 5.0 s, network mlp 2.0 s" in capsys.readouterr().out
+    plan.measure(cells, how, None, tmp_path / "times.json")
+    assert len(asked) == 2, "nothing is timed again"
+    jobs = plan.jobs_of(cells[3:4], how, plan.known_times(tmp_path / "times.json"))
+    assert {job.name: job.seconds for job in jobs} == {
+        "digits-ipc1-mlp-set0-sets": 5,
+        "digits-ipc1-MD@mlp-set0-mlp-convnet-3": 9 * 2,  # three of them half-way
+    }
 
 
 # ---- snakemake -------------------------------------------------------------------------------------------

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import msgspec
 import torch
 
-from gmlib import BUDGETS, CORESETS, Data, load_data
+from gmlib import BUDGETS, CORESETS, Data, Protocol, load_data
 from gmlib.checks import choose
 from gmlib.files import read_json, slug, write_json
 from gmlib.runs import tasks
 from gmlib.runs.cells import FILE, Cell, Wanted, read_lines
-from gmlib.runs.estimates import duration, estimate
+from gmlib.runs.estimates import duration, time_kind
+from gmlib.runs.provenance import environment
 from gmlib.runtime import device_of
 
 # They train a network on all training images first.
@@ -83,7 +84,7 @@ def jobs_of(
     cells : sequence of Cell
     options : Options
     times : mapping
-        What `measure` found, by `kind_of` a set. A key such as "network mlp" is for one kind of network.
+        What `measure` found, by `kind_of` a set, as from `gmlib.runs.estimates.time_kind`.
     shared : float
         The part of the time of a set that sets made together spend once for all of them. 0 counts each as if alone.
     """
@@ -101,7 +102,7 @@ def jobs_of(
             if group and cell.method not in methods.setdefault(group, {}):
                 methods[group][cell.method] = None
                 sets = found.setdefault(group, Job("sets", group, cell.table, [], priority=priority))
-                _add(sets, cell, to_make, times)
+                _add(sets, cell, to_make, times, ())
                 sets.words = _words(replace(cell, measure="networks"), methods[group])
             job = Job(cell.measure, _name(cell, n), cell.table, _words(cell), priority=priority)
             left = _left(cell, options, n, before)
@@ -111,7 +112,8 @@ def jobs_of(
                     left -= _left(cell, options, options.rounds[number - 1], before)
             if group:
                 left.pop("set", None)
-            _add(job, cell, left, times, before)
+            new = [network for network in _networks(cell, options) if network not in before]
+            _add(job, cell, left, times, new)
             key = (cell.dataset, cell.ipc, cell.method, cell.seed)
             job.needs = [*([group] if to_make else []), *([last[key]] if key in last else [])]
             last[key] = job.name
@@ -131,11 +133,18 @@ def _before(cells: Sequence[Cell], options: tasks.Options) -> list[tuple[str, ..
         if cell.measure != "networks":
             found.append(())
             continue
-        networks = cell.targets or (tasks.set_of(cell, options)[1].network,)
+        networks = _networks(cell, options)
         known = trained.setdefault((cell.dataset, cell.ipc, cell.method, cell.seed), {})
         found.append(tuple(network for network in networks if network in known))
         known.update(dict.fromkeys(networks))
     return found
+
+
+def _networks(cell: Cell, options: tasks.Options) -> tuple[str, ...]:
+    """The kinds of networks that are trained on the set of a cell."""
+    if cell.measure != "networks":
+        return ()
+    return cell.targets or (tasks.set_of(cell, options)[1].network,)
 
 
 def _left(cell: Cell, options: tasks.Options, n: int, before: tuple[str, ...] = ()) -> Counter[str]:
@@ -155,22 +164,23 @@ def _add(
     cell: Cell,
     left: Mapping[str, int],
     times: Mapping[str, Mapping[str, float]],
-    before: tuple[str, ...] = (),
+    networks: Sequence[str],
 ) -> None:
-    """Add what is left of a cell to a job."""
+    """Add what is left of a cell, with networks of these kinds, to a job."""
     job.left = dict(Counter(job.left) + Counter(left))
-    known = times.get(kind_of(cell), {})
-    if not known:  # networks on real images take as long as those on as many others
-        same_size = [at for kind, at in times.items() if kind.startswith(f"{cell.dataset} {cell.ipc} ")]
-        known = {what: at for what, at in same_size[0].items() if what.startswith("network")} if same_size else {}
-    new = [network for network in cell.targets or () if network not in before]
-    of_kind = [known.get(f"network {network}", known.get("network", 0.0)) for network in new]
-    if of_kind:
-        known = {**known, "network": sum(of_kind) / len(of_kind)}
-    job.seconds += sum(number * known.get(what, 0.0) for what, number in left.items())
+    known = _known(times, cell)
+    of_network = mean(known.get(f"network {network}", 0.0) for network in networks) if networks else 0.0
+    job.seconds += left.get("set", 0) * known.get("set", 0.0) + left.get("network", 0) * of_network
     if left.get("set") and cell.method in SLOW_CORESETS:
         job.seconds = 0.0  # most of it is spent on the choice, which is not timed
     job.memory = max(job.memory, known.get("memory", 0.0))
+
+
+def _known(times: Mapping[str, Mapping[str, float]], cell: Cell) -> dict[str, float]:
+    """The times of a kind of set. Networks take as long on any other set of its size, as on real images."""
+    of_size = (of for kind, of in times.items() if kind.startswith(f"{cell.dataset} {cell.ipc} "))
+    networks = {what: at for of in of_size for what, at in of.items() if what.startswith("network ")}
+    return networks | dict(times.get(kind_of(cell), {}))
 
 
 def kind_of(cell: Cell) -> str:
@@ -301,12 +311,17 @@ def known_times(file: Path) -> dict[str, dict[str, float]]:
 
 
 def measure(cells: Sequence[Cell], options: tasks.Options, data_dir: str | None, file: Path) -> None:
-    """Time every kind of set that is not in the file yet. Sets that are made together count as if alone."""
+    """Time every kind of set and of network that is not in the file yet. Each set counts as if made alone."""
     found = dict(known_times(file))
     data: dict[str, Data | None] = {}
+    epochs = BUDGETS[options.budget].epochs
     for cell in cells:
         key = kind_of(cell)
-        if cell.measure != "networks" or cell.method.partition("@")[0] in CORESETS or key in found:
+        if cell.measure != "networks" or cell.method.partition("@")[0] in CORESETS:
+            continue
+        known = _known(found, cell)
+        wanted = {"set", *(f"network {name}" for name in _networks(cell, options))}
+        if wanted <= known.keys():
             continue
         if cell.dataset not in data:
             try:
@@ -317,14 +332,17 @@ def measure(cells: Sequence[Cell], options: tasks.Options, data_dir: str | None,
         images = data[cell.dataset]
         if images is None:
             continue
+        networks, too_large = tasks.fitting(images, cell, options)
         _, recipe = tasks.set_of(replace(cell, seed=0), options)
-        e = estimate(images, recipe, options.device, 1, seconds=4)
-        found[key] = {"set": e.seconds_condensing, "network": e.seconds_evaluating}
-        if e.device == "cpu" and not math.isnan(e.memory_bytes):
-            found[key]["memory"] = e.memory_bytes
-        write_json(file, {"device": e.device_name, "times": found})
-        of = f"a set {duration(e.seconds_condensing)}, a network {duration(e.seconds_evaluating)}"
-        print(f"{key}: {of}", flush=True)
+        if networks == ():
+            print(f"not timed: {too_large[0]}", flush=True)
+            continue
+        protocol = Protocol(recipe.width, recipe.depth, epochs)
+        found[key] = time_kind(images, recipe, networks or (recipe.network,), options.device, protocol, known)
+        write_json(file, {"device": environment(options.device)["device_name"], "times": found})
+        new = [f"{what} {duration(at)}" for what, at in found[key].items() if what != "memory" and what not in known]
+        if new:
+            print(f"{key}: {', '.join(new)}", flush=True)
 
 
 def main(folder: str, config: str) -> int:

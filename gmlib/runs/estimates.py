@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -150,7 +150,7 @@ def estimate(
     device = device_of(device)
     peak = PeakMemory(device)
     S = as_set(initial(data, recipe), data, recipe, [])
-    resolved = resolve_protocol(S, data, "convnet", protocol)
+    resolve_protocol(S, data, "convnet", protocol)
     here = data.to(device)
     (recipe,) = with_precisions(here, [recipe])
     pieces, drawing = _time_pieces(here, recipe, seconds / 2)
@@ -159,7 +159,7 @@ def estimate(
     made_on = environment(device)
     return Estimate(
         seconds_condensing=recipe.outer_loops * of_one,
-        seconds_evaluating=_time_networks(S, data, n_networks, protocol, resolved["epochs"], device, seconds / 2),
+        seconds_evaluating=_time_networks(S, data, "convnet", n_networks, protocol, device, seconds / 2),
         memory_bytes=peak(),
         recipe=recipe,
         n_networks=n_networks,
@@ -200,19 +200,20 @@ def _time_pieces(data: Data, recipe: Recipe, seconds: float) -> tuple[list[dict[
 def _time_networks(
     S: SyntheticSet,
     data: Data,
+    network: str,
     n_networks: int,
     protocol: Protocol | None,
-    epochs: int,
     device: torch.device,
     seconds: float,
 ) -> float:
     """Time trainings of one group of networks, and their test. The trainings are tested on a few images only."""
+    epochs = resolve_protocol(S, data, network, protocol)["epochs"]
     n = min(n_networks, torch.get_num_threads()) if device.type == "cpu" else n_networks
     few = replace(data, test_images=data.test_images[:TESTED], test_labels=data.test_labels[:TESTED])
 
     def timed(some: int, on: Data = few) -> float:
         started = time.perf_counter()
-        evaluate(S, on, "convnet", n, protocol=protocol, device=device, progress=False, epochs=some)
+        evaluate(S, on, network, n, protocol=protocol, device=device, progress=False, epochs=some)
         return now(device) - started
 
     timed(1)  # warms up
@@ -224,6 +225,43 @@ def _time_networks(
         last = timed(many)
     per_epoch = max(0.0, last - short) / max(1, many - 1)
     return (last + per_epoch * (epochs - many) + testing) * n_networks / n
+
+
+def time_kind(
+    data: Data,
+    recipe: Recipe,
+    networks: Collection[str] = ("convnet",),
+    device: torch.device | None = None,
+    protocol: Protocol | None = None,
+    known: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Time a set that is made alone, and one network of each kind trained on it, for some seconds each.
+
+    Parameters
+    ----------
+    data, recipe, device, protocol
+        As for `estimate`.
+    networks : collection of str
+        Names of the kinds.
+    known : mapping, optional
+        What was found before. It is not timed again.
+
+    Returns
+    -------
+    dict
+        Seconds: "set", and "network NAME" for each kind. On a CPU also "memory" in bytes.
+    """
+    found = dict(known or {})
+    if "set" not in found:
+        e = estimate(data, recipe, device, 1, protocol, seconds=4)
+        found |= {"set": e.seconds_condensing, "network convnet": e.seconds_evaluating}
+        if e.device == "cpu" and not math.isnan(e.memory_bytes):
+            found["memory"] = e.memory_bytes
+    for network in networks:
+        if f"network {network}" not in found:
+            S = as_set(initial(data, recipe), data, recipe, [])
+            found[f"network {network}"] = _time_networks(S, data, network, 1, protocol, device_of(device), 2)
+    return found
 
 
 class Pieces:

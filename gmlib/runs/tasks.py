@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ from ..runtime import OutOfTime, deadline_passed, progress_bar
 from ..sets import SyntheticSet
 from . import shipped, store
 from .cells import Cell, at
-from .estimates import Estimate, duration, estimate
+from .estimates import duration, time_kind
 from .jobs import Job, Unusable, choose_recipe, plan_run
 from .layout import LEAST_NETWORKS, MOST_NETWORKS, read_trace, run_folder, whole_data_folder
 from .locks import Busy
@@ -496,7 +497,7 @@ def do_all(
 
 def listing(tasks: Sequence[Task], device: torch.device) -> Iterator[str]:
     """A line for each task with what is left of it and how long that takes here, and one for all."""
-    timed: dict[tuple, Estimate] = {}
+    timed: dict[tuple, dict[str, float]] = {}
     number = 0
     total: dict[Path, tuple[float, float]] = {}  # of the set in a folder: seconds for it, and for its networks
     for task in tasks:
@@ -519,14 +520,13 @@ def listing(tasks: Sequence[Task], device: torch.device) -> Iterator[str]:
 
 
 def seconds_left(
-    job: Job, left: Mapping[str, int], device: torch.device, timed: dict[tuple, Estimate]
+    job: Job, left: Mapping[str, int], device: torch.device, timed: dict[tuple, dict[str, float]]
 ) -> tuple[float, float]:
-    """Seconds for the set of a job, made alone, and for its networks as if all were ConvNets.
+    """Seconds for the set of a job, made alone, and for its networks.
 
     Recipes that differ in their seed only are timed once. ``timed`` keeps them.
     """
     kind = (job.data.fingerprint, replace(job.recipe, seed=0))
-    if kind not in timed:
-        timed[kind] = estimate(job.data, job.recipe, device, 1, job.protocol, seconds=4)
-    found = timed[kind]
-    return left.get("set", 0) * found.seconds_condensing, left.get("network", 0) * found.seconds_evaluating
+    timed[kind] = time_kind(job.data, job.recipe, job.targets, device, job.protocol, timed.get(kind))
+    of_network = mean(timed[kind][f"network {network}"] for network in job.targets)
+    return left.get("set", 0) * timed[kind]["set"], left.get("network", 0) * of_network
