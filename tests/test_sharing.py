@@ -1,6 +1,7 @@
 """What the page on cost says about methods made together and about bfloat16."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import gmreport as report
 from gmlib.analysis.statistics import half_width
 
-ROOT = Path(__file__).parent.parent
+TOGETHER = Path(__file__).parent.parent / "benchmarks" / "together.py"
 KINDS = ("apart, float32", "apart, bf16", "together, float32", "together, bf16")
 
 
@@ -61,13 +62,29 @@ def test_nothing_stored_is_said():
     assert "No measurement of methods made together" in report.together_sentence({}).data
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """A file of benchmarks/together.py in toy sizes."""
-    out = tmp_path_factory.mktemp("together") / "here.json"
-    words = [sys.executable, str(ROOT / "benchmarks" / "together.py"), "--quick", "--rounds", "1", "--out", str(out)]
-    subprocess.run(words, check=True, capture_output=True, timeout=300)
-    return out
+def call(*words):
+    """`python together.py words` in this process. Returns the exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(TOGETHER), *words])
+        return runpy.run_path(str(TOGETHER), run_name="together")["main"]()
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """A file of benchmarks/together.py in toy sizes. What it starts as a process is called here."""
+    started, really = [], subprocess.run
+
+    def run(words, check=False, **options):
+        if words[:2] != [sys.executable, str(TOGETHER)]:
+            return really(words, check=check, **options)
+        assert check
+        started.append(words[3:5])
+        assert call(*words[2:]) == 0
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert call("--quick", "--rounds", "1", "--out", str(tmp_path / "here.json")) == 0
+    assert sorted(map(", ".join, started)) == sorted(2 * KINDS), "a short and a longer process of each kind"
+    return tmp_path / "here.json"
 
 
 def test_the_measurement_has_every_kind_and_the_page_shows_it(quick):
@@ -84,7 +101,6 @@ def test_the_measurement_has_every_kind_and_the_page_shows_it(quick):
     assert table.rows == list(stored["seconds"]) and "ConvNet-3-8" in table.caption
 
 
-def test_bad_input_measures_nothing(tmp_path):
-    words = [sys.executable, str(ROOT / "benchmarks" / "together.py"), "--rounds", "0", "--out", str(tmp_path / "x")]
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 2 and ended.stderr.startswith("together: rounds") and not list(tmp_path.iterdir())
+def test_bad_input_measures_nothing(tmp_path, capsys):
+    assert call("--rounds", "0", "--out", str(tmp_path / "x")) == 2
+    assert capsys.readouterr().err.startswith("together: rounds") and not list(tmp_path.iterdir())
