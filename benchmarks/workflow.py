@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/workflow.py --out runs/workflow.json
     OMP_NUM_THREADS=1 python benchmarks/workflow.py --only paper --out runs/workflow.json     # keeps the other part
+    python benchmarks/workflow.py --only paper --device cuda --out runs/workflow-gpu.json     # a worker is a GPU
 
 The grid, workflow/smoke.csv, runs as whole processes, each from an empty folder: `gmlib run` in one process, then
 Snakemake with one and with two jobs at once (with --slurm also on a SLURM node of two CPUs). The ways take turns.
@@ -35,9 +36,12 @@ from gmlib.evaluation import resolve_protocol
 from gmlib.files import write_atomically
 from gmlib.lines import fresh_network, initial
 from gmlib.runs.cells import Cell
-from gmlib.runs.estimates import Pieces, duration, seconds_per_outer_iteration
+from gmlib.runs.estimates import Pieces, duration, now, seconds_per_outer_iteration
+from gmlib.runs.layout import LEAST_NETWORKS
 from gmlib.runs.provenance import environment
 from gmlib.runs.tasks import set_of
+from gmlib.runtime import device_of
+from gmlib.speed.recording import WARM_UP, recordable
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests")]
@@ -166,27 +170,32 @@ def random_data(name: str, least: int) -> gm.Data:
 
 def time_pieces(data: gm.Data, recipe: gm.Recipe) -> dict[str, float]:
     """Seconds of an update of S, a step of theta, a look at the losses, and of drawing a network."""
-    pieces = Pieces(data, recipe)
+    pieces, device = Pieces(data, recipe), data.train_images.device
     started = time.perf_counter()
     found = pieces(0)
     if time.perf_counter() - started < SHORT:
-        found = pieces(1)
-    started = time.perf_counter()
+        for k in range(1, WARM_UP + 2 if recordable(device) else 2):
+            found = pieces(k)
+    started = now(device)
     fresh_network(data, recipe, 0)
-    found["seconds_drawing"] = time.perf_counter() - started
+    found["seconds_drawing"] = now(device) - started
     return {name: seconds for name, seconds in found.items() if seconds == seconds}  # no look: NaN
 
 
 def time_network(data: gm.Data, recipe: gm.Recipe, network: str, least: float) -> dict[str, float]:
-    """Seconds of an epoch and of a test image, for one network trained on a set; and how many epochs there are."""
-    S = as_set(initial(data, recipe), data, recipe, [])
+    """Seconds of an epoch and of a test image, for one network trained on a set; and how many epochs there are.
+
+    A GPU trains several networks at once, as many as every set gets first. Each counts with its part.
+    """
+    S, device = as_set(initial(data, recipe), data, recipe, []), data.train_images.device
+    n = LEAST_NETWORKS if device.type == "cuda" else 1
     epochs = resolve_protocol(S, data, network)["epochs"]
 
     def timed(some: int, tested: int = 10) -> float:
         few = replace(data, test_images=data.test_images[:tested], test_labels=data.test_labels[:tested])
-        started = time.perf_counter()
-        gm.evaluate(S, few, network, 1, device="cpu", progress=False, epochs=some)
-        return time.perf_counter() - started
+        started = now(device)
+        gm.evaluate(S, few, network, n, device=device, progress=False, epochs=some)
+        return (now(device) - started) / n
 
     timed(1)  # warms up
     short = last = timed(1)
@@ -198,7 +207,9 @@ def time_network(data: gm.Data, recipe: gm.Recipe, network: str, least: float) -
     return {"epochs": epochs, "epoch": max(0.0, last - short) / many, "test_image": tests}
 
 
-def measured(cells: Iterable[Cell], options: plan.tasks.Options, least: float = 1.0, **fields: Any) -> dict[str, Any]:
+def measured(
+    cells: Iterable[Cell], options: plan.tasks.Options, least: float = 1.0, device: str = "cpu", **fields: Any
+) -> dict[str, Any]:
     """Time the pieces that these cells need, epochs for ``least`` seconds. ``fields`` change the recipes."""
     found: dict[str, Any] = {"pieces": {}, "networks": {}, "precision": {}}
     cells = [replace(cell, seed=0) for cell in cells if cell.measure == "networks"]
@@ -217,7 +228,9 @@ def measured(cells: Iterable[Cell], options: plan.tasks.Options, least: float = 
                 "MD" if chosen else cell.method.partition("@")[0], dataset, cell.ipc, options.budget,
                 **{"precision": "auto", "network": source, **fields},
             )  # fmt: skip
-            data = made.setdefault(dataset, random_data(dataset, recipe.batch_real))
+            if dataset not in made:
+                made[dataset] = random_data(dataset, recipe.batch_real).to(torch.device(device))
+            data = made[dataset]
             if kind == "pieces":
                 (recipe,) = with_precisions(data, [recipe])
                 found[kind][name] = time_pieces(data, recipe)
@@ -307,23 +320,24 @@ def figures(cells: Iterable[Cell], options: plan.tasks.Options) -> dict[str, int
     return {"figures": len(rows), "figures_of_cells": of_cells}
 
 
-def paper(together: Path, quick: bool) -> dict[str, Any]:
-    """Time the pieces, and add up the paper."""
+def paper(together: Path | None, quick: bool, device: str = "cpu") -> dict[str, Any]:
+    """Time the pieces, and add up the paper. Without a file of benchmarks/together.py each set is made alone."""
     with tempfile.TemporaryDirectory() as folder:  # nothing is stored there, so all is left
         cells, options = plan.asked(_config(None, "paper", folder))
         if quick:
             cells = [cell for cell in cells if cell.ipc == 1 and cell.dataset == "MNIST" and cell.table == "Table 3"]
-        found = measured(cells, options, **({"least": 0.05, "width": 8, "batch_real": 8} if quick else {}))
-        ratio = json.loads(together.read_text())
+        sizes: dict[str, Any] = {"least": 0.05, "width": 8, "batch_real": 8} if quick else {}
+        found = measured(cells, options, device=device, **sizes)
         most = Counter(found["precision"].values()).most_common(1)[0][0]
-        shared = shared_part(ratio, "bf16" if "bf16" in most else "float32")
+        precision = "bf16" if "bf16" in most else "float32"
+        shared = shared_part(json.loads(together.read_text()), precision) if together else 0.0
         return {
             **figures(cells, options),
             "outer_loops": gm.Recipe.outer_loops,
             "networks_each": gm.BUDGETS["paper"].networks,
             **hours(cells, options, found, shared),
             "shared": shared,
-            "shared_from": together.name,
+            "shared_from": together.name if together else None,
             "measured": found,
         }
 
@@ -335,17 +349,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="one part; the other stays as it is in the file")
     parser.add_argument("--rounds", type=int, default=2, help="of the grid; default: 2")
     parser.add_argument("--slurm", action="store_true", help="the grid on a SLURM node too, which needs slurm-wlm")
-    together = ROOT / "results" / "benchmarks" / "together" / "intel-r-xeon-r-processor.json"
-    parser.add_argument("--together", type=Path, default=together, help="a file of benchmarks/together.py")
+    parser.add_argument(
+        "--together",
+        type=Path,
+        help="a file of benchmarks/together.py; default on a CPU: the stored one",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for the part `paper`; default: cpu")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to check that it runs")
     given = parser.parse_args(arguments)
     parts = [given.only] if given.only else list(PARTS)
-    made_on = environment(torch.device("cpu"))
+    if given.together is None and given.device == "cpu":
+        given.together = ROOT / "results" / "benchmarks" / "together" / "intel-r-xeon-r-processor.json"
     try:
+        made_on = environment(device_of(given.device))
         check_number("rounds", given.rounds, least=1, whole=True)
-        if "paper" in parts and not given.together.is_file():
+        if given.device != "cpu" and "grid" in parts:
+            raise ValueError("the grid is too small for a GPU: add --only paper")
+        if "paper" in parts and given.together and not given.together.is_file():
             raise ValueError(f"there is no file {given.together}: name one of benchmarks/together.py with --together")
-        if made_on["threads"] != 1:
+        if given.device == "cpu" and made_on["threads"] != 1:
             raise ValueError(f"a worker has one thread, and here are {made_on['threads']}: set OMP_NUM_THREADS=1")
         content: dict[str, Any] = {}
         if given.only and given.out.is_file():
@@ -366,7 +388,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"workflow: {error}", file=sys.stderr)
         return 2
     for part in parts:
-        content[part] = measure_grid(given) if part == "grid" else paper(given.together, given.quick)
+        content[part] = measure_grid(given) if part == "grid" else paper(given.together, given.quick, given.device)
         content |= made_on
         write_atomically(given.out, (json.dumps(content, indent=1) + "\n").encode())
     for name, way in content.get("grid", {}).get("ways", {}).items():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import gmlib as gm
 import gmreport as report
@@ -185,6 +186,7 @@ def test_the_shared_part_gives_the_measured_ratio():
     [
         (["--rounds", "0"], "rounds=0"),
         (["--together", "none.json"], "none.json"),
+        (["--device", "cuda"], "cuda" if not torch.cuda.is_available() else "--only paper"),
         (["--only", "grid", "--slurm"], "SLURM"),
     ],
 )
@@ -232,6 +234,20 @@ def test_the_page_shows_what_was_measured(quick):
     assert "herding" in hours._repr_html_() and "SVHN" in hours._repr_html_()
     said = report.hours_sentence({"here": stored}).data
     assert "187 numbers" in said and "No GPU was measured" in said and "K = 1000" in said
+    assert "one CPU thread" in said
+    of_gpu = stored | {"device": "cuda", "paper": stored["paper"] | {"shared": 0.0}}
+    said = report.hours_sentence({"here": stored, "there": of_gpu}).data
+    assert "one GPU" in said and "No GPU was measured" not in said
+    assert "as if made alone" in report.hours_table(of_gpu)._repr_html_()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_can_be_the_worker(tmp_path):
+    out = tmp_path / "gpu.json"
+    assert bench.main(["--quick", "--only", "paper", "--device", "cuda", "--out", str(out)]) == 0
+    content = json.loads(out.read_text())
+    assert content["device"] == "cuda" and content["paper"]["shared"] == 0
+    assert content["paper"]["groups"]["all"]["worker_hours"] > 0
 
 
 def test_nothing_stored_is_said(tmp_path):

@@ -245,7 +245,8 @@ def sentences():
     group |= {"hours": {"1": 1.0}, "longest_job": BAD}
     numbers = dict.fromkeys(("outer_loops", "networks_each", "figures", "figures_of_cells"), 1)
     ways = {BAD: {"median": 1.0, "per_job": None}, f"{BAD} 2": {"median": 1.0, "per_job": 1.0}}
-    grown = {"device_name": BAD, "grid": {"jobs": 1, "ways": ways}, "paper": {"groups": {"all": group}, **numbers}}
+    grown = {"device_name": BAD, "device": BAD, "grid": {"jobs": 1, "ways": ways}}
+    grown["paper"] = {"groups": {"all": group}, **numbers}
     yield report.grid_sentence({BAD: grown})
     yield report.hours_sentence({BAD: grown})
     yield report.log_sentence(log | {"recipe": gm.Recipe(dataset=BAD).as_dict()})

@@ -63,6 +63,7 @@ class Paper(msgspec.Struct):
 class Growth(msgspec.Struct):
     """A file that benchmarks/workflow.py wrote."""
 
+    device: str
     device_name: str
     threads: int
     torch: str
@@ -143,12 +144,14 @@ def hours_sentence(stored: Stored) -> Markdown:
                 f"{p['figures_of_cells']} of the paper's {p['figures']} numbers. No number of workers ends before "
                 f"{hours_of(every['shortest_possible_hours'])}: one job, {md(every['longest_job'])}, takes "
                 f"{hours_of(every['longest_job_hours'])} and cannot be shared (MDO counts the most that it can "
-                f"take). A worker is one CPU thread of "
+                f"take). A worker is {'one GPU' if m['device'] == 'cuda' else 'one CPU thread'}: "
                 f"{md(m['device_name'])}."
             )
     if not parts:
         return Markdown("**The time of the whole paper has not been added up yet.**")
-    return Markdown(" ".join([*parts, "No GPU was measured, so there are no GPU-hours here."]))
+    if not any(m.get("paper") and m["device"] == "cuda" for m in stored.values()):
+        parts.append("No GPU was measured, so there are no GPU-hours here.")
+    return Markdown(" ".join(parts))
 
 
 def hours_table(measured: Mapping[str, Any]) -> Table:
@@ -175,7 +178,9 @@ def hours_table(measured: Mapping[str, Any]) -> Table:
         "CIFAR100 counts as CIFAR10 with ten times the classes. MDO counts the most "
         "that it can take, with all steps of theta up to its bound.",
         f"Sets made together share {paper['shared']:.0%} of the time of one of them. That was measured on grey "
-        "images, and is taken for all.",
+        "images, and is taken for all."
+        if paper["shared"]
+        else "Each set counts as if made alone.",
         *([f"Not timed, and counted as nothing: {missing}."] if missing else []),
     ]
     caption = f"The whole paper, with nothing stored yet. {_on(measured)}"
