@@ -102,7 +102,7 @@ def algorithm_1(
     recipe : Recipe
         All choices of the run.
     state : State
-        Changed in place. A new generator continues from any state and gives the same bits on the same machine.
+        Changed in place. A new generator continues from any state and gives the same bits on the same machine's CPU.
     draws : Draws, optional
         Shared with other runs. None draws for this run alone, with the same bits.
     watch : bool

@@ -94,7 +94,7 @@ def condense(
         None takes CUDA if it is available, else the CPU.
     checkpoint : path, optional
         A file for the state of the run. If it exists, the run continues from it. It then ends with the same bits as
-        an uninterrupted run on the same machine.
+        an uninterrupted run on the same machine's CPU; on CUDA the two agree to rounding.
     progress : bool
         Show a progress bar.
     snapshots : collection of int

@@ -204,7 +204,7 @@ def reach(
     n_starts : int
         Number of random theta0. Each descends by full-batch gradient descent.
     seed : int
-        The same seed gives the same starts for every S, and the same bits on one machine.
+        The same seed gives the same starts for every S, and the same bits on one machine's CPU.
     data : Data, optional
         The real data T, to measure the test accuracy, and the loss and gradient on T, at each point.
     network : str

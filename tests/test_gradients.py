@@ -3,6 +3,8 @@
 import copy
 import functools
 import logging
+import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -295,7 +297,14 @@ def test_the_third_call_of_a_step_is_recorded_and_every_call_has_its_effect(reco
 
 def test_a_step_that_cannot_be_recorded_runs_normally_and_logs_the_reason(recorded, monkeypatch, caplog):
     def refuse(*_):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        """As torch does: what follows while streams and the recording end hides the reason."""
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        finally:
+            try:
+                raise RuntimeError("operation failed due to a previous error")
+            finally:
+                raise RuntimeError("the recording ended early")
 
     monkeypatch.setattr(recording, "Graph", refuse)
     step = recording.Replay(lambda x: x + 1, torch.device("cpu"))
@@ -308,6 +317,28 @@ def test_a_step_that_cannot_be_recorded_runs_normally_and_logs_the_reason(record
     step = recording.Replay(lambda x: x, torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError):
         [step(torch.tensor(0)) for _ in range(3)]
+
+
+def test_a_step_that_reads_a_value_is_not_recorded_at_all(recorded, monkeypatch, caplog):
+    """Its second call shows it. Other warnings are passed on."""
+    said = "called a synchronizing CUDA operation (Triggered internally at ...)"
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with recording.host_reads(torch.device("cpu")) as reads:
+        pass
+    assert not modes and not reads
+    with pytest.warns(UserWarning, match="something else"), recording.host_reads(torch.device("cuda")) as reads:
+        warnings.warn(said, stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert modes == ["warn", 0] and reads == [said]
+
+    monkeypatch.setattr(recording, "host_reads", lambda device: nullcontext([said] if step.calls else []))
+    step = recording.Replay(lambda x: x + 1, torch.device("cpu"))
+    with caplog.at_level(logging.WARNING):
+        assert [step(torch.tensor(n)).item() for n in range(5)] == [1, 2, 3, 4, 5]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "cannot be recorded" in message and "synchronizing" in message and recorded.made == 0
 
 
 def test_a_call_that_ran_out_of_memory_does_not_count_as_warm_up(recorded):

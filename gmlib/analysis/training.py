@@ -74,7 +74,7 @@ def paths(
     lr : float
         Learning rate.
     seed : int
-        Decides theta0 and T. The same seed gives the same bits on one machine.
+        Decides theta0 and T. The same seed gives the same bits on one machine's CPU.
     start : int
         theta0 is that of start number ``start`` of `reach` for the same seed.
     real_batch : int

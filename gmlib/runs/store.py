@@ -14,8 +14,8 @@ atomically, and run.json only when S is finished. What is stored is read back an
 the sha256 of its content, and all but the first hold that of the set as "set" (of the data, if there is no set). A
 damaged file, or one of another set, is refused in one sentence that says what to delete.
 
-A run that is stopped and continued gives the same bits as one without a stop, on one machine with one number of
-threads. "threads" lists the numbers of all parts of the work, if they differ.
+A run that is stopped and continued gives the same bits as one without a stop, on one machine's CPU with one number
+of threads. "threads" lists the numbers of all parts of the work, if they differ.
 
 If several sets were made together, "made_together" in run.json is their number: the largest, if a part of the work
 was done with fewer. Of the work that they shared, "seconds" counts an equal part, but "peak_memory_bytes" is the peak

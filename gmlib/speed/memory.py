@@ -44,6 +44,8 @@ class Memory:
         self.done = False
         while not self.done:
             yield self
+            if not self.done and torch.cuda.is_available():
+                torch.cuda.empty_cache()  # not in __exit__, where the error still holds the tensors of its calls
 
     def __enter__(self) -> Memory:
         return self
@@ -54,8 +56,6 @@ class Memory:
         if error is None or not _is_out_of_memory(error) or chunk < 1:
             return False
         self.chunk = chunk
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         log.warning("out of memory: continuing with at most %d images per pass", chunk)
         return True
 

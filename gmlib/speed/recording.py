@@ -6,9 +6,12 @@ covers only the forward and the first backward pass.
 
 from __future__ import annotations
 
+import gc
 import logging
+import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -60,8 +63,11 @@ class Replay:
             return self.function(*inputs)
         key = tuple((x.shape, x.dtype) for x in inputs)
         if self.calls[key] < WARM_UP:
-            outputs = self._call_on_new_stream(inputs)
+            with host_reads(self.device) as reads:
+                outputs = self._call_on_new_stream(inputs)
             self.calls[key] += 1  # only now: a call that ran out of memory does not count
+            if reads and self.calls[key] == WARM_UP:
+                self._give_up(reads[0])  # a recording that fails can leave torch as if it still recorded
             return outputs
         if key not in self.graphs:
             try:
@@ -70,11 +76,13 @@ class Replay:
                 self.graphs.clear()  # frees their memory; `memory.Memory` then takes smaller passes
                 raise
             except RuntimeError as error:
-                self.can_record = False
-                self.graphs.clear()
-                reason = str(error.__context__ or error).splitlines()[0]
-                log.warning("a step cannot be recorded as a CUDA graph and runs normally: %s", reason)
+                self._give_up(str(first_cause(error)))
         return self.graphs[key](*inputs) if self.can_record else self.function(*inputs)
+
+    def _give_up(self, reason: str) -> None:
+        self.can_record = False
+        self.graphs.clear()
+        log.warning("a step cannot be recorded as a CUDA graph and runs normally: %s", reason.splitlines()[0])
 
     def _call_on_new_stream(self, inputs: Sequence[Tensor]) -> Any:
         """Call the function on a stream of its own, as torch asks for before a recording."""
@@ -99,11 +107,15 @@ class Graph:
         self.inputs = tuple(x.detach().clone() for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(device)
+        collects = gc.isenabled()
+        gc.disable()  # collecting an older graph would end the recording
         try:
             with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(device)):
                 self.outputs = function(*self.inputs)
         finally:
             torch.cuda.set_stream(current)  # torch leaves its own stream current if recording fails
+            if collects:
+                gc.enable()
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Replay the function on ``inputs`` and return the output buffers."""
@@ -111,6 +123,38 @@ class Graph:
             buffer.copy_(x)
         self.graph.replay()
         return self.outputs
+
+
+@contextmanager
+def host_reads(device: torch.device) -> Iterator[list[str]]:
+    """Collect what torch says of operations that wait for the device, such as ``.item()``, while the block runs.
+
+    Such a step cannot be recorded. Other warnings are given again afterwards.
+    """
+    found: list[str] = []
+    if device.type != "cuda":
+        yield found
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if "synchronizing CUDA operation" in str(warning.message):
+            found.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the error that was raised first. Those that follow while streams and recordings end hide it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 class Later:
