@@ -24,6 +24,7 @@ from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import ceiling
 import heap
@@ -35,6 +36,7 @@ from gmlib.checks import check_number, choose
 from gmlib.files import write_atomically
 from gmlib.runs.provenance import environment
 from gmlib.runtime import device_of
+from gmlib.speed import forward
 from gmlib.speed.memory import PeakMemory
 from gmlib.speed.precision import matmul_precision
 
@@ -153,7 +155,7 @@ def stored_in(path: Path, made_with: dict[str, dict[str, Any]], again: bool) -> 
         raise ValueError(f"{path} is not a file of benchmarks, or damaged: give another --out or delete it")
     for part, asked in made_with.items():
         for name in asked:
-            found = stored[part].get(name)
+            found = stored[part].get(name, False)  # older files have no "fused"
             if found != asked[name] and again:
                 return new
             if found != asked[name]:
@@ -175,6 +177,7 @@ def run(
     quick: bool = False,
     device: torch.device | str | None = None,
     tf32: bool = False,
+    fused: bool = False,
 ) -> dict[str, Any]:
     """Measure the cases that match one of ``patterns``, print the table, and store it in ``out`` after every case.
 
@@ -195,6 +198,8 @@ def run(
     device : torch.device or str, optional
     tf32 : bool
         TF32 for both sides.
+    fused : bool
+        The library's forward pass by `gmlib.speed.kernels`, on CUDA.
 
     Returns
     -------
@@ -217,6 +222,8 @@ def run(
     choose(ceiling.PRODUCTS, "device", device.type)
     if tf32 and device.type != "cuda":
         raise ValueError(f"only CUDA devices have TF32, and this is {device}: leave out --tf32")
+    if fused and device.type != "cuda":
+        raise ValueError(f"the kernels are for CUDA, and this is {device}: leave out --fused")
     precision = "tf32" if tf32 else "float32"
     every = cases(PLANS["quick" if quick else device.type].in_precision(precision))
     for pattern in patterns:
@@ -226,7 +233,7 @@ def run(
     out = Path(out or f"runs/{'benchmarks-quick' if quick else 'benchmarks'}.json")
     if out.suffix != ".json" or out.is_dir():
         raise ValueError(f"the output {out} is not a .json file: give one")
-    settings = {"repeats": repeats, "seconds": seconds, "quick": quick, "precision": precision}
+    settings = {"repeats": repeats, "seconds": seconds, "quick": quick, "precision": precision, "fused": fused}
     made_on = environment(device)
     stored = stored_in(out, {"environment": made_on, "settings": settings}, again or quick)
     known = {name for name in chosen if "failed" not in stored["cases"].get(name, {"failed": ""})}
@@ -239,7 +246,7 @@ def run(
         print(f"matrix products: {rates}; copying: {machine.copying / 1e9:.1f} GB/s")
         stored["runs"].append({"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": asdict(machine)})
     print(f"\n{HEADER}", flush=True)
-    with matmul_precision(precision):
+    with matmul_precision(precision), patch.object(forward, "FUSED", fused or forward.FUSED):
         for name in chosen:
             if name in left:
                 if seconds_total is not None and time.monotonic() - started > seconds_total:
@@ -274,6 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="toy sizes, to check that everything runs")
     parser.add_argument("--device", help="cpu or cuda (cuda if there is one)")
     parser.add_argument("--tf32", action="store_true", help="TF32 for both sides, on CUDA")
+    parser.add_argument(
+        "--fused", action="store_true", help="norm, ReLU and pool of the library in one kernel, on CUDA"
+    )
     options = vars(parser.parse_args(arguments))
     try:
         run(*options.pop("cases"), **options)

@@ -21,6 +21,10 @@ pytest_plugins = ["browser"]  # headless Chromium for test_browser_*.py
 # The tensors of the tests are tiny. More threads gain nothing and slow down tests that run in parallel.
 torch.set_num_threads(1)
 
+# Without a GPU the kernels of test_kernels.py are interpreted. Triton reads this when torch.compile first imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

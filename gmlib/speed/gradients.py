@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..how import as_rows
 from ..networks import matched
 from ..runtime import check_time, in_time
-from .forward import Forward, fast_forward
+from .forward import Forward, fast_forward, fused_forward
 from .passes import map_in_threads, pass_size
 from .trust import is_own, is_right
 
@@ -165,7 +165,7 @@ def _gradient(network: nn.Module, x: Tensor, y: Tensor, create_graph: bool, chun
         return torch.autograd.grad(F.cross_entropy(network(x), y), parameters, create_graph=True)
     in_bf16 = torch.is_autocast_enabled(x.device.type)
     forward = fast_forward(network, x, torch.bfloat16 if in_bf16 else None)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=in_bf16 and forward is network):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=in_bf16 and (x.is_cuda or forward is network)):
         return _summed_gradient(forward, parameters, x, y, min(chunk or len(x), pass_size(network, x) or len(x)))
 
 
@@ -261,10 +261,11 @@ def _grouped_pass(
 ) -> list[Tensor]:
     sizes = [len(batch) for batch in batches]
     layers = _matched_layers(network)
+    forward = network if create_graph else fused_forward(network, batches[0])
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # layer -> its input and output
     hooks = [layer.register_forward_hook(lambda layer, x, y: seen.update({layer: (x[0], y)})) for layer in layers]
     try:
-        losses = F.cross_entropy(network(torch.cat(tuple(batches))), torch.cat(tuple(labels)), reduction="none")
+        losses = F.cross_entropy(forward(torch.cat(tuple(batches))), torch.cat(tuple(labels)), reduction="none")
     finally:
         for hook in hooks:
             hook.remove()
