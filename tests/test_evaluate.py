@@ -586,7 +586,7 @@ SIDE_BY_SIDE = [
     ("made-up", (3, 8, 8), {"batch": 7}),
     ("made-up", (3, 8, 8), {"batch": 4, "network": "convnet:norm=batch"}),  # crop, noise
     ("made-up", (1, 8, 8), {"batch": 4, "optimiser": "adam"}),
-    ("made-up", (1, 8, 8), {"batch": 4, "network": "branching"}),
+    pytest.param("made-up", (1, 8, 8), {"batch": 4, "network": "branching"}, id="branching"),
 ]
 
 
