@@ -205,14 +205,25 @@ finish() {
     exit $((1 - good))
 }
 
-# stop: at a signal, end the stage that runs.
 job='' running=''
+
+# end_of_job: waits for the stage that runs, and leaves none of its processes behind. They are in timeout's group.
+end_of_job() {
+    local ended
+    wait "$job" 2>/dev/null
+    ended=$?
+    kill -KILL -- "-$job" 2>/dev/null
+    job=''
+    return "$ended"
+}
+
+# stop: at a signal, end the stage that runs.
 # shellcheck disable=SC2329 # trap calls it
 stop() {
     trap '' TERM INT HUP
     if [[ $job ]]; then
         kill -TERM "$job" 2>/dev/null # timeout passes it on, and kills what is there 5 seconds later
-        wait "$job" 2>/dev/null
+        end_of_job
         note "$running" terminated $((SECONDS - started))
     fi
     good=0
@@ -235,9 +246,8 @@ for n in "${!stages[@]}"; do
     # INT, as by Ctrl-C: pytest then shows what failed so far. Bash makes background commands ignore it, hence env.
     env --default-signal=INT timeout -s INT -k 5 "$limit" "${command[@]}" >"$work/$running.log" 2>&1 </dev/null &
     job=$!
-    wait "$job" 2>/dev/null
+    end_of_job
     status=$(status_of "$running" $?)
-    job=''
     note "$running" "$status" $((SECONDS - started))
     case $status in
     ok*) tail -n 3 "$work/$running.log" ;;
