@@ -1311,3 +1311,13 @@ def test_a_pipe_is_no_file(tmp_path):
         files.read_tensors(tmp_path / "set.safetensors", "x", "run again")
     with refuses((ValueError, OSError), "there is no file"):
         cells.read_lines(tmp_path / "run.json")
+
+
+def test_a_copy_without_git_can_be_told_its_commit(tmp_path, monkeypatch):
+    provenance._commit.cache_clear()
+    monkeypatch.setenv("GMLIB_COMMIT", "abc123")
+    assert provenance._commit(tmp_path) == "abc123"
+    provenance._commit.cache_clear()
+    monkeypatch.setenv("GMLIB_COMMIT", "")
+    assert provenance._commit(tmp_path) is None
+    provenance._commit.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -60,14 +61,17 @@ def _processor() -> str:
 
 @cache  # the checkout may change during a long run: keep the commit of the loaded code
 def _commit(home: Path) -> str | None:
-    """Commit of a checkout, with "+" if tracked files outside results/ were changed; None outside a checkout."""
+    """Commit of a checkout, with "+" if tracked files outside results/ were changed.
+
+    Outside a checkout it is the value of GMLIB_COMMIT, for a copy without .git; None if that is not set.
+    """
 
     def git(*command: str) -> str:
         run = ["git", "-C", str(home), *command]
         return subprocess.run(run, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     if not (home / ".git").exists():
-        return None
+        return os.environ.get("GMLIB_COMMIT") or None
     try:
         changed = git("diff", "--name-only", "HEAD", "--", ".", ":!results")  # runs write under results/
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
