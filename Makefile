@@ -22,13 +22,12 @@ help:
 
 setup: .venv/.installed
 
-# Without --no-compile pip spends a minute on the byte code of modules that are never imported.
 .venv/.installed: pyproject.toml book/pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "gmlib needs Python 3.11 to 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
 	@echo "installing into .venv: some minutes, several GB the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
 	  --editable '.[data,analysis,workflow,dev]' --editable ./book
 	@touch $@
 
