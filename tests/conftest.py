@@ -1,6 +1,7 @@
 """Small data and recipes that many tests share, and recorded steps without a GPU."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,11 @@ torch.set_num_threads(1)
 # Without a GPU the kernels of test_kernels.py are interpreted. Triton reads this when torch.compile first imports it.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+# A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,9 @@ def test_tests_whose_recordings_fail_are_apart(finished):
     last, first = names_in(found / "failing.log"), names_in(found / "tests.log")
     assert len(last) == 3 and not last & first
     of_files = {name.partition("::")[0] for name in first}
-    assert of_files == {f"tests/test_{name}.py" for name in ("cuda", "evaluate", "data", "coreset", "growth")}
+    assert of_files == {
+        f"tests/test_{name}.py" for name in ("cuda", "kernels", "evaluate", "data", "coreset", "growth")
+    }
     every = (ROOT / "tests" / "test_cuda.py").read_text()
     assert {name.split("::")[1].partition("[")[0] for name in first | last} >= set(
         re.findall(r"def (test_\w+)", every)
