@@ -11,10 +11,10 @@ import heapq
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from graphlib import TopologicalSorter
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import msgspec
@@ -32,9 +32,10 @@ from gmlib.runtime import device_of
 # They train a network on all training images first.
 SLOW_CORESETS = ("herding", "kcenter")
 KEYS = (
-    *("budget", "cells", "chapters", "data_dir", "datasets", "device", "folder", "gpu", "ipc", "longest", "mem_mb"),
-    *("methods", "precision", "results_dir", "retries", "seeds", "tables", "threads"),
+    "budget cells chapters data_dir datasets device folder gpu ipc longest mem_mb methods precision results_dir "
+    "retries seeds tables threads"
 )
+ByKind = dict[str, dict[str, float]]  # by `kind_of` a set, what `time_kind` found
 
 
 @dataclass
@@ -71,40 +72,42 @@ class Job:
     memory: float = 0.0
 
 
-def jobs_of(
-    cells: Sequence[Cell],
-    options: tasks.Options,
-    times: Mapping[str, Mapping[str, float]],
-    shared: float = 0.0,
-) -> list[Job]:
+def jobs_of(cells: Sequence[Cell], options: tasks.Options, times: ByKind, shared: float = 0.0) -> list[Job]:
     """The jobs of these cells.
 
     Parameters
     ----------
     cells : sequence of Cell
     options : Options
-    times : mapping
-        What `measure` found, by `kind_of` a set, as from `gmlib.runs.estimates.time_kind`.
+    times : dict
+        By `kind_of` a set, what `gmlib.runs.estimates.time_kind` found.
     shared : float
         The part of the time of a set that sets made together spend once for all of them. 0 counts each as if alone.
     """
     found: dict[str, Job] = {}
-    methods: dict[str, dict[str, None]] = {}  # of each job that condenses sets
-    last: dict[tuple, str] = {}  # the job before it that works in the folder of the same set
-    known_before = _before(cells, options)
+    to_make: dict[tuple, bool] = {}  # of each set that a job condenses
+    last: dict[tuple, str] = {}  # the job before that works in the folder of the same set
     for number, n in enumerate(options.rounds):
-        for place, (cell, before) in enumerate(zip(cells, known_before, strict=True)):
+        trained: dict[tuple, set[str]] = {}  # the kinds of networks that a cell before trains on a set
+        for place, cell in enumerate(cells):
             if number and cell.measure != "networks":
                 continue
+            of_set = (cell.dataset, cell.ipc, cell.method, cell.seed)
             priority = (len(options.rounds) - number) * len(cells) - place
             group = _set_name(cell, options)
-            to_make = _left(replace(cell, measure="networks"), replace(options, only_sets=True), n) if group else {}
-            if group and cell.method not in methods.setdefault(group, {}):
-                methods[group][cell.method] = None
-                sets = found.setdefault(group, Job("sets", group, cell.table, [], priority=priority))
-                _add(sets, cell, to_make, times, ())
-                sets.words = _words(replace(cell, measure="networks"), methods[group])
-            job = Job(cell.measure, _name(cell, n), cell.table, _words(cell), priority=priority)
+            if group and of_set not in to_make:
+                made = replace(cell, measure="networks")
+                sets = found.setdefault(group, Job("sets", group, cell.table, _words(made), priority=priority))
+                sets.words.append(cell.method)
+                new_set = _left(made, replace(options, only_sets=True), n)
+                _add(sets, cell, new_set, times)
+                to_make[of_set] = bool(new_set)
+            networks = _networks(cell, options)
+            earlier = trained.setdefault(of_set, set())
+            before = tuple(network for network in networks if network in earlier)
+            new = [network for network in networks if network not in earlier]
+            earlier.update(networks)
+            job = Job(cell.measure, _name(cell, n), cell.table, [*_words(cell), cell.method], priority=priority)
             left = _left(cell, options, n, before)
             if cell.measure == "networks":
                 job.words += ["--networks", str(n), *(["--tables", cell.table] if cell.table else [])]
@@ -112,32 +115,17 @@ def jobs_of(
                     left -= _left(cell, options, options.rounds[number - 1], before)
             if group:
                 left.pop("set", None)
-            new = [network for network in _networks(cell, options) if network not in before]
+                if to_make[of_set]:
+                    job.needs.append(group)
             _add(job, cell, left, times, new)
-            key = (cell.dataset, cell.ipc, cell.method, cell.seed)
-            job.needs = [*([group] if to_make else []), *([last[key]] if key in last else [])]
-            last[key] = job.name
+            if of_set in last and found[last[of_set]].left:
+                job.needs.append(last[of_set])
+            last[of_set] = job.name
             found[job.name] = job
     for job in found.values():
-        job.needs = [name for name in job.needs if found[name].left]
         if job.kind == "sets" and job.left.get("set"):
             job.seconds *= 1 - shared * (1 - 1 / job.left["set"])
     return list(found.values())
-
-
-def _before(cells: Sequence[Cell], options: tasks.Options) -> list[tuple[str, ...]]:
-    """For each cell: the kinds of networks that a cell before it trains on the same set."""
-    trained: dict[tuple, dict[str, None]] = {}
-    found: list[tuple[str, ...]] = []
-    for cell in cells:
-        if cell.measure != "networks":
-            found.append(())
-            continue
-        networks = _networks(cell, options)
-        known = trained.setdefault((cell.dataset, cell.ipc, cell.method, cell.seed), {})
-        found.append(tuple(network for network in networks if network in known))
-        known.update(dict.fromkeys(networks))
-    return found
 
 
 def _networks(cell: Cell, options: tasks.Options) -> tuple[str, ...]:
@@ -153,34 +141,29 @@ def _left(cell: Cell, options: tasks.Options, n: int, before: tuple[str, ...] = 
     A damaged file counts as work: the job says what to delete, and the others go on.
     """
     try:
-        left = Counter(tasks.left(cell, options, n))
-        return left - Counter(tasks.left(replace(cell, targets=before), options, n)) if before else left
+        left = tasks.left(cell, options, n)
+        return left - tasks.left(replace(cell, targets=before), options, n) if before else left
     except (ValueError, OSError):
         return Counter(damaged=1)
 
 
-def _add(
-    job: Job,
-    cell: Cell,
-    left: Mapping[str, int],
-    times: Mapping[str, Mapping[str, float]],
-    networks: Sequence[str],
-) -> None:
+def _add(job: Job, cell: Cell, left: Counter[str], times: ByKind, networks: Sequence[str] = ()) -> None:
     """Add what is left of a cell, with networks of these kinds, to a job."""
-    job.left = dict(Counter(job.left) + Counter(left))
+    job.left = dict(Counter(job.left) + left)
     known = _known(times, cell)
-    of_network = mean(known.get(f"network {network}", 0.0) for network in networks) if networks else 0.0
-    job.seconds += left.get("set", 0) * known.get("set", 0.0) + left.get("network", 0) * of_network
+    job.seconds += sum(tasks.seconds_of(left, networks, known))
     if left.get("set") and cell.method in SLOW_CORESETS:
         job.seconds = 0.0  # most of it is spent on the choice, which is not timed
     job.memory = max(job.memory, known.get("memory", 0.0))
 
 
-def _known(times: Mapping[str, Mapping[str, float]], cell: Cell) -> dict[str, float]:
+def _known(times: ByKind, cell: Cell) -> dict[str, float]:
     """The times of a kind of set. Networks take as long on any other set of its size, as on real images."""
-    of_size = (of for kind, of in times.items() if kind.startswith(f"{cell.dataset} {cell.ipc} "))
-    networks = {what: at for of in of_size for what, at in of.items() if what.startswith("network ")}
-    return networks | dict(times.get(kind_of(cell), {}))
+    known: dict[str, float] = {}
+    for kind, of in times.items():
+        if kind.startswith(f"{cell.dataset} {cell.ipc} "):
+            known |= {what: at for what, at in of.items() if what.startswith("network ")}
+    return known | times.get(kind_of(cell), {})
 
 
 def kind_of(cell: Cell) -> str:
@@ -188,7 +171,7 @@ def kind_of(cell: Cell) -> str:
     return f"{cell.dataset} {cell.ipc} {cell.method}"
 
 
-def _name(cell: Cell, n: int) -> str:
+def _name(cell: Cell, n: int = 0) -> str:
     """The name of the job of a cell. It has no comma: Snakemake hands names to a cluster in a list with commas."""
     parts = [cell.dataset] if cell.ipc is None else [f"{cell.dataset}-ipc{cell.ipc}-{cell.method}-set{cell.seed}"]
     parts += [*(cell.targets or ()), str(n)] if cell.measure == "networks" else [cell.measure]
@@ -204,12 +187,13 @@ def _set_name(cell: Cell, options: tasks.Options) -> str:
         return ""
     _, recipe = tasks.set_of(cell, options)
     made_by = recipe.network if recipe.schedule()[0] == 1 else cell.method
-    return slug(f"{cell.dataset}-ipc{cell.ipc}-{made_by}-set{cell.seed}-sets".replace(",", "_"))
+    return _name(replace(cell, method=made_by, measure="sets"))
 
 
-def _words(cell: Cell, methods: Iterable[str] = ()) -> list[str]:
+def _words(cell: Cell) -> list[str]:
+    """The options of `gmlib run` for a cell, up to the names of methods."""
     size = [] if cell.ipc is None else ["--ipc", str(cell.ipc), "--seeds", str(cell.seed)]
-    return ["--datasets", cell.dataset, "--measures", cell.measure, *size, "--methods", *(methods or [cell.method])]
+    return ["--datasets", cell.dataset, "--measures", cell.measure, *size, "--methods"]
 
 
 def wall_time(jobs: Sequence[Job], workers: int) -> float:
@@ -218,24 +202,19 @@ def wall_time(jobs: Sequence[Job], workers: int) -> float:
     Jobs that are stored, and jobs of unknown time, take none. What a job needs outside of ``jobs`` is there.
     """
     todo = {job.name: job for job in jobs if job.left}
-    needs = {name: {need for need in job.needs if need in todo} for name, job in todo.items()}
-    then: dict[str, list[str]] = {}
-    for name, some in needs.items():
-        for need in some:
-            then.setdefault(need, []).append(name)
-    ready = [(-todo[name].priority, name) for name, some in needs.items() if not some]
-    heapq.heapify(ready)
+    order = TopologicalSorter({name: [need for need in job.needs if need in todo] for name, job in todo.items()})
+    order.prepare()
+    ready: list[tuple[int, str]] = []
     running: list[tuple[float, str]] = []
     now = 0.0
-    while ready or running:
+    while order.is_active():
+        for name in order.get_ready():
+            heapq.heappush(ready, (-todo[name].priority, name))
         while ready and len(running) < workers:
             _, name = heapq.heappop(ready)
             heapq.heappush(running, (now + todo[name].seconds, name))
-        now, done = heapq.heappop(running)
-        for name in then.get(done, ()):
-            needs[name].remove(done)
-            if not needs[name]:
-                heapq.heappush(ready, (-todo[name].priority, name))
+        now, name = heapq.heappop(running)
+        order.done(name)
     return now
 
 
@@ -259,27 +238,24 @@ def _time_of(jobs: Sequence[Job]) -> str:
 def asked(config: Mapping[str, Any]) -> tuple[list[Cell], tasks.Options]:
     """The cells and options of the engine's configuration, whose values may be words with spaces between them."""
 
-    def words(name: str) -> list[str]:
-        return str(config.get(name) or "").split()
+    def words(name: str, between: str | None = None) -> list[str]:
+        return [word.strip() for word in str(config.get(name) or "").split(between) if word.strip()]
 
     for name in config:
-        choose(dict.fromkeys(KEYS), "name after --config", name)
-    budget = str(config.get("budget", "paper"))
-    tables = [part.strip() for part in str(config.get("tables") or "").split(",") if part.strip()]
-    results_dir = config.get("results_dir")
+        choose(dict.fromkeys(KEYS.split()), "name after --config", name)
     options = tasks.Options(
-        budget=budget,
-        results_dir=Path(results_dir) if results_dir else None,
+        budget=str(config.get("budget", "paper")),
+        results_dir=Path(config["results_dir"]) if config.get("results_dir") else None,
         precision=str(config.get("precision", "auto")),
     )
     wanted = Wanted(
-        tables=tables,
+        tables=words("tables", ","),
         datasets=words("datasets"),
         ipc=[int(n) for n in words("ipc")],
         methods=words("methods"),
         seeds=[int(n) for n in words("seeds")],
     )
-    return wanted.of(read_lines(config.get("cells") or FILE), BUDGETS[budget].sets), options
+    return wanted.of(read_lines(config.get("cells") or FILE), BUDGETS[options.budget].sets), options
 
 
 def write_plan(config: Mapping[str, Any], folder: Path) -> list[Job]:
@@ -299,29 +275,27 @@ def times_file(config: Mapping[str, Any], folder: Path) -> Path:
 
 
 class Times(msgspec.Struct):
-    """times.json: seconds for one set and for one network, and bytes, by `kind_of` a set."""
+    """A file of times."""
 
     device: str
-    times: dict[str, dict[str, float]]
+    times: ByKind
 
 
-def known_times(file: Path) -> dict[str, dict[str, float]]:
+def known_times(file: Path) -> ByKind:
     """What was measured before."""
     return read_json(file, Times, advice="measure again")["times"] if file.is_file() else {}
 
 
 def measure(cells: Sequence[Cell], options: tasks.Options, data_dir: str | None, file: Path) -> None:
     """Time every kind of set and of network that is not in the file yet. Each set counts as if made alone."""
-    found = dict(known_times(file))
+    found = known_times(file)
     data: dict[str, Data | None] = {}
-    epochs = BUDGETS[options.budget].epochs
     for cell in cells:
-        key = kind_of(cell)
         if cell.measure != "networks" or cell.method.partition("@")[0] in CORESETS:
             continue
+        key = kind_of(cell)
         known = _known(found, cell)
-        wanted = {"set", *(f"network {name}" for name in _networks(cell, options))}
-        if wanted <= known.keys():
+        if {"set", *(f"network {name}" for name in _networks(cell, options))} <= known.keys():
             continue
         if cell.dataset not in data:
             try:
@@ -337,7 +311,7 @@ def measure(cells: Sequence[Cell], options: tasks.Options, data_dir: str | None,
         if networks == ():
             print(f"not timed: {too_large[0]}", flush=True)
             continue
-        protocol = Protocol(recipe.width, recipe.depth, epochs)
+        protocol = Protocol(recipe.width, recipe.depth, BUDGETS[options.budget].epochs)
         found[key] = time_kind(images, recipe, networks or (recipe.network,), options.device, protocol, known)
         write_json(file, {"device": environment(options.device)["device_name"], "times": found})
         new = [f"{what} {duration(at)}" for what, at in found[key].items() if what != "memory" and what not in known]

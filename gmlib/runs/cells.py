@@ -21,7 +21,6 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..checks import check_number, choose
 from ..files import as_path
@@ -97,8 +96,9 @@ class Line:
 
     def cells(self, sets: int) -> Iterator[Cell]:
         """Its cells in order. Every method gets one seed on a data set before any gets the next."""
+        seeds = (0,) if self.measure == "whole" else self.seeds or range(sets)
         for dataset in self.datasets:
-            for seed in (self.seeds or range(sets)) if self.measure != "whole" else (0,):
+            for seed in seeds:
                 for method in self.methods:
                     yield Cell(dataset, self.ipc, method, seed, self.targets, self.measure, self.table, self.place)
 
@@ -128,29 +128,25 @@ class Wanted:
         ValueError
             If a wanted name is in none of the lines, or nothing is left.
         """
-        there: dict[str, dict[Any, None]] = {
-            "table": dict.fromkeys(line.table for line in lines if line.table),
-            "data set": dict.fromkeys(name for line in lines for name in line.datasets),
-            "method": dict.fromkeys(name for line in lines for name in line.methods),
-            "measure": dict.fromkeys(line.measure for line in lines),
-        }
-        for what, names in (
-            ("table", self.tables),
-            ("data set", self.datasets),
-            ("method", self.methods),
-            ("measure", self.measures),
+        cells = [cell for line in lines for cell in line.cells(sets)]
+        tables = [cell.table for cell in cells if cell.table]
+        if self.tables and not tables:
+            raise ValueError("no line names its table: choose none, or write them into the file")
+        for what, names, there in (
+            ("table", self.tables, tables),
+            ("data set", self.datasets, [cell.dataset for cell in cells]),
+            ("method", self.methods, [cell.method for cell in cells]),
+            ("measure", self.measures, [cell.measure for cell in cells]),
         ):
             for name in names:
-                if not there[what]:
-                    raise ValueError(f"no line names its {what}: choose none, or write them into the file")
-                choose(there[what], what, name)
-        sizes = {line.ipc for line in lines if line.ipc is not None}
+                choose(dict.fromkeys(there), what, name)
+        sizes = {cell.ipc for cell in cells if cell.ipc is not None}
         seeds = {seed for line in lines for seed in (line.seeds or range(sets))}
         for numbers, known, what in ((self.ipc, sizes, "{} images per class"), (self.seeds, seeds, "the seed {}")):
             if odd := set(numbers) - known:
                 all_of_them = ", ".join(map(str, sorted(known)))
                 raise ValueError(f"no cell has {what.format(min(odd))}: choose from {all_of_them}")
-        chosen = list(dict.fromkeys(cell for line in lines for cell in line.cells(sets) if self._fits(cell)))
+        chosen = list(dict.fromkeys(cell for cell in cells if self._fits(cell)))
         if not chosen:
             raise ValueError("no cell has all that was chosen: choose less, or name another file of cells")
         return chosen
@@ -246,9 +242,7 @@ def _line(place: str, header: Sequence[str], values: Sequence[str]) -> Line:
 
 
 def _whole(name: str, value: str, least: int) -> int:
-    number: Any = int(value) if value.isdecimal() else value
-    check_number(name, number, whole=True, least=least)
-    return number
+    return check_number(name, int(value) if value.isdecimal() else value, whole=True, least=least)
 
 
 class BadLine(ValueError):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -23,7 +25,7 @@ from ..checks import check_number, choose, require
 from ..condensation import Diverged
 from ..coresets import CORESETS
 from ..data import Data
-from ..evaluation import resolve_protocol
+from ..evaluation import Evaluation, resolve_protocol
 from ..maxmin import noise_set, reach
 from ..networks import parse_name
 from ..recipe import BUDGETS, PRECISIONS, Recipe, milestones
@@ -106,7 +108,7 @@ class Options:
 # ---- what is left, from the files alone ------------------------------------------------------------------
 
 
-def left(cell: Cell, options: Options, networks: int) -> dict[str, int]:
+def left(cell: Cell, options: Options, networks: int) -> Counter[str]:
     """What is not stored of a cell, such as {"set": 1, "network": 10}. The data are not needed.
 
     Raises
@@ -116,20 +118,27 @@ def left(cell: Cell, options: Options, networks: int) -> dict[str, int]:
     """
     if cell.measure == "whole":
         folder = whole_data_folder(options.folder, cell.dataset)
-        return _counts(network=_whole(options)["networks"] - _trained(folder, "convnet"))
+        return _counts(network=_missing(_whole(options)["networks"], ["convnet"], shipped.evaluations(folder)))
     folder, recipe = set_of(cell, options)
     if cell.measure != "networks":
         return _counts(measurement=not (folder / f"{cell.measure}.json").is_file())
     made = (folder / "run.json").is_file()
     if options.only_sets:
         return _counts(set=not made)
-    targets = cell.targets or (recipe.network,)
-    n = sum(max(0, networks - _trained(folder, network)) for network in targets)
+    n = _missing(networks, cell.targets or [recipe.network], shipped.evaluations(folder))
     along, few = kept_along(cell, options, recipe, networks)
-    if not made or (folder / store.SNAPSHOTS).is_file():  # a finished run may have kept none
-        trace = read_trace(folder / "trace.json") if along and few else {}
-        n += sum(max(0, few - (trace[k].trained if k in trace else 0)) for k in along)
+    if along and few and (not made or (folder / store.SNAPSHOTS).is_file()):  # a finished run may have kept none
+        n += _missing(few, along, read_trace(folder / "trace.json"))
     return _counts(set=not made, network=n)
+
+
+def _missing(n: int, names: Iterable[Any], stored: Mapping[Any, Evaluation]) -> int:
+    """How many networks are missing, if there are to be n by each of the names."""
+    return sum(max(0, n - (stored[name].trained if name in stored else 0)) for name in names)
+
+
+def _counts(**counts: int) -> Counter[str]:
+    return Counter({name: int(n) for name, n in counts.items() if n})
 
 
 def in_words(left: Mapping[str, int]) -> str:
@@ -140,10 +149,10 @@ def in_words(left: Mapping[str, int]) -> str:
 def set_of(cell: Cell, options: Options) -> tuple[Path, Recipe]:
     """The folder of the set of a cell, and its recipe. Of a coreset's recipe only the sizes count."""
     ipc = cell.ipc or 1
-    method = "random" if (cell.method, cell.measure) == ("noise", "reach") else cell.method
-    changes = _changes(options)
-    chosen, recipe = choose_recipe(method, cell.dataset, ipc, options.budget, cell.seed, changes)
-    name = cell.method if cell.method == "noise" else chosen or recipe.method
+    is_noise = (cell.method, cell.measure) == ("noise", "reach")
+    method = "random" if is_noise else cell.method
+    chosen, recipe = choose_recipe(method, cell.dataset, ipc, options.budget, cell.seed, _changes(options))
+    name = "noise" if is_noise else chosen or recipe.method
     return run_folder(options.folder, cell.dataset, ipc, name, cell.seed), recipe
 
 
@@ -154,7 +163,7 @@ def kept_along(cell: Cell, options: Options, recipe: Recipe, networks: int) -> t
     iterations would bring. Under the paper's, some first sets are kept along the run for the pages. Few networks
     train on them, once the sets have all of theirs.
     """
-    if cell.seed or cell.method.partition("@")[0] in CORESETS:
+    if cell.seed or cell.method in CORESETS:
         return (), 0
     if (half := recipe.outer_loops // 2) and recipe.outer_loops < Recipe.outer_loops:
         return (half,), networks
@@ -168,22 +177,11 @@ def _changes(options: Options) -> dict[str, Any]:
     return {"precision": options.precision, **options.changes}
 
 
-def _trained(folder: Path, network: str) -> int:
-    stored = shipped.evaluations(folder)
-    return stored[network].trained if network in stored else 0
-
-
 def _whole(options: Options) -> dict[str, int]:
     return WHOLE if options.budget == "paper" else SHORT_WHOLE
 
 
-def _counts(**counts: int) -> dict[str, int]:
-    return {name: int(n) for name, n in counts.items() if n > 0}
-
-
 # ---- tasks -----------------------------------------------------------------------------------------------
-
-Do = Callable[[float | None, bool, Sequence[Job]], str]
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class Task:
 
     cell: Cell
     left: Callable[[], dict[str, int]]
-    do: Do
+    do: Callable[[float | None, bool, Sequence[Job]], str]
     job: Job | None = None
 
 
@@ -235,30 +233,29 @@ def plan(
     ValueError
         For unknown names, or if a cell cannot be done. The message names its line.
     """
-    condensed = [cell for cell in cells if cell.measure == "networks" and cell.method not in CORESETS]
     if options.changes:
-        if not condensed:
+        cells = [cell for cell in cells if cell.measure == "networks" and cell.method not in CORESETS]
+        if not cells:
             raise ValueError("a change is for condensed sets, and none is selected: choose other tables or methods")
-        cells = condensed
-    data: dict[str, Data | None] = {}
-    left_out: dict[str, None] = {}
+    data: dict[str, Data] = {}
+    missing: dict[str, str] = {}  # why a data set was not loaded
     for may_download in (False, True) if download else (False,):
+        missing.clear()
         for cell in cells:
             with at(cell.place):
-                check_names(cell, options)
-                if data.get(cell.dataset) is None and (may_download or cell.dataset not in data):
+                _check_names(cell, options)
+                if cell.dataset not in (*data, *missing):
                     try:
                         data[cell.dataset] = load(cell.dataset, download=may_download)
                     except FileNotFoundError as error:
-                        data[cell.dataset] = None
-                        if may_download or not download:
-                            left_out[str(error)] = None
+                        missing[cell.dataset] = str(error)
+    left_out = dict.fromkeys(missing.values())
     tasks: dict[Any, Task] = {}
     for networks in options.rounds:
         for cell in cells:
-            found = data[cell.dataset]
-            if found is None:
+            if cell.dataset in missing:
                 continue
+            found = data[cell.dataset]
             with at(cell.place):
                 targets, too_large = fitting(found, cell, options)
                 table = f"{cell.table}: " if cell.table else ""
@@ -275,16 +272,8 @@ def plan(
     return list(tasks.values()), list(left_out)
 
 
-def check_names(cell: Cell, options: Options) -> None:
-    """Check what can be checked without the data.
-
-    Raises
-    ------
-    ValueError
-        For unknown names, or numbers that do not fit.
-    ModuleNotFoundError
-        If a package is missing for what is measured.
-    """
+def _check_names(cell: Cell, options: Options) -> None:
+    """Check what can be checked without the data."""
     for network in cell.targets or ():
         parse_name(network)
     if cell.measure != "whole":
@@ -320,7 +309,7 @@ def set_task(cell: Cell, data: Data, options: Options, networks: int) -> Task:
     job = plan_run(
         data,
         cell.method,
-        cell.ipc or 1,
+        recipe.ipc,
         budget=options.budget,
         seed=cell.seed,
         targets=cell.targets,
@@ -347,26 +336,23 @@ def set_task(cell: Cell, data: Data, options: Options, networks: int) -> Task:
 
 def reach_task(cell: Cell, data: Data, options: Options, networks: int) -> Task:
     """Section 5: how far from its start training on a set stops. Method "noise" is the control."""
-    recipe = Recipe.for_method("M", data.name, cell.ipc or 1, options.budget)
+    folder, recipe = set_of(cell, options)
     starts = STARTS if options.budget == "paper" else FEW_STARTS
     settings = {**DESCENT, "n_starts": starts, "width": recipe.width, "depth": recipe.depth}
-    folder, _ = set_of(cell, options)
 
     def do(deadline: float | None, wait: bool, others: Sequence[Job]) -> str:
         of = {"data": data.fingerprint}
-        how_run = _how_run(options, deadline)
         if cell.method == "noise":
-            S: SyntheticSet = noise_set(data, cell.ipc or 1, cell.seed)
+            S: SyntheticSet = noise_set(data, recipe.ipc, cell.seed)
         else:
             if not (folder / "set.safetensors").is_file():
-                only = replace(options, only_sets=True)
-                set_task(replace(cell, measure="networks"), data, only, networks).do(deadline, wait, others)
+                set_task(cell, data, replace(options, only_sets=True), networks).do(deadline, wait, others)
             S = SyntheticSet.load(folder / "set.safetensors")
             of["set"] = S.fingerprint
         table = store.cached_table(
             folder / "reach.json",
-            {**settings, **of},
-            lambda: reach(S, data=data, **how_run, **settings),
+            settings | of,
+            lambda: reach(S, data=data, **_how_run(options, deadline), **settings),
             deadline=deadline,
             device=options.device,
             wait=wait,
@@ -459,19 +445,16 @@ def do_all(
 
     todo = []
     for task in tasks:
-        try:
-            is_left = bool(task.left())
-        except (ValueError, OSError):  # a damaged file: `do` says so
-            is_left = False
-        if is_left:
-            todo.append(task)
-        else:
-            try:
-                attempt(task, False, wait=False)  # reading back checks it
-            except Busy:
-                log.info("%s: stored, and another process works in its folder", task.cell.name)
-            except OutOfTime:
+        with suppress(ValueError, OSError):  # a damaged file: reading back says so
+            if task.left():
                 todo.append(task)
+                continue
+        try:
+            attempt(task, False, wait=False)  # reading back checks it
+        except Busy:
+            log.info("%s: stored, and another process works in its folder", task.cell.name)
+        except OutOfTime:
+            todo.append(task)
     with progress_bar("cells", len(tasks), "cell", progress, initial=len(tasks) - len(todo)) as bar:
         wait = False
         while todo:
@@ -497,9 +480,9 @@ def do_all(
 
 def listing(tasks: Sequence[Task], device: torch.device) -> Iterator[str]:
     """A line for each task with what is left of it and how long that takes here, and one for all."""
-    timed: dict[tuple, dict[str, float]] = {}
-    number = 0
+    timed: dict[tuple, dict[str, float]] = {}  # recipes that differ in their seed only are timed once
     total: dict[Path, tuple[float, float]] = {}  # of the set in a folder: seconds for it, and for its networks
+    number = 0
     for task in tasks:
         try:
             of_it = task.left()
@@ -508,25 +491,24 @@ def listing(tasks: Sequence[Task], device: torch.device) -> Iterator[str]:
             number += 1
             continue
         number += bool(of_it)
-        words = [in_words(of_it)] if of_it else []
-        if of_it and task.job and not task.job.coreset:
-            of_set, of_networks = seconds_left(task.job, of_it, device, timed)
-            before = total.get(task.job.folder, (0.0, 0.0))
-            total[task.job.folder] = (max(of_set, before[0]), max(of_networks, before[1]))
-            words.append(f"about {duration(of_set + of_networks)}")
-        yield f"{task.cell.name}: {', '.join(words) or 'done'}"
+        said = in_words(of_it) or "done"
+        job = task.job
+        if of_it and job and not job.coreset:
+            kind = (job.data.fingerprint, replace(job.recipe, seed=0))
+            timed[kind] = time_kind(job.data, job.recipe, job.targets, device, job.protocol, timed.get(kind))
+            of_set, of_networks = seconds_of(of_it, job.targets, timed[kind])
+            before = total.get(job.folder, (0.0, 0.0))
+            total[job.folder] = (max(of_set, before[0]), max(of_networks, before[1]))
+            said += f", about {duration(of_set + of_networks)}"
+        yield f"{task.cell.name}: {said}"
     hours = f"; condensed sets and their networks: about {duration(sum(map(sum, total.values())))}" if total else ""
     yield f"{number} of {len(tasks)} are left{hours}"
 
 
-def seconds_left(
-    job: Job, left: Mapping[str, int], device: torch.device, timed: dict[tuple, dict[str, float]]
-) -> tuple[float, float]:
-    """Seconds for the set of a job, made alone, and for its networks.
+def seconds_of(left: Mapping[str, int], networks: Sequence[str], times: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds for a set, made alone, and for networks of these kinds, as far as they are in ``left``.
 
-    Recipes that differ in their seed only are timed once. ``timed`` keeps them.
+    ``times`` is as from `gmlib.runs.estimates.time_kind`. An unknown time counts as 0.
     """
-    kind = (job.data.fingerprint, replace(job.recipe, seed=0))
-    timed[kind] = time_kind(job.data, job.recipe, job.targets, device, job.protocol, timed.get(kind))
-    of_network = mean(timed[kind][f"network {network}"] for network in job.targets)
-    return left.get("set", 0) * timed[kind]["set"], left.get("network", 0) * of_network
+    of_network = mean([times.get(f"network {network}", 0.0) for network in networks] or [0.0])
+    return left.get("set", 0) * times.get("set", 0.0), left.get("network", 0) * of_network
