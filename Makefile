@@ -70,11 +70,12 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore-glob='tests/test_browser_*.py' --ignore=tests/test_workflow.py
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore-glob='tests/test_browser_*.py' \
+	  --ignore=tests/test_workflow.py --ignore=tests/test_on_gpu.py
 
-# The engine: as processes, and on a SLURM cluster of one node. Most of the time it waits.
+# workflow/: the engine as processes, and on a SLURM cluster of one node; the script for a GPU. Most of the time it waits.
 workflow: setup
-	$(BIN)/python -m pytest -rs tests/test_workflow.py
+	$(BIN)/python -m pytest -rs tests/test_workflow.py tests/test_on_gpu.py
 
 # The wheel, installed outside the checkout with its own dependencies and no others, condenses and loads sets.
 wheel: setup

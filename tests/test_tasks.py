@@ -15,12 +15,14 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import contents, held, make_data
+from messages import refuses
 
 import gmlib as gm
 from gmlib import cli, condensation, evaluation, how
 from gmlib import recipe as recipes
 from gmlib.analysis.matching import pulls
 from gmlib.runs import layout, overview, readback, shipped, store, tasks
+from gmlib.runs.cells import Cell
 
 TINY = recipes.Budget(
     recipe={"width": 2, "depth": 2, "batch_real": 2, "outer_loops": 2}, many={"inner_loops": 2, "zeta_theta": 1},
@@ -619,3 +621,9 @@ def test_it_needs_neither_notebooks_nor_the_report(tmp_path):
     assert (found.returncode, found.stderr) == (0, "")
     networks = gm.BUDGETS["smoke"].networks
     assert f"digits, IPC 10, random, set 0: 1 set, {networks} networks\n" in found.stdout
+
+
+def test_a_method_that_is_not_measured_is_refused_before_its_data_are_asked_for(tmp_path):
+    cells_of = [Cell("MNIST", 10, "random", measure="pulls", place="line 2")]
+    with refuses(ValueError, "random"):
+        tasks.plan(cells_of, pytest.fail, tasks.Options(budget="smoke", results_dir=tmp_path))

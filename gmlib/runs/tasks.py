@@ -278,6 +278,8 @@ def _check_names(cell: Cell, options: Options) -> None:
         parse_name(network)
     if cell.measure != "whole":
         set_of(cell, options)
+    if cell.measure == "pulls":
+        Recipe.for_method(cell.method, cell.dataset, cell.ipc or 1, options.budget, cell.seed)
     if cell.measure in ("reach", "pulls"):
         require("pandas", "analysis")  # before hours of work, not when the table is written
 
