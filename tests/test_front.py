@@ -285,6 +285,8 @@ def test_the_readme_has_the_times_of_the_stored_sets():
     rows = [line for line in part.splitlines() if line.startswith("|")][2:]
     assert sum(int(row.split("|")[5].partition(",")[0]) for row in rows) == len(condensed)
     assert front.times_part(condensed[:1]).count("\n| ") == 3
+    sources = {S.recipe["network"] for S in condensed if S.recipe["network"] != "convnet"}
+    assert {row.partition(", from ")[2].partition(" ")[0] for row in rows} == sources | {""}
 
 
 def test_the_part_of_a_readme_is_replaced_and_nothing_else():

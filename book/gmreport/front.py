@@ -555,7 +555,8 @@ def times_part(sets: Sequence[shipped.CondensedSet]) -> str:
             r, shared = S.record, "together" if S.record.get("made_together", 1) > 1 else "each alone"
             threads = " and ".join(map(str, as_list(r["threads"])))
             device = f"{r['device_name']}, {threads} thread{'' if threads == '1' else 's'}"
-            what = f"{r['data']['name']}, {per_class(S.ipc)}"
+            source = S.recipe["network"]  # a small one, as in Table 4, takes much less time
+            what = f"{r['data']['name']}, {per_class(S.ipc)}{'' if source == 'convnet' else f', from {source}'}"
             groups.setdefault((what, S.budget, device, S.recipe["precision"], shared), []).append(S)
     lines = [
         "| data | budget | device | precision | sets | a set | a network on it |",
