@@ -41,7 +41,6 @@ from gmlib.runs.layout import LEAST_NETWORKS
 from gmlib.runs.provenance import environment
 from gmlib.runs.tasks import set_of
 from gmlib.runtime import device_of
-from gmlib.speed.recording import WARM_UP, recordable
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests")]
@@ -174,8 +173,8 @@ def time_pieces(data: gm.Data, recipe: gm.Recipe) -> dict[str, float]:
     started = time.perf_counter()
     found = pieces(0)
     if time.perf_counter() - started < SHORT:
-        for k in range(1, WARM_UP + 2 if recordable(device) else 2):
-            found = pieces(k)
+        for k in range(pieces.warm_up):
+            found = pieces(1 + k)
     started = now(device)
     fresh_network(data, recipe, 0)
     found["seconds_drawing"] = now(device) - started

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gmlib import Data, Recipe, load_data
+from gmlib import Data, OutOfTime, Recipe, condense, load_data
 from gmlib.runs import locks
 from gmlib.speed import recording
 
@@ -70,6 +70,14 @@ def tiny_recipe(**overrides) -> Recipe:
     """A recipe for `make_data` that takes milliseconds."""
     tiny = {"dataset": "made-up", "width": 4, "depth": 2, "outer_loops": 2, "batch_real": 5}
     return Recipe(**{**tiny, "how": "d1", "where": "fixed", **overrides})
+
+
+def stopped_everywhere(data, recipe, device, checkpoint):
+    """The set of a run that stops at its deadline after every step, and is started again, 12 times at most."""
+    for _ in range(12):
+        with suppress(OutOfTime):
+            return condense(data, recipe, device, checkpoint, progress=False, deadline=-1.0)
+    raise AssertionError("the run does not end")
 
 
 def contents(folder):

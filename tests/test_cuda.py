@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_data, tiny_recipe
+from conftest import make_data, stopped_everywhere, tiny_recipe
 
 import gmlib as gm
 from gmlib import networks
@@ -128,12 +128,7 @@ def test_methods_made_together_equal_those_made_alone():
 def test_a_run_that_was_stopped_everywhere_ends_like_a_whole_one(tmp_path):
     data, recipe = make_data((8, 8, 8)), tiny_recipe(ipc=2, outer_loops=4, inner_loops=3, zeta_theta=2)
     whole = gm.condense(data, recipe, "cuda", progress=False)
-    for _ in range(12):
-        try:
-            S = gm.condense(data, recipe, "cuda", tmp_path / "c.safetensors", progress=False, deadline=-1.0)
-        except gm.OutOfTime:
-            continue
-        break
+    S = stopped_everywhere(data, recipe, "cuda", tmp_path / "c.safetensors")
     assert relative_error(S.images, whole.images) < 1e-6
 
 
@@ -185,6 +180,7 @@ def test_lower_precision_changes_a_set_little(precision):
     lower = gm.Recipe(**{**recipe.as_dict(), "precision": precision})
     exact, rough, exact_again = (gm.condense(data, r, "cuda", progress=False).images for r in (recipe, lower, recipe))
     assert relative_error(rough, exact) < 0.1
+    assert precision == "tf32" or relative_error(rough, exact) > 0  # small layers may have no kernel for TF32
     assert relative_error(exact_again, exact) < 1e-4, "the settings are restored"
 
 

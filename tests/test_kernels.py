@@ -29,7 +29,7 @@ def fused(kernels, monkeypatch):
     monkeypatch.setattr(forward, "FUSED", True)
     if DEVICE.type == "cuda":
         return forward.fused_forward
-    return lambda network, x, dtype=None: forward._fused(network, forward._blocks(network))
+    return lambda network, x, dtype=None: forward._fused(network, forward._blocks(network, x)[0])
 
 
 def relative_error(a, b):
@@ -120,3 +120,11 @@ def test_the_kernels_are_for_some_networks_and_switched_off(monkeypatch):
     assert forward.fast_forward(odd, OnCuda(1, 3, 18, 18)) is odd, "an odd side after the first pool"
     assert forward.fast_forward(lenet, OnCuda(1, 3, 32, 32)) is lenet
     assert forward.fused_forward(network, on_a_cpu.cpu()) is network
+
+
+def test_a_convolution_whose_padding_is_a_word_is_left_alone(monkeypatch):
+    network, _ = network_and_images()
+    network[0] = torch.nn.Conv2d(3, 4, 3, padding="same")
+    monkeypatch.setattr(forward, "FUSED", True)
+    for images in (OnCuda(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)):
+        assert forward.fast_forward(network, images) is network

@@ -313,9 +313,9 @@ def measure(cells: Sequence[Cell], options: tasks.Options, data_dir: str | None,
             continue
         protocol = Protocol(recipe.width, recipe.depth, BUDGETS[options.budget].epochs)
         found[key] = time_kind(images, recipe, networks or (recipe.network,), options.device, protocol, known)
-        write_json(file, {"device": environment(options.device)["device_name"], "times": found})
         new = [f"{what} {duration(at)}" for what, at in found[key].items() if what != "memory" and what not in known]
         if new:
+            write_json(file, {"device": environment(options.device)["device_name"], "times": found})
             print(f"{key}: {', '.join(new)}", flush=True)
 
 

@@ -50,14 +50,10 @@ def fast_forward(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None
     """
     if x.device.type != "cpu":
         return fused_forward(network, x)
-    blocks = _blocks(network)
-    if not blocks:
+    blocks, side = _blocks(network, x)
+    if not blocks or side**2 * blocks[0][0].out_channels < SMALLEST:
         return network
-    (first, *_), *_ = blocks
     *_, flatten, last = network.children()
-    side = x.shape[-1] + 2 * first.padding[0] - 2
-    if side % 2 ** len(blocks) or side**2 * first.out_channels < SMALLEST:
-        return network
 
     def forward(x: Tensor) -> Tensor:
         for i, (convolution, norm, *_) in enumerate(blocks):
@@ -80,13 +76,8 @@ def fused_forward(network: nn.Module, x: Tensor) -> Forward:
     """
     if not (FUSED and x.device.type == "cuda" and x.dtype == torch.float32) or find_spec("triton") is None:
         return network
-    blocks = _blocks(network)
-    if not blocks:
-        return network
-    sides = [side + 2 * blocks[0][0].padding[0] - 2 for side in x.shape[-2:]]
-    if any(side % 2 ** len(blocks) for side in sides):
-        return network
-    return _fused(network, blocks)
+    blocks, _ = _blocks(network, x)
+    return _fused(network, blocks) if blocks else network
 
 
 def _fused(network: nn.Module, blocks: list[Any]) -> Forward:
@@ -102,14 +93,17 @@ def _fused(network: nn.Module, blocks: list[Any]) -> Forward:
     return forward
 
 
-def _blocks(network: nn.Module) -> list[Any]:
-    """The layers of each block [3x3 convolution, instance norm, ReLU, average pool]; [] if the network has others."""
+def _blocks(network: nn.Module, x: Tensor) -> tuple[list[Any], int]:
+    """The layers of each block [3x3 convolution, instance norm, ReLU, average pool], and the side of its first maps.
+
+    No blocks if the network has other layers, or a pool would meet an odd side.
+    """
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     layers = list(network) if type(network) is nn.Sequential and not hooked else []
-    blocks = [layers[i : i + 4] for i in range(0, len(layers) - 2, 4)]
+    blocks: list[Any] = [layers[i : i + 4] for i in range(0, len(layers) - 2, 4)]
     kinds = [nn.Conv2d, nn.GroupNorm, nn.ReLU, HalvingPool] * len(blocks) + [nn.Flatten, nn.Linear]
-    if [type(layer) for layer in layers] != kinds:
-        return []
+    if not blocks or [type(layer) for layer in layers] != kinds:
+        return [], 0
     fits = all(
         convolution.kernel_size == (3, 3)
         and convolution.stride == convolution.dilation == (1, 1)
@@ -118,7 +112,10 @@ def _blocks(network: nn.Module) -> list[Any]:
         and (convolution.bias is not None and norm.affine and norm.num_groups == norm.num_channels)
         for block, (convolution, norm, *_) in enumerate(blocks)
     )
-    return blocks if fits else []
+    if not fits:
+        return [], 0
+    side = x.shape[-1] + 2 * blocks[0][0].padding[0] - 2
+    return ([], 0) if side % 2 ** len(blocks) else (blocks, side)
 
 
 # ---- the first block -------------------------------------------------------------------------------------

@@ -15,28 +15,26 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MOST_BLOCKS = 2**14  # 2x2 blocks of pixels that one program holds: maps of 256x256
-
 
 @triton.jit
-def _load(z, at, width, inside):
-    """The four pixels of every 2x2 block, in float32."""
-    upper_left = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
-    upper_right = tl.load(z + at + 1, mask=inside, other=0.0).to(tl.float32)
-    lower_left = tl.load(z + at + width, mask=inside, other=0.0).to(tl.float32)
-    lower_right = tl.load(z + at + width + 1, mask=inside, other=0.0).to(tl.float32)
-    return upper_left, upper_right, lower_left, lower_right
-
-
-@triton.jit
-def _forward(z, gamma, beta, pooled, mean, scale, channels, width, eps, N: tl.constexpr, BLOCK: tl.constexpr):
-    """One feature map: its N blocks of z to pooled, and its mean and 1 / sqrt(variance + eps)."""
+def _load(z, width, N: tl.constexpr, BLOCK: tl.constexpr):
+    """The feature map of this program: its number, its N 2x2 blocks, where their pixels are, and these in float32."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < N
     half = width // 2
     at = 4 * N * row + (i // half) * 2 * width + (i % half) * 2
-    a, b, c, d = _load(z, at, width, inside)
+    upper_left = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
+    upper_right = tl.load(z + at + 1, mask=inside, other=0.0).to(tl.float32)
+    lower_left = tl.load(z + at + width, mask=inside, other=0.0).to(tl.float32)
+    lower_right = tl.load(z + at + width + 1, mask=inside, other=0.0).to(tl.float32)
+    return row, i, inside, at, upper_left, upper_right, lower_left, lower_right
+
+
+@triton.jit
+def _forward(z, gamma, beta, pooled, mean, scale, channels, width, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+    """One feature map: its N blocks of z to pooled, and its mean and 1 / sqrt(variance + eps)."""
+    row, i, inside, _, a, b, c, d = _load(z, width, N, BLOCK)
     m = tl.sum(a + b + c + d, 0) / (4 * N)
     a, b, c, d = a - m, b - m, c - m, d - m
     variance = tl.sum(tl.where(inside, a * a + b * b + c * c + d * d, 0.0), 0) / (4 * N)
@@ -59,12 +57,7 @@ def _backward(
     dp, z, gamma, beta, mean, scale, dz, dgamma, dbeta, channels, width, N: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One feature map: dz from the gradient dp of the pooled map; its parts of dgamma and dbeta."""
-    row = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, BLOCK)
-    inside = i < N
-    half = width // 2
-    at = 4 * N * row + (i // half) * 2 * width + (i % half) * 2
-    a, b, c, d = _load(z, at, width, inside)
+    row, i, inside, at, a, b, c, d = _load(z, width, N, BLOCK)
     m, s = tl.load(mean + row), tl.load(scale + row)
     g, h = tl.load(gamma + row % channels).to(tl.float32), tl.load(beta + row % channels).to(tl.float32)
     a, b, c, d = (a - m) * s, (b - m) * s, (c - m) * s, (d - m) * s
