@@ -166,6 +166,7 @@ def snakemake(folder, profile, *more, **changes):
         "budget": "smoke",
         "results_dir": folder / "results",
         "folder": folder / "jobs",
+        "precision": FIXED,
     }
     words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile"]
     words += ["--profile", ROOT / "workflow" / "profiles" / profile, "--directory", folder, *more]
@@ -180,12 +181,13 @@ def run(folder, profile="local", *more, **changes):
 
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+FIXED = "float32"  # "auto" measures the machine, and may choose another one in another process
 
 
 def in_one_process(folder):
     """The same cells by `gmlib run` without an engine. Returns what it stored."""
     words = ["--cells", folder / "cells.csv", "--budget", "smoke", "--results-dir", folder / "alone", "--quiet"]
-    command = [sys.executable, "-m", "gmlib.cli", "run", *map(str, words), "--threads", "1"]
+    command = [sys.executable, "-m", "gmlib.cli", "run", *map(str, words), "--precision", FIXED, "--threads", "1"]
     subprocess.run(command, check=True, capture_output=True, env=ENV)
     return numbers(folder / "alone")
 
