@@ -446,6 +446,13 @@ def test_orderings_count_cells(m_against_dc):
     assert counts(ordering(m_against_dc, "m-beats-dc", "lite")) == (1, 1, 0, 0, 0)
 
 
+def test_a_cell_that_was_run_in_part_says_what_it_lacks():
+    half = pd.concat([runs(name, [88, 88], budget=budget) for name, budget in (("MD", "paper"), ("MD@mlp", "lite"))])
+    row = report.orderings(half).set_index("id").loc["convnet-best-source"]
+    assert row["outcome"] == "not run"
+    assert row["note"].endswith("MD@mlp, MD@lenet, MD@alexnet, MD@vgg11bn, MD@resnet18bn")
+
+
 def test_orderings_have_deciding_differences(m_against_dc):
     found = report.orderings(m_against_dc)
     half = T2 * 0.1 / math.sqrt(3)

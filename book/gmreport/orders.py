@@ -149,10 +149,13 @@ def ordering_cells(results: pd.DataFrame) -> pd.DataFrame:
 
 def _rows_of(o: Ordering, results: pd.DataFrame) -> Iterator[dict]:
     cells, substitutes, run = _cells_of(o), paper.substitutes(o.table, results), set()
+    needed, there = [*o.better, *o.worse], {}  # names with runs by the paper's protocol, for each cell
     for (*cell, budget), runs in results.groupby([*_cell_columns(o), "budget"], sort=False):
         dataset, ipc, at = cell
         replaced = substitutes.get((dataset, ipc))
-        if not (tuple(cell) in cells or replaced) or not {*o.better, *o.worse} <= set(runs[o.names]):
+        if budget == "paper":
+            there[tuple(cell)] = set(runs[o.names])
+        if not (tuple(cell) in cells or replaced) or not set(needed) <= set(runs[o.names]):
             continue
         row = {"id": o.id, "dataset": dataset, "ipc": ipc, "at": at, "budget": budget}
         row |= {"data": f"{dataset} instead of {replaced}" if replaced else "", "shown": None, "paper": math.nan}
@@ -171,7 +174,9 @@ def _rows_of(o: Ordering, results: pd.DataFrame) -> Iterator[dict]:
             row |= {"shown": _shown(o, numbers), "outcome": "not run", "better": better, "worse": worse}
             row |= {"paper": numbers[better][0] - numbers[worse][0]}
             row |= dict.fromkeys(("difference", "low", "high", "margin"), math.nan) | {"in_order": False}
-            yield row | {"note": paper.why_not_run(dataset, ipc, results)}
+            missing = [name for name in needed if name not in there.get(cell, ())]
+            some = f"{paper.NO_RUN} of {', '.join(missing)}" if len(missing) < len(needed) else ""
+            yield row | {"note": some or paper.why_not_run(dataset, ipc, results)}
 
 
 def _shown(o: Ordering, numbers: dict[str, tuple[float, float]]) -> bool:
@@ -268,9 +273,12 @@ _COUNTS = {"held": "held", "reversed": "reversed", "not_decided": "not decided",
 
 
 def _why_no_cell(cells: pd.DataFrame) -> str:
-    """The reason that all cells share, unless it is only that there is no run."""
+    """The reason that all cells share, unless it is only that there is no run; else what the nearest cell lacks."""
     reasons = set(cells["note"])
-    return reasons.pop() if len(reasons) == 1 and paper.NO_RUN not in reasons else "no cell has all its runs"
+    if len(reasons) == 1 and paper.NO_RUN not in reasons:
+        return reasons.pop()
+    lacking = sorted(note for note in reasons if note.startswith(f"{paper.NO_RUN} of"))
+    return f"no cell has all its runs: {min(lacking, key=len)}" if lacking else "no cell has all its runs"
 
 
 def _cell_columns(o: Ordering) -> list[str]:
