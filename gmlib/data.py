@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_number, choose, plain, shown
-from .runtime import device_of
+from .runtime import device_of, to_device
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class Data:
         """Copy numbers of training images to the data's device. The host does not wait for the copy."""
         if not isinstance(chosen, Tensor):
             raise ValueError(f"the numbers of images are a {type(chosen).__name__}: give a tensor")
-        return chosen.to(self.train_images.device, non_blocking=True)
+        return to_device(chosen, self.train_images.device)
 
     def labels_of(self, ipc: int) -> Tensor:
         """The labels of a synthetic set: (C*ipc,) int64 on the data's device, ipc times 0, ipc times 1, ..."""

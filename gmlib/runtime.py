@@ -154,6 +154,11 @@ def device_of(device: torch.device | str | None) -> torch.device:
     return found
 
 
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a small tensor from the host. On CUDA the host does not wait for the device."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -> tqdm:
     """Make a progress bar on stderr that estimates the time left.
 

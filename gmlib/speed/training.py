@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..networks import has_batchnorm
-from ..runtime import in_time
+from ..runtime import in_time, to_device
 from .forward import Forward, fast_forward
 from .memory import Memory
 from .passes import pass_size
@@ -87,7 +87,7 @@ def _one_pass(
 
     If ``whole``, a last mini-batch of one image joins the one before, because BatchNorm cannot normalise it.
     """
-    order = torch.stack([torch.randperm(len(y), generator=rng) for rng in rngs]).to(y.device, non_blocking=y.is_cuda)
+    order = to_device(torch.stack([torch.randperm(len(y), generator=rng) for rng in rngs]), y.device)
     j = torch.arange(len(rngs), device=y.device)[:, None]
     batches = list(order.split(batch, 1))
     if whole and len(batches) > 1 and batches[-1].shape[1] == 1:
