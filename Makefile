@@ -22,7 +22,7 @@ help:
 
 setup: .venv/.installed
 
-# uv takes a third of pip's time. Where it cannot, as with an index that only pip's settings name, pip does it.
+# uv takes a third of pip's time. pip does it where its settings name another index, which uv would not see, and where uv fails.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 UV := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --quiet --constraint requirements.lock
 PACKAGES := --editable '.[data,analysis,workflow,dev]' --editable ./book
@@ -31,8 +31,9 @@ PACKAGES := --editable '.[data,analysis,workflow,dev]' --editable ./book
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "gmlib needs Python 3.11 to 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
 	@echo "installing into .venv: some minutes, several GB the first time"
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) uv && $(UV) $(PACKAGES) || $(PIP) $(PACKAGES)
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	trap 'exit 130' INT; ! $(BIN)/pip config list | grep -q 'index-url.*http' && $(PIP) uv && $(UV) $(PACKAGES) || \
+	  $(PIP) $(PACKAGES)
 	@touch $@
 
 # ---- the report

@@ -155,8 +155,9 @@ def device_of(device: torch.device | str | None) -> torch.device:
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a small tensor from the host. On CUDA the host does not wait for the device."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    """Copy a small tensor, from the host to CUDA without waiting for the device."""
+    from_host = device.type == "cuda" and not x.is_cuda
+    return x.pin_memory().to(device, non_blocking=True) if from_host else x.to(device)
 
 
 def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -> tqdm:

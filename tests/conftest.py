@@ -153,7 +153,7 @@ class Echo:
 
     made = 0
 
-    def __init__(self, function, inputs, pool):
+    def __init__(self, function, inputs, device):
         self.function = function
         self.inputs = [x.detach().clone() for x in inputs]
         self.outputs = None

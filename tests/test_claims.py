@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from gmlib.evaluation import Evaluation
 from gmlib.files import json_digest, write_json
 from gmlib.runs import layout, readback
 from gmlib.runs.provenance import environment
-from gmreport import paper
+from gmreport import chapters, paper
 from gmreport.orders import together
 
 T2 = 4.302652729911275  # t(0.975; 2 degrees of freedom): three sets
@@ -447,10 +448,24 @@ def test_orderings_count_cells(m_against_dc):
 
 
 def test_a_cell_that_was_run_in_part_says_what_it_lacks():
-    half = pd.concat([runs(name, [88, 88], budget=budget) for name, budget in (("MD", "paper"), ("MD@mlp", "lite"))])
-    row = report.orderings(half).set_index("id").loc["convnet-best-source"]
+    some = [runs(name, [88, 88]) for name in ("MD", "MD@mlp", "MD@lenet")]
+    others = [runs("MD", [80, 80], network="lenet"), runs("MD@alexnet", [80, 80], budget="lite")]
+    cells = pd.concat([*some, *others])
+    row = report.orderings(cells).set_index("id").loc["convnet-best-source"]
     assert row["outcome"] == "not run"
-    assert row["note"].endswith("MD@mlp, MD@lenet, MD@alexnet, MD@vgg11bn, MD@resnet18bn")
+    assert row["note"].endswith(f"{paper.LACKS} MD from alexnet, MD from vgg11bn, MD from resnet18bn")
+    found = report.ordering_cells(cells)
+    to_lenet = found[(found["id"] == "convnet-best-source") & (found["at"] == "lenet")].iloc[0]
+    assert to_lenet["note"].startswith(f"{paper.LACKS} MD from mlp, ")
+
+
+def test_a_box_names_what_is_not_run_at_all_only_if_nothing_says_more():
+    notes = [paper.NO_RUN, f"{paper.LACKS} MDA", "data not available"]
+
+    def shown(*notes):
+        return list(chapters._notes(SimpleNamespace(note=note) for note in notes))
+
+    assert shown(*notes) == notes[1:] and shown(notes[0], notes[2], "") == [notes[0], notes[2]]
 
 
 def test_orderings_have_deciding_differences(m_against_dc):

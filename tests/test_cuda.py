@@ -209,34 +209,6 @@ def test_after_a_step_that_cannot_be_recorded_others_are(monkeypatch):
     assert len(made) == 1 and good.can_record and not bad.can_record
 
 
-def test_steps_of_a_run_share_memory_and_are_recorded_again_after_it_ran_out(monkeypatch):
-    made = count_graphs(monkeypatch)
-    runner = recording.Runner(CUDA, 64, 1)
-    total = torch.zeros(1000, device=CUDA)
-
-    def halve(x):
-        return (x * 2).sqrt() / 2, x.sum()
-
-    def add(x):
-        total.add_((x + 1) * 2)
-        return total
-
-    def rounds():
-        total.zero_()
-        for n in range(1, 7):
-            x = torch.full((1000,), float(n), device=CUDA)
-            root, of_x = runner.record("halve", halve, x)
-            runner.record("add", add, x)
-            assert torch.allclose(root, (x * 2).sqrt() / 2) and of_x.item() == 1000 * n
-        assert torch.allclose(total, torch.full_like(total, 2.0 * sum(n + 1 for n in range(1, 7))))
-
-    rounds()
-    with pytest.raises(torch.OutOfMemoryError):
-        runner.record("greedy", lambda x: torch.empty(2**48, device=CUDA), total)
-    rounds()
-    assert len(made) == 4
-
-
 def test_a_users_network_with_data_dependent_control_flow(caplog):
     class Branching(torch.nn.Sequential):
         def forward(self, x):

@@ -341,31 +341,6 @@ def test_a_step_that_reads_a_value_is_not_recorded_at_all(recorded, monkeypatch,
     assert "cannot be recorded" in message and "synchronizing" in message and recorded.made == 0
 
 
-def test_steps_of_a_run_share_a_pool_until_memory_runs_out(recorded, monkeypatch):
-    """Torch refuses memory that no graph holds any more, so later recordings take other memory."""
-    handles = iter([(0, 1), (0, 2), (0, 3)])
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    taken = []
-    monkeypatch.setattr(recording, "Graph", lambda function, inputs, pool: taken.append(pool.take()) or function)
-    runner = recording.Runner(torch.device("cpu"), 4, 1)
-
-    def record(name):
-        for _ in range(3):
-            assert runner.record(name, torch.neg, torch.ones(1)).item() == -1
-
-    def greedy(x):
-        raise torch.OutOfMemoryError("made up")
-
-    record("first")
-    record("second")
-    with pytest.raises(torch.OutOfMemoryError):
-        runner.record("third", greedy, torch.ones(1))
-    assert not runner.steps
-    record("first")
-    record("second")
-    assert taken == [(0, 1), (0, 1), (0, 2), (0, 2)]
-
-
 def test_a_call_that_ran_out_of_memory_does_not_count_as_warm_up(recorded):
     """Otherwise a step would be recorded before its optimiser has buffers."""
     room, calls = [], []

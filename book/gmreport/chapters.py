@@ -16,7 +16,7 @@ from gmlib.recipe import BUDGETS
 from .listing import code_html, source_of
 from .matrix import claims_in_words
 from .orders import ORDERINGS, ordering_cells, orderings, together
-from .paper import NO_RUN
+from .paper import LACKS, NO_RUN
 from .style import sign
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def claims_box(*ids: str, live: tuple[str, str] | None = None, answer: Answer | 
 
 def _notes(cells: Iterable) -> Iterable[str]:
     found = dict.fromkeys(cell.note for cell in cells if cell.note)
-    return [note for note in found if note != NO_RUN or len(found) == 1]  # others say more
+    partly = any(note.startswith(LACKS) for note in found)
+    return [note for note in found if not (partly and note == NO_RUN)]
 
 
 def _box(lines: Iterable[tuple[str, str, str, str]], answer: Answer | None = None) -> HTML:

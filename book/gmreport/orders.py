@@ -10,6 +10,7 @@ from itertools import product
 import pandas as pd
 
 from . import paper
+from .style import display_name
 from .summaries import SLACK, Verdict, checked, summarise, verdict, within
 
 
@@ -175,7 +176,7 @@ def _rows_of(o: Ordering, results: pd.DataFrame) -> Iterator[dict]:
             row |= {"paper": numbers[better][0] - numbers[worse][0]}
             row |= dict.fromkeys(("difference", "low", "high", "margin"), math.nan) | {"in_order": False}
             missing = [name for name in needed if name not in there.get(cell, ())]
-            some = f"{paper.NO_RUN} of {', '.join(missing)}" if len(missing) < len(needed) else ""
+            some = f"{paper.LACKS} {', '.join(map(display_name, missing))}" if len(missing) < len(needed) else ""
             yield row | {"note": some or paper.why_not_run(dataset, ipc, results)}
 
 
@@ -277,8 +278,9 @@ def _why_no_cell(cells: pd.DataFrame) -> str:
     reasons = set(cells["note"])
     if len(reasons) == 1 and paper.NO_RUN not in reasons:
         return reasons.pop()
-    lacking = sorted(note for note in reasons if note.startswith(f"{paper.NO_RUN} of"))
-    return f"no cell has all its runs: {min(lacking, key=len)}" if lacking else "no cell has all its runs"
+    lacking = sorted(note for note in reasons if note.startswith(paper.LACKS))
+    nearest = min(lacking, key=lambda note: note.count(", "), default="")
+    return f"no cell has all its runs: {nearest}" if nearest else "no cell has all its runs"
 
 
 def _cell_columns(o: Ordering) -> list[str]:

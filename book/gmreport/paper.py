@@ -61,6 +61,7 @@ _TARGETS = {
 # Data sets that were not available on the machines behind results/.
 _NOT_AVAILABLE = dict.fromkeys(("SVHN", "CIFAR100", "TinyImageNet"), "data not available")
 NO_RUN = "no stored run"
+LACKS = "no run by the paper's protocol of"  # some of the runs of a cell
 _MIN_DIGITS = {"percent": 1, "percent of whole": 0, "percent of time": 0, "steps": 0}  # after the decimal point
 
 

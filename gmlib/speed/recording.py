@@ -30,31 +30,6 @@ def recordable(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class Pool:
-    """What recorded steps share that never run at the same time: memory, and the stream on which they are recorded.
-
-    The results of a step stay valid when another one is replayed, because its graph holds them.
-
-    Parameters
-    ----------
-    device : torch.device
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.memory: Any = None
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def renew(self) -> None:
-        """Take other memory for the next recordings. Torch refuses a pool again once no graph holds it."""
-        self.memory = None
-
-    def take(self) -> Any:
-        """Return torch's handle of the memory."""
-        self.memory = self.memory or torch.cuda.graph_pool_handle()
-        return self.memory
-
-
 class Replay:
     """A function of tensors that is recorded as a CUDA graph and then replayed: one launch instead of hundreds.
 
@@ -68,8 +43,6 @@ class Replay:
         Tensors -> None, a tensor, or tensors in tuples and lists. It may change tensors that it holds (weights,
         momentum, gradients) in place, but must not replace them, read values on the host or draw random numbers.
     device : torch.device
-    pool : Pool, optional
-        That of the other steps of the same run. None makes one.
 
     Notes
     -----
@@ -77,10 +50,9 @@ class Replay:
     what you keep.
     """
 
-    def __init__(self, function: Callable[..., Any], device: torch.device, pool: Pool | None = None):
+    def __init__(self, function: Callable[..., Any], device: torch.device):
         self.function = function
         self.device = device
-        self.pool = pool or Pool(device)
         self.can_record = recordable(device)
         self.calls: Counter[tuple] = Counter()
         self.graphs: dict[tuple, Graph] = {}
@@ -92,16 +64,16 @@ class Replay:
         key = tuple((x.shape, x.dtype) for x in inputs)
         if self.calls[key] < WARM_UP:
             with host_reads(self.device) as reads:
-                outputs = self._call_on_its_stream(inputs)
+                outputs = self._call_on_new_stream(inputs)
             self.calls[key] += 1  # only now: a call that ran out of memory does not count
             if reads and self.calls[key] == WARM_UP:
                 self._give_up(reads[0])  # a recording that fails can leave torch as if it still recorded
             return outputs
         if key not in self.graphs:
             try:
-                self.graphs[key] = Graph(self.function, inputs, self.pool)
+                self.graphs[key] = Graph(self.function, inputs, self.device)
             except torch.OutOfMemoryError:
-                self._clear()  # frees their memory; `memory.Memory` then takes smaller passes
+                self.graphs.clear()  # frees their memory; `memory.Memory` then takes smaller passes
                 raise
             except RuntimeError as error:
                 self._give_up(str(first_cause(error)))
@@ -109,40 +81,39 @@ class Replay:
 
     def _give_up(self, reason: str) -> None:
         self.can_record = False
-        self._clear()
+        self.graphs.clear()
         log.warning("a step cannot be recorded as a CUDA graph and runs normally: %s", reason.splitlines()[0])
 
-    def _clear(self) -> None:
-        self.graphs.clear()
-        self.pool.renew()
-
-    def _call_on_its_stream(self, inputs: Sequence[Tensor]) -> Any:
-        """Call the function on the stream on which it is recorded, as torch asks for before a recording."""
-        stream = self.pool.stream
-        if stream is None:
+    def _call_on_new_stream(self, inputs: Sequence[Tensor]) -> Any:
+        """Call the function on a stream of its own, as torch asks for before a recording."""
+        if self.device.type != "cuda":
             return self.function(*inputs)
         current = torch.cuda.current_stream(self.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        warm_up = torch.cuda.Stream(self.device)
+        warm_up.wait_stream(current)
+        with torch.cuda.stream(warm_up):
             outputs = self.function(*inputs)
-        current.wait_stream(stream)
+        current.wait_stream(warm_up)
         return outputs
 
 
 class Graph:
     """A recorded function with its input and output buffers. Recording runs nothing.
 
+    Each graph has memory of its own. If they shared some, a replay could overwrite the outputs of a graph that was
+    recorded later, because torch lets these lie where the earlier graph has temporary tensors.
+
     Parameters are those of `Replay`, and example inputs.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], pool: Pool):
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], device: torch.device):
         self.inputs = tuple(x.detach().clone() for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream(pool.device)
+        current = torch.cuda.current_stream(device)
         collects = gc.isenabled()
         gc.disable()  # collecting an older graph would end the recording
         try:
-            with torch.cuda.graph(self.graph, pool=pool.take(), stream=pool.stream):
+            with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(device)):
                 self.outputs = function(*self.inputs)
         finally:
             torch.cuda.set_stream(current)  # torch leaves its own stream current if recording fails
@@ -243,7 +214,6 @@ class Runner:
         self.device = device
         self.records_steps = recordable(device)
         self.steps: dict[Hashable, Replay] = {}
-        self.pool = Pool(device)
         self.memory = Memory(largest * n_classes if self.records_steps else largest)
         self.memory_theta: Memory | None = None
 
@@ -274,12 +244,9 @@ class Runner:
         if not self.records_steps:
             return function(*inputs)
         try:
-            if name not in self.steps:
-                self.steps[name] = Replay(function, self.device, self.pool)
-            return self.steps[name](*inputs)
+            return self.steps.setdefault(name, Replay(function, self.device))(*inputs)
         except torch.OutOfMemoryError:
             self.steps.clear()  # frees the memory of all graphs; the steps are recorded again
-            self.pool.renew()
             raise
 
 
