@@ -7,13 +7,13 @@ BIN := .venv/bin
 SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*) requirements.lock
 REPORT := book/_build/html/index.html
 
-.PHONY: help setup ready links book test lint unit workflow wheel notebooks pages again strict browser bench faults results clean
+.PHONY: help setup ready links book test lint unit workflow wheel notebooks again strict browser bench faults results clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 	@echo "make setup   only create .venv and install gmlib, its extras and the report"
 	@echo "make links   make the links in book/ again, for a copy of the repository that came without them"
-	@echo "make lint, unit, wheel, notebooks, pages, again, strict, workflow, browser   the parts of make test"
+	@echo "make lint, unit, wheel, notebooks, again, strict, workflow, browser   the parts of make test"
 	@echo "make bench   compare gmlib with plain loops, into runs/benchmarks.json (BENCH=--quick: in a minute)"
 	@echo "make faults  kill runs, damage files and give bad inputs, into results/faults.json (the page What it survives)"
 	@echo "make clean   remove what was built and the smoke runs on digits"
@@ -63,9 +63,11 @@ runs/.read: $(shell find results -type f) runs/.made-by
 # ---- tests
 
 # What waits much, or uses one core, runs beside something else.
+PAIR := $(MAKE) --no-print-directory -j2
 test: setup
-	$(MAKE) --no-print-directory -j2 unit lint wheel
-	$(MAKE) --no-print-directory -j2 pages workflow
+	$(PAIR) unit lint wheel
+	$(MAKE) --no-print-directory notebooks
+	$(PAIR) browser workflow
 
 lint: setup
 	$(BIN)/ruff check .
@@ -74,11 +76,11 @@ lint: setup
 
 unit: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore-glob='tests/test_browser_*.py' \
-	  --ignore=tests/test_workflow.py --ignore=tests/test_on_gpu.py
+	  --ignore=tests/test_workflow.py
 
-# workflow/: the engine as processes, and on a SLURM cluster of one node; the script for a GPU. Most of the time it waits.
+# workflow/: the engine as processes, and on a SLURM cluster of one node. Most of the time it waits.
 workflow: setup
-	$(BIN)/python -m pytest -rs tests/test_workflow.py tests/test_on_gpu.py
+	$(BIN)/python -m pytest -rs tests/test_workflow.py
 
 # The wheel, installed outside the checkout with its own dependencies and no others, condenses and loads sets.
 wheel: setup
@@ -87,10 +89,6 @@ wheel: setup
 # Every notebook as a batch job. A failing cell is an error.
 notebooks: setup runs/.made-by
 	$(BIN)/python tests/check_notebooks.py build/papermill run
-
-pages: setup
-	$(MAKE) --no-print-directory notebooks
-	$(MAKE) --no-print-directory browser
 
 # The pages run every notebook once more. Work that is done again is an error.
 again: strict
