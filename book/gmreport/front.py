@@ -278,9 +278,9 @@ def five_answers(results: pd.DataFrame | None = None, descents: pd.DataFrame | N
     """Does condensing work; what, how and where to match; does the max-min hypothesis hold?
 
     The first four compare two methods by `verdict`, in the cells (data set and images per class) of the paper's
-    Table 3. The largest budget with an interval counts. The number is that of the first of its cells in the order of
-    Table 3. The outcome is that of more than half of the cells, if no cell has the opposite one; otherwise it is "not
-    decided".
+    Table 3. The largest budget with an interval counts. The outcome is that of more than half of the cells, if no
+    cell has the opposite one; otherwise it is "not decided". The number is that of the first cell with this outcome,
+    in the order of Table 3.
 
     The hypothesis holds if matching raises the distance to the nearest trap against random real images, and if sets
     with a farther trap train better networks, both by `correlation_outcome`. It is reversed if one of them is.
@@ -343,7 +343,9 @@ def _compared(
     if not found:
         sentence = f"{display_name(better)} and {display_name(worse)} were not run together"
         return Answer(question, "not run", f"{sentence}.", "", chapter, title)
-    v, outcomes = found[0], [v.outcome for v in found]
+    outcomes = [v.outcome for v in found]
+    outcome = _majority(outcomes)
+    v = next((v for v in found if v.outcome == outcome), found[0])
     higher = f"{abs(v.difference):.1f} points {'higher' if v.difference >= 0 else 'lower'}"
     sentence = f"{pattern.format(higher=higher)} ({_interval(v.low, v.high)})."
     if where_ := _steps(v, better, worse):
@@ -358,8 +360,8 @@ def _compared(
         counts = ", ".join(
             f"{WORDS.get(name, name)} in {outcomes.count(name)}" for name in OUTCOMES if name in outcomes
         )
-        basis += f", the first of {len(found)} sizes that were run: {counts}"
-    return Answer(question, _majority(outcomes), sentence, f"{basis}.", chapter, title, v.difference, v.low, v.high)
+        basis += f"; of {len(found)} data sets and sizes that were run: {counts}"
+    return Answer(question, outcome, sentence, f"{basis}.", chapter, title, v.difference, v.low, v.high)
 
 
 def _steps(v: Verdict, better: str, worse: str) -> str:
