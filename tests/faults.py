@@ -27,7 +27,7 @@ import time
 import traceback
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -954,14 +954,22 @@ def run(
         yield from KINDS[kind](random.Random(f"{kind} {seed}"), TRIES[kind][quick], works)
 
 
-def with_kept_rows(before: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+def with_kept_rows(
+    before: dict[str, Any], table: dict[str, Any], works: Collection[str] = tuple(WORKS)
+) -> dict[str, Any]:
     """A table in which the rows of another are replaced by those that were made again, with the commits of both.
 
-    Rows of a kind that was made again go, even if it has no such row any more.
+    Rows of a kind that was made again go, even if it has no such row any more. Those of works that were not done
+    again stay.
     """
     made = {(row["kind"], row["what"]): row for row in table["rows"]}
     again = {kind for kind, _ in made}
-    kept = [row for row in before["rows"] if row["kind"] not in again or (row["kind"], row["what"]) in made]
+
+    def stays(row: dict[str, Any]) -> bool:
+        not_done = row["what"].partition(",")[0] in set(WORKS) - set(works)
+        return row["kind"] not in again or not_done or (row["kind"], row["what"]) in made
+
+    kept = [row for row in before["rows"] if stays(row)]
     rows = [made.pop((row["kind"], row["what"]), row) for row in kept]
     commits = dict.fromkeys([*str(before["commit"]).split(", "), str(table["commit"])])
     seconds = before["seconds"] + table["seconds"]
@@ -999,7 +1007,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "seconds": time.monotonic() - started,
         }
         if given.keep:
-            table = with_kept_rows(json.loads(given.out.read_text()), table)
+            table = with_kept_rows(json.loads(given.out.read_text()), table, given.works)
         files.write_atomically(given.out, (json.dumps(table, indent=1) + "\n").encode())
     return int(total["held"] < total["tried"] or total["leftovers"] > 0)
 

@@ -151,3 +151,7 @@ def test_rows_that_are_made_again_replace_those_before():
         ("kill", "x", 1), ("side by side", "x", 0), ("kill", "y", 0), ("side by side", "z", 0),
     ]  # fmt: skip
     assert (found["commit"], found["seconds"], found["machine"]) == ("a, b", 65.0, "b")
+
+    before = table("a", 60.0, ("kill", "condense, x", 1), ("kill", "store.run, x", 1), ("kill", "of old, x", 1))
+    found = faults.with_kept_rows(before, table("b", 5.0, ("kill", "store.run, x", 0)), ["store.run"])
+    assert [(row["what"], row["lost"]) for row in found["rows"]] == [("condense, x", 1), ("store.run, x", 0)]
