@@ -137,6 +137,18 @@ def test_the_message_counts_what_was_tested(some, claims):
         assert shown == counts.to_dict() and sum(shown.values()) == total
 
 
+def test_the_message_says_in_how_many_cells_a_claim_held():
+    """Of three cells that were run, one held and two are not decided. A shorter run does not count."""
+    pairs = {"MNIST": (92, 80), "FashionMNIST": (70, 70), "CIFAR10": (28, 28)}
+    cells = [runs("M", [m - 0.1, m + 0.1], dataset=name) for name, (m, _) in pairs.items()]
+    cells += [runs("DC", [dc + 0.1, dc - 0.1], dataset=name) for name, (_, dc) in pairs.items()]
+    cells += [runs(name, [70, 70.1], dataset="SVHN", budget="lite") for name in ("M", "DC")]
+    results = pd.concat(cells)
+    found = report.judge_claims(results)
+    html = report.message(found, report.claims_in_words(results, found, pd.DataFrame())).data
+    assert "M beats DC</a> (in 1 of 3 cells run, of 14 in the paper)" in html
+
+
 def test_the_message_names_contradictions():
     found = report.judge_claims(runs("DC", [80.0, 80.1, 80.2]))
     claims = report.claims_in_words(NOTHING, found, pd.DataFrame())

@@ -387,7 +387,8 @@ def _second_line(claims: Sequence[Claim]) -> str:
 
 def _link(claim: Claim) -> str:
     own, of_paper = _cells_run(claim)
-    where = f" (in {own} of {counted(of_paper, 'cell')})" if claim.shown else ""
+    agree = sum(cell.outcome == claim.outcome for cell in claim.run if cell.budget == "paper" and not cell.data)
+    where = f" (in {agree} of {counted(own, 'cell')} run, of {of_paper} in the paper)" if claim.shown else ""
     return f'<a href="#claim-{claim.id}">{html.escape(claim.sentence)}</a>{where}'
 
 
