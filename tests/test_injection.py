@@ -71,7 +71,9 @@ class Seen(HTMLParser):
         self.runs += [
             link[:40]
             for link in links
-            if not link.startswith(("data:image/png;base64,", "_static/sets/", "api/", "#"))
+            if not link.startswith(
+                ("data:image/png;base64,", "data:image/webp;base64,", "_static/sets/", "api/", "#")
+            )
         ]
         if tag in ("iframe", "object", "embed", "style", "link", "h1", "h2"):
             self.runs.append(f"<{tag}>")
