@@ -963,13 +963,12 @@ def with_kept_rows(
     again stay.
     """
     made = {(row["kind"], row["what"]): row for row in table["rows"]}
-    again = {kind for kind, _ in made}
-
-    def stays(row: dict[str, Any]) -> bool:
-        not_done = row["what"].partition(",")[0] in set(WORKS) - set(works)
-        return row["kind"] not in again or not_done or (row["kind"], row["what"]) in made
-
-    kept = [row for row in before["rows"] if stays(row)]
+    again, not_done = {kind for kind, _ in made}, set(WORKS) - set(works)
+    kept = [
+        row
+        for row in before["rows"]
+        if row["kind"] not in again or row["what"].partition(",")[0] in not_done or (row["kind"], row["what"]) in made
+    ]
     rows = [made.pop((row["kind"], row["what"]), row) for row in kept]
     commits = dict.fromkeys([*str(before["commit"]).split(", "), str(table["commit"])])
     seconds = before["seconds"] + table["seconds"]

@@ -387,8 +387,8 @@ def _second_line(claims: Sequence[Claim]) -> str:
 
 def _link(claim: Claim) -> str:
     own, of_paper = _cells_run(claim)
-    agree = sum(cell.outcome == claim.outcome for cell in claim.run if cell.budget == "paper" and not cell.data)
-    where = f" (in {agree} of {counted(own, 'cell')} run, of {of_paper} in the paper)" if claim.shown else ""
+    agree = sum(cell.outcome == claim.outcome for cell in own)
+    where = f" (in {agree} of {counted(len(own), 'cell')} run, of {of_paper} in the paper)" if claim.shown else ""
     return f'<a href="#claim-{claim.id}">{html.escape(claim.sentence)}</a>{where}'
 
 
@@ -459,15 +459,15 @@ def _row(claim: Claim, show_runs: Callable | None) -> str:
 def _ours(claim: Claim) -> str:
     """How many cells were run by the paper's protocol on its data, and how many others."""
     own, of_paper = _cells_run(claim)
-    counts = [f"{own} of {of_paper}"] if claim.shown or own else []
-    if others := len(claim.run) - own:
+    counts = [f"{len(own)} of {of_paper}"] if claim.shown or own else []
+    if others := len(claim.run) - len(own):
         counts.append(f"{SIGNS['another budget'][0]}{others}")
     return " ".join(counts) or "0"
 
 
-def _cells_run(claim: Claim) -> tuple[int, int]:
-    """In how many of the paper's cells the claim was run by the paper's protocol, and how many there are."""
-    own = sum(cell.budget == "paper" and not cell.data for cell in claim.run)
+def _cells_run(claim: Claim) -> tuple[list[ClaimCell], int]:
+    """The cells in which the claim was run by the paper's protocol on its data, and how many the paper has."""
+    own = [cell for cell in claim.run if cell.budget == "paper" and not cell.data]
     return own, len({cell.name for cell in claim.cells if not cell.data})
 
 

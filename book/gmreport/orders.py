@@ -153,10 +153,10 @@ def _rows_of(o: Ordering, results: pd.DataFrame) -> Iterator[dict]:
     needed, there = [*o.better, *o.worse], {}  # names with runs by the paper's protocol, for each cell
     for (*cell, budget), runs in results.groupby([*_cell_columns(o), "budget"], sort=False):
         dataset, ipc, at = cell
-        replaced = substitutes.get((dataset, ipc))
+        replaced, names = substitutes.get((dataset, ipc)), set(runs[o.names])
         if budget == "paper":
-            there[tuple(cell)] = set(runs[o.names])
-        if not (tuple(cell) in cells or replaced) or not set(needed) <= set(runs[o.names]):
+            there[tuple(cell)] = names
+        if not (tuple(cell) in cells or replaced) or not names.issuperset(needed):
             continue
         row = {"id": o.id, "dataset": dataset, "ipc": ipc, "at": at, "budget": budget}
         row |= {"data": f"{dataset} instead of {replaced}" if replaced else "", "shown": None, "paper": math.nan}

@@ -94,7 +94,7 @@ def _fused(network: nn.Module, blocks: list[Any]) -> Forward:
 
 
 def _blocks(network: nn.Module, x: Tensor) -> tuple[list[Any], int]:
-    """The layers of each block [3x3 convolution, instance norm, ReLU, average pool], and the side of its first maps.
+    """The layers of each block [3x3 convolution, instance norm, ReLU, average pool], and the width of its first maps.
 
     No blocks if the network has other layers, or a pool would meet an odd side.
     """
@@ -114,8 +114,8 @@ def _blocks(network: nn.Module, x: Tensor) -> tuple[list[Any], int]:
     )
     if not fits:
         return [], 0
-    side = x.shape[-1] + 2 * blocks[0][0].padding[0] - 2
-    return ([], 0) if side % 2 ** len(blocks) else (blocks, side)
+    sides = [side + 2 * blocks[0][0].padding[0] - 2 for side in x.shape[-2:]]
+    return ([], 0) if any(side % 2 ** len(blocks) for side in sides) else (blocks, sides[-1])
 
 
 # ---- the first block -------------------------------------------------------------------------------------
