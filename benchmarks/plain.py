@@ -3,7 +3,7 @@
 Algorithm 1 and the training of Section 4.1 in the straightforward PyTorch of published research code: a loop over
 classes with one graph each, mini-batches by permuted index lists, distances layer by layer, a DataLoader for every
 step of theta with loss and accuracy read on the host, networks evaluated one after another, images varied one by
-one in SciPy. Nothing here is tuned for speed or made slow. Nothing is imported from gmlib: a network is any
+one in NumPy and SciPy. Nothing here is tuned for speed or made slow. Nothing is imported from gmlib: a network is any
 nn.Module.
 
 DC: class by class, d1, fixed steps (Eq. 4, 8). MDA: both levels, d1 + d2, the steps of Eq. 12 (Eq. 6, 9).
@@ -224,11 +224,11 @@ def evaluate(
 # One image at a time, in numpy: (channels, height, width). fill: (channels, 1, 1), the value outside the image.
 
 MAX_SHIFT = 4  # pixels
-MAX_ZOOM = 0.2  # scale by 0.8 to 1.2
-MAX_ANGLE = 45  # degrees
+MAX_STRETCH = 0.2  # of each side
+MAX_DEGREES = 45
 
 
-def crop(image: np.ndarray, down: int, right: int, fill: np.ndarray) -> np.ndarray:
+def shift(image: np.ndarray, down: int, right: int, fill: np.ndarray) -> np.ndarray:
     """Shift by at most MAX_SHIFT whole pixels."""
     channels, height, width = image.shape
     padded = np.empty((channels, height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT), image.dtype)
@@ -238,30 +238,40 @@ def crop(image: np.ndarray, down: int, right: int, fill: np.ndarray) -> np.ndarr
     return padded[:, top : top + height, left : left + width]
 
 
-def scale(image: np.ndarray, factor: float, fill: np.ndarray) -> np.ndarray:
-    """Scale by ``factor`` about the centre."""
-    middle = (np.array(image.shape) - 1) / 2
-    step = np.array([1, 1 / factor, 1 / factor])
-    return ndimage.affine_transform(image - fill, step, middle * (1 - step), order=1) + fill
+def middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cut out the middle."""
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
 
 
-def rotate(image: np.ndarray, degrees: float, fill: np.ndarray) -> np.ndarray:
+def stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize to ``height`` and ``width``, in the middle of an image of the old size, with 0 around."""
+    channels, *sides = image.shape
+    resized = F.interpolate(torch.from_numpy(image)[None], (height, width))[0].numpy()
+    side = max(height, width, *sides)
+    canvas = np.zeros((channels, side, side), image.dtype)
+    middle(canvas, height, width)[:] = resized
+    return middle(canvas, *sides)
+
+
+def turn(image: np.ndarray, degrees: int, fill: np.ndarray) -> np.ndarray:
     """Turn anticlockwise about the centre."""
-    return ndimage.rotate(image - fill, degrees, axes=(1, 2), reshape=False, order=1) + fill
+    turned = [ndimage.rotate(c, degrees, cval=value) for c, value in zip(image, fill.ravel(), strict=True)]
+    return middle(np.stack(turned), *image.shape[1:])
 
 
 def augmented(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary each image of x (n, channels, height, width) by crop, scale or rotate, the operations for MNIST."""
+    """Vary each image of x (n, channels, height, width) by shift, stretch or turn, the operations for MNIST."""
     images = x.cpu().numpy()
     fill = images.mean(axis=(0, 2, 3)).reshape(-1, 1, 1)
     varied = np.empty_like(images)
     for i, image in enumerate(images):
-        operation = rng.choice(["crop", "scale", "rotate"])
-        if operation == "crop":
-            down, right = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
-            varied[i] = crop(image, down, right, fill)
-        elif operation == "scale":
-            varied[i] = scale(image, rng.uniform(1 - MAX_ZOOM, 1 + MAX_ZOOM), fill)
+        operation = rng.choice(["shift", "stretch", "turn"])
+        if operation == "shift":
+            varied[i] = shift(image, *rng.integers(1 - MAX_SHIFT, MAX_SHIFT + 1, 2), fill)
+        elif operation == "stretch":
+            factors = rng.uniform(1 - MAX_STRETCH, 1 + MAX_STRETCH, 2)
+            varied[i] = stretch(image, *(int(f * side) for f, side in zip(factors, image.shape[1:], strict=True)))
         else:
-            varied[i] = rotate(image, rng.uniform(-MAX_ANGLE, MAX_ANGLE), fill)
+            varied[i] = turn(image, int(rng.integers(-MAX_DEGREES, MAX_DEGREES)), fill)
     return torch.from_numpy(varied).to(x.device)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -22,11 +22,11 @@ from torch import Tensor
 from .checks import choose
 
 # The operations that the paper's protocol uses while training on S. These data sets train for 1000 epochs.
-DATASET_OPERATIONS: dict[str, tuple[str, ...]] = {"MNIST": ("crop", "scale", "rotate")}
-BATCHNORM_OPERATIONS = ("crop", "noise")  # for networks with BatchNorm, on any data set
-MAX_SHIFT = 4  # pixels, of a crop
-MAX_ZOOM = 0.2  # scale by 0.8 to 1.2
-MAX_ANGLE = math.pi / 4  # rotate by -45 to 45 degrees
+DATASET_OPERATIONS: dict[str, tuple[str, ...]] = {"MNIST": ("shift", "stretch", "turn")}
+BATCHNORM_OPERATIONS = ("shift", "noise")  # for networks with BatchNorm, on any data set
+MAX_SHIFT = 4  # pixels
+MAX_STRETCH = 0.2  # of each side
+MAX_DEGREES = 45
 NOISE_STD = 0.001  # in normalised pixels
 
 NO_FLIP = ("digits", "MNIST", "SVHN")  # a mirrored digit is no longer a digit
@@ -62,30 +62,47 @@ class Operation(NamedTuple):
     apply: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+# The details, such as the one-sided ranges of whole numbers, are those of the baseline's published code.
+
+
 def _draw_shifts(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
-    return torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (2, n), generator=rng).T  # (n, 2): down, right
+    return torch.randint(1 - MAX_SHIFT, MAX_SHIFT + 1, (n, 2), generator=rng)  # down, right
 
 
-def _draw_strengths(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
-    return _uniform(rng, n)
+def _draw_sizes(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
+    factors = _between(_uniform(rng, n, 2), 1 - MAX_STRETCH, 1 + MAX_STRETCH)
+    return (factors * torch.tensor(shape[-2:])).long()  # (n, 2): the new height and width, in whole pixels
+
+
+def _draw_degrees(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
+    return torch.randint(-MAX_DEGREES, MAX_DEGREES, (n,), generator=rng)
 
 
 def _draw_noise(n: int, shape: torch.Size, rng: torch.Generator) -> Tensor:
     return torch.randn((n, *shape), generator=rng)
 
 
-def _crop(x: Tensor, shifts: Tensor, fill: Tensor) -> Tensor:
+def _shift_by(x: Tensor, shifts: Tensor, fill: Tensor) -> Tensor:
     down, right = shifts.T
     return _shift(x, down, right, fill)
 
 
-def _scale(x: Tensor, u: Tensor, fill: Tensor) -> Tensor:
-    step = 1 / _between(u, 1 - MAX_ZOOM, 1 + MAX_ZOOM)
-    return _zoom(x, step, step, fill)
+def _stretch(x: Tensor, sizes: Tensor, fill: Tensor) -> Tensor:
+    """Resize each image about its centre to its own height and width, by nearest pixels, and fill with 0."""
+    canvas = torch.tensor(x.shape[-2:]).amax().maximum(sizes.amax(1))  # (n,): a square that holds both sizes
+
+    def read(side: int, size: Tensor) -> Tensor:
+        first = (canvas - side) // 2 - (canvas - size) // 2  # the place in the resized image that becomes 0
+        place = torch.arange(side) + first[:, None]
+        source = place * (torch.tensor(side, dtype=torch.float32) / size)[:, None]  # rounded as F.interpolate does
+        return torch.where((place >= 0) & (place < size[:, None]), source.long(), -1)
+
+    height, width = x.shape[-2:]
+    return _read(x, read(height, sizes[:, 0]), read(width, sizes[:, 1]), 0.0)
 
 
-def _rotate(x: Tensor, u: Tensor, fill: Tensor) -> Tensor:
-    return _turn(x, _between(u, -MAX_ANGLE, MAX_ANGLE), fill)
+def _turn_by(x: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
+    return _turn_smoothly(x, degrees, fill)
 
 
 def _noise(x: Tensor, drawn: Tensor, fill: Tensor) -> Tensor:
@@ -93,9 +110,9 @@ def _noise(x: Tensor, drawn: Tensor, fill: Tensor) -> Tensor:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "crop": Operation(_draw_shifts, _crop),
-    "scale": Operation(_draw_strengths, _scale),
-    "rotate": Operation(_draw_strengths, _rotate),
+    "shift": Operation(_draw_shifts, _shift_by),
+    "stretch": Operation(_draw_sizes, _stretch),
+    "turn": Operation(_draw_degrees, _turn_by),
     "noise": Operation(_draw_noise, _noise),
 }
 
@@ -103,13 +120,18 @@ OPERATIONS: dict[str, Operation] = {
 def apply_operations(x: Tensor, operations: Sequence[str], rngs: Sequence[torch.Generator]) -> Tensor:
     """Vary each image by one of ``operations``, drawn evenly, once for every generator.
 
-    Operations: "crop" shifts by up to 4 whole pixels each way, "scale" zooms by 0.8 to 1.2, "rotate" turns by up to
-    45 degrees, "noise" adds Gaussian noise of standard deviation 0.001.
+    Operations:
+
+    - "shift" moves the image by -3 to 4 whole pixels, down and right.
+    - "stretch" resizes its height and its width, each by a factor of 0.8 to 1.2, with nearest pixels.
+    - "turn" turns it by -45 to 44 whole degrees, with cubic splines.
+    - "noise" adds Gaussian noise of standard deviation 0.001.
 
     Parameters
     ----------
     x : Tensor
-        (n, channels, height, width). Pixels from outside an image take the mean of their channel over ``x``.
+        (n, channels, height, width). Pixels from outside an image take the mean of their channel over ``x``, or 0
+        with "stretch".
     operations : sequence of str
         Names in ``OPERATIONS``. With () every copy is ``x`` itself.
     rngs : sequence of torch.Generator
@@ -127,7 +149,8 @@ def apply_operations(x: Tensor, operations: Sequence[str], rngs: Sequence[torch.
 
     Source
     ------
-    Section 4.1.
+    Section 4.1. Ranges, fill values and interpolation are those of the published code of Zhao et al., "Dataset
+    Condensation with Gradient Matching", ICLR 2021; their turn is scipy.ndimage.rotate.
     """
     chosen = [choose(OPERATIONS, "operation", name) for name in operations]
     _check_images(x)
@@ -445,12 +468,17 @@ def _apply_by_group(x: Tensor, which: Tensor, functions: Sequence[Callable[[Tens
 def _shift(x: Tensor, down: Tensor, right: Tensor, fill: Tensor | float) -> Tensor:
     """Shift x by whole pixels. down, right: (n,) or (1,) int64 on the CPU."""
     height, width = x.shape[-2:]
-    # The row and column of x that each pixel is read from.
-    rows = (torch.arange(height, device=x.device) - _on_device_of(x, down)[:, None])[:, None, :, None]
-    columns = (torch.arange(width, device=x.device) - _on_device_of(x, right)[:, None])[:, None, None, :]
+    rows, columns = torch.arange(height) - down[:, None], torch.arange(width) - right[:, None]
+    return _read(x, rows, columns, fill)
+
+
+def _read(x: Tensor, rows: Tensor, columns: Tensor, fill: Tensor | float) -> Tensor:
+    """Read each pixel at its row and column of x: (n, height) and (n, width), or (1, ...), int64 on the CPU."""
+    height, width = x.shape[-2:]
+    rows, columns = _on_device_of(x, rows)[:, None, :, None], _on_device_of(x, columns)[:, None, None, :]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    shifted = x.take_along_dim(rows.clamp(0, height - 1), 2).take_along_dim(columns.clamp(0, width - 1), 3)
-    return torch.where(inside, shifted, fill)
+    found = x.take_along_dim(rows.clamp(0, height - 1), 2).take_along_dim(columns.clamp(0, width - 1), 3)
+    return torch.where(inside, found, fill)
 
 
 def _zoom(x: Tensor, down: Tensor, across: Tensor, fill: Tensor | float) -> Tensor:
@@ -474,6 +502,61 @@ def _resample(x: Tensor, matrix: Sequence[Tensor], fill: Tensor | float) -> Tens
     affine = _on_device_of(x, torch.stack([a, b, zero, c, d, zero], 1).view(-1, 2, 3))
     grid = F.affine_grid(affine, [len(affine), *x.shape[1:]], align_corners=False).expand(len(x), -1, -1, -1)
     return F.grid_sample(x - fill, grid, padding_mode="zeros", align_corners=False) + fill
+
+
+def _turn_smoothly(x: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
+    """Turn x anticlockwise about its centre by ``degrees`` (n,), an integer on the CPU, by cubic splines.
+
+    The published code turns it with scipy onto a canvas that holds the whole image, and cuts out the middle. If an
+    odd number of pixels is cut off, the middle is half a pixel up or left.
+    """
+    height, width = x.shape[-2:]
+    angle = _on_device_of(x, degrees).double().deg2rad()[:, None, None]
+    cos, sin = angle.cos(), angle.sin()
+
+    def from_centre(side: int, canvas: Tensor) -> Tensor:
+        half = ((canvas + 0.5).long() - side) % 2 / 2
+        return torch.arange(side, device=x.device) - (side - 1) / 2 - half
+
+    down = from_centre(height, cos * height + sin.abs() * width).mT
+    right = from_centre(width, sin.abs() * height + cos * width)
+    row = (height - 1) / 2 + cos * down + sin * right  # (n, height, width)
+    column = (width - 1) / 2 - sin * down + cos * right
+    inside = (row >= 0) & (row <= height - 1) & (column >= 0) & (column <= width - 1)
+    coefficients = (_spline(height).to(x) @ x @ _spline(width).to(x).T).flatten(2)
+    first_row, first_column = row.floor().clamp(0, height - 1), column.floor().clamp(0, width - 1)
+    first = (first_row * (width + 3) + first_column).long().flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    across = _spline_weights((column - first_column)[:, None].to(x.dtype))
+    turned = torch.zeros_like(x)
+    for i, weight_down in enumerate(_spline_weights((row - first_row)[:, None].to(x.dtype))):
+        line = torch.zeros_like(x)
+        for j, weight_across in enumerate(across):
+            near = coefficients[:, :, i * (width + 3) + j :].gather(2, first).view_as(x)
+            line.addcmul_(near, weight_across)
+        turned.addcmul_(line, weight_down)
+    return torch.where(inside[:, None], turned, fill)
+
+
+@lru_cache
+def _spline(side: int) -> Tensor:
+    """(side + 3, side) float64: from a row of pixels to the coefficients -1 to side + 1 of the cubic B-spline
+    through them. Both are mirrored at the ends.
+    """
+    pixels = torch.zeros(side, side, dtype=torch.float64)
+    for step, weight in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
+        pixels[torch.arange(side), _mirrored(torch.arange(side) + step, side)] += weight
+    return pixels.inverse()[_mirrored(torch.arange(-1, side + 2), side)]
+
+
+def _mirrored(place: Tensor, side: int) -> Tensor:
+    period = max(2 * (side - 1), 1)
+    return (place % period).minimum(-place % period)
+
+
+def _spline_weights(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the weights of the four coefficients around a place, which is ``t`` after the second: 0 <= t < 1."""
+    u = 1 - t
+    return u * u * u / 6, ((3 * t - 6) * t * t + 4) / 6, ((3 * u - 6) * u * u + 4) / 6, t * t * t / 6
 
 
 def _check_images(x: Tensor) -> None:

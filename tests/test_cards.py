@@ -41,7 +41,7 @@ TINY = recipes.Budget(
 
 
 def evaluation(accuracies, dataset="MNIST", **changes):
-    augment = "crop+scale+rotate" if dataset == "MNIST" else "none"
+    augment = "shift+stretch+turn" if dataset == "MNIST" else "none"
     protocol = asdict(Protocol()) | {"epochs": 1000 if dataset == "MNIST" else 300, "augment": augment}
     return Evaluation(tuple(map(float, accuracies)), "convnet", 0, protocol | changes)
 
@@ -232,7 +232,7 @@ def test_a_card_says_what_its_accuracy_is_worth(tmp_path):
     text = Elements(cards._card(one, "title")).text
     low, high = one.accuracy.ci95
     assert f"91.0 % 95 % interval {low:.1f} to {high:.1f}" in text
-    assert "12 ConvNets trained on it, 1000 epochs, augmentation crop, scale, rotate" in text
+    assert "12 ConvNets trained on it, 1000 epochs, augmentation shift, stretch, turn" in text
     plain = a_set(tmp_path, dataset="A", accuracies=[90])
     assert "1 ConvNet trained on it, 300 epochs, no augmentation" in Elements(cards._card(plain, "title")).text
     assert "not evaluated" in Elements(cards._card(a_set(tmp_path, accuracies=[]), "title")).text
@@ -366,7 +366,10 @@ def test_what_the_accuracy_needs_is_said(tmp_path):
         assert (
             "**92.5 % [" in said and "1,000 epochs with augmentation: in each epoch every image is shifted by" in said
         )
-        assert "scaled by 0.8 to 1.2 or turned by up to 45 degrees" in said and "Without" not in said
+        assert (
+            "stretched by 0.8 to 1.2 in height and width or turned by up to 45 degrees" in said
+            and "Without" not in said
+        )
         content = {"measured": [measured(other, [85] * 5, augment="none", epochs=300)]} | made_with
         write_json(results / cards.PLAIN, content)
         said = cards.training_sentence(best, [best, other])

@@ -22,7 +22,7 @@ PROTOCOL = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "batch": 256,
-    "augment": "crop+scale+rotate",
+    "augment": "shift+stretch+turn",
     "precision": "float32",
 }
 NOT_MNIST = {"epochs": 300, "augment": "none"}
@@ -139,7 +139,7 @@ def test_every_field_of_a_protocol_is_compared(name):
     fashion = protocol_departures("FashionMNIST", Evaluation((1.0,), "convnet", 0, PROTOCOL))
     epochs, augmentation = words(fashion)
     assert epochs == "epochs in phase 2: 1000 instead of 300"
-    assert augmentation == "augmentation in phase 2: crop+scale+rotate instead of none"
+    assert augmentation == "augmentation in phase 2: shift+stretch+turn instead of none"
 
 
 def test_bfloat16_is_named_where_it_is_used():

@@ -199,13 +199,13 @@ def test_the_paper_augments_mnist_and_networks_with_batchnorm():
         return found["augment"], found["epochs"]
 
     assert augmented(data) == ("none", 300)
-    assert augmented(data, "convnet:norm=batch") == ("crop+noise", 1000)
-    assert augmented(mnist) == ("crop+scale+rotate", 1000)
-    assert augmented(mnist, epochs=7) == ("crop+scale+rotate", 7)
+    assert augmented(data, "convnet:norm=batch") == ("shift+noise", 1000)
+    assert augmented(mnist) == ("shift+stretch+turn", 1000)
+    assert augmented(mnist, epochs=7) == ("shift+stretch+turn", 7)
     assert augmented(mnist, augment="none") == ("none", 300)
     assert augmented(mnist, augment="dsa") == ("dsa+crop+cutout+scale+rotate+colour", 1000)
     found = gm.evaluate(S, mnist, **{**QUICK, "n_networks": 1, "depth": 1})
-    assert found.protocol["augment"] == "crop+scale+rotate", "evaluate resolves its protocol in the same way"
+    assert found.protocol["augment"] == "shift+stretch+turn", "evaluate resolves its protocol in the same way"
 
 
 @pytest.mark.parametrize(
@@ -538,7 +538,7 @@ def test_a_factory_gets_the_width_unless_it_is_fixed():
 def test_batchnorm_of_ones_own_network_is_noticed():
     data = make_data(dtype=torch.float32)
     S = gm.coreset("random", data, 1)
-    assert resolve_protocol(S, data, Own())["augment"] == "crop+noise"
+    assert resolve_protocol(S, data, Own())["augment"] == "shift+noise"
     with refuses(ValueError, "batch=1", "Own"):
         gm.evaluate(S, data, Own, **QUICK, batch=1)
 
@@ -579,12 +579,12 @@ def named(name, shape):
 
 
 SIDE_BY_SIDE = [
-    ("MNIST", (1, 28, 28), {}),  # crop, scale, rotate
+    ("MNIST", (1, 28, 28), {}),  # shift, stretch, turn
     ("MNIST", (1, 28, 28), {"augment": "none", "batch": 4}),
     ("made-up", (1, 8, 8), {"augment": "dsa", "batch": 4}),
     ("made-up", (3, 8, 8), {"augment": "dsa"}),
     ("made-up", (3, 8, 8), {"batch": 7}),
-    ("made-up", (3, 8, 8), {"batch": 4, "network": "convnet:norm=batch"}),  # crop, noise
+    ("made-up", (3, 8, 8), {"batch": 4, "network": "convnet:norm=batch"}),  # shift, noise
     ("made-up", (1, 8, 8), {"batch": 4, "optimiser": "adam"}),
     pytest.param("made-up", (1, 8, 8), {"batch": 4, "network": "branching"}, id="branching"),
 ]

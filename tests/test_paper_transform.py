@@ -38,7 +38,7 @@ def test_a_plain_loop_trains_the_network_that_evaluate_trains(data, monkeypatch)
         evaluation, "predict", lambda network, x: trained.append(network) or torch.zeros(len(x), dtype=int)
     )
     e = gm.evaluate(data, data, n_networks=1, epochs=6, device="cpu", progress=False, **SMALL)
-    assert e.protocol["augment"] == "crop+scale+rotate"
+    assert e.protocol["augment"] == "shift+stretch+turn"
 
     rng = generator(0, "evaluate batches", 0)
     vary = gm.augment.paper_transform("MNIST", rng=rng)
@@ -64,7 +64,7 @@ def test_every_call_varies_anew_and_a_seed_repeats_it(data):
     assert torch.equal(vary(x), first) and not torch.equal(first, second) and not torch.equal(first, x)
     assert first.shape == x.shape and first.dtype == x.dtype
     rng = torch.Generator().manual_seed(5)
-    expected = apply_operations(x, ("crop", "scale", "rotate"), [torch.Generator().manual_seed(5)])[0]
+    expected = apply_operations(x, ("shift", "stretch", "turn"), [torch.Generator().manual_seed(5)])[0]
     state = torch.get_rng_state()
     assert torch.equal(gm.augment.paper_transform("MNIST", rng=rng)(x), expected)
     assert torch.equal(torch.get_rng_state(), state), "a generator of one's own leaves torch's alone"

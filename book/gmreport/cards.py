@@ -28,7 +28,7 @@ from IPython.display import HTML
 from PIL import Image
 from torch import Tensor, nn
 
-from gmlib.augment import MAX_ANGLE, MAX_SHIFT, MAX_ZOOM
+from gmlib.augment import MAX_DEGREES, MAX_SHIFT, MAX_STRETCH
 from gmlib.coresets import CORESETS
 from gmlib.evaluation import Evaluation, Protocol
 from gmlib.exchange import as_image, npz_bytes, png_bytes, png_files, share
@@ -525,9 +525,9 @@ def _duration(seconds: float) -> str:
 
 # What an operation of phase 2 does to an image.
 OPERATIONS = {
-    "crop": f"shifted by up to {MAX_SHIFT} pixels",
-    "scale": f"scaled by {1 - MAX_ZOOM:g} to {1 + MAX_ZOOM:g}",
-    "rotate": f"turned by up to {math.degrees(MAX_ANGLE):g} degrees",
+    "shift": f"shifted by up to {MAX_SHIFT} pixels",
+    "stretch": f"stretched by {1 - MAX_STRETCH:g} to {1 + MAX_STRETCH:g} in height and width",
+    "turn": f"turned by up to {MAX_DEGREES} degrees",
     "noise": "covered with a little noise",
 }
 _TRAIN = """for epoch in range({epochs}):
