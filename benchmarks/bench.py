@@ -155,10 +155,11 @@ def stored_in(path: Path, made_with: dict[str, dict[str, Any]], again: bool) -> 
         raise ValueError(f"{path} is not a file of benchmarks, or damaged: give another --out or delete it")
     for part, asked in made_with.items():
         for name in asked:
-            found = stored[part].get(name, False)  # older files have no "fused"
-            if found != asked[name] and again:
+            found = stored[part].get(name)
+            same = (found or None) == (asked[name] or None)  # older files have no "fused", or False
+            if not same and again:
                 return new
-            if found != asked[name]:
+            if not same:
                 reason = f"{path} was measured with {name}={found!r} and not {asked[name]!r}"
                 raise ValueError(f"{reason}: give another --out, or --again to start it over")
     return stored
@@ -177,7 +178,7 @@ def run(
     quick: bool = False,
     device: torch.device | str | None = None,
     tf32: bool = False,
-    fused: bool = False,
+    fused: str | None = None,
 ) -> dict[str, Any]:
     """Measure the cases that match one of ``patterns``, print the table, and store it in ``out`` after every case.
 
@@ -198,8 +199,8 @@ def run(
     device : torch.device or str, optional
     tf32 : bool
         TF32 for both sides.
-    fused : bool
-        The library's forward pass by `gmlib.speed.kernels`, on CUDA.
+    fused : {"nchw", "nhwc"}, optional
+        The library's forward pass by `gmlib.speed.kernels` with this layout of feature maps, on CUDA.
 
     Returns
     -------
@@ -222,7 +223,7 @@ def run(
     choose(ceiling.PRODUCTS, "device", device.type)
     if tf32 and device.type != "cuda":
         raise ValueError(f"only CUDA devices have TF32, and this is {device}: leave out --tf32")
-    if fused and device.type != "cuda":
+    if fused is not None and device.type != "cuda":
         raise ValueError(f"the kernels are for CUDA, and this is {device}: leave out --fused")
     precision = "tf32" if tf32 else "float32"
     every = cases(PLANS["quick" if quick else device.type].in_precision(precision))
@@ -282,7 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda (cuda if there is one)")
     parser.add_argument("--tf32", action="store_true", help="TF32 for both sides, on CUDA")
     parser.add_argument(
-        "--fused", action="store_true", help="norm, ReLU and pool of the library in one kernel, on CUDA"
+        "--fused",
+        choices=("nchw", "nhwc"),
+        help="norm, ReLU and pool of the library in one kernel, on CUDA, with this layout",
     )
     options = vars(parser.parse_args(arguments))
     try:

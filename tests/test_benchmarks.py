@@ -608,7 +608,7 @@ def test_committed_runs_are_complete_and_named_after_their_device():
         (["--seconds-total", "-1"], "seconds_total=-1.0 "),
         (["--out", "table.csv"], "table.csv "),
         (["--device", "cpu", "--tf32"], "TF32"),
-        (["--device", "cpu", "--fused"], "--fused"),
+        (["--device", "cpu", "--fused", "nhwc"], "--fused"),
         (["--device", "cudax"], "'cudax'"),
     ],
 )

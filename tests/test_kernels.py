@@ -23,10 +23,10 @@ def kernels():
     return kernels
 
 
-@pytest.fixture
-def fused(kernels, monkeypatch):
+@pytest.fixture(params=["nchw", "nhwc"])
+def fused(kernels, monkeypatch, request):
     """The fused forward pass of a network, on a CPU too."""
-    monkeypatch.setattr(forward, "FUSED", True)
+    monkeypatch.setattr(forward, "FUSED", request.param)
     if DEVICE.type == "cuda":
         return forward.fused_forward
     return lambda network, x, dtype=None: forward._fused(network, forward._blocks(network, x)[0])
@@ -44,11 +44,17 @@ def network_and_images(width=4, depth=2, shape=(3, 16, 16), n=6):
     return network, torch.randn(n, *shape, generator=generator(2)).to(DEVICE)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (2, 3, 28, 28), (2, 1, 6, 10), (1, 2, 2, 2)])
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
-def test_values_and_gradients_are_those_of_float64(kernels, shape, dtype, allowed):
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 8, 8), (2, 3, 28, 28), (2, 1, 6, 10), (1, 2, 2, 2), (2, 13, 4, 4), (1, 9, 66, 64)]
+)
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_and_gradients_are_those_of_float64(kernels, shape, dtype, allowed, layout):
     rng = generator(0)
-    z = (3 * torch.randn(shape, generator=rng) + 5).to(DEVICE, dtype)
+    z = (3 * torch.randn(shape, generator=rng) + 5).to(DEVICE, dtype, memory_format=LAYOUTS[layout])
     gamma, beta = (torch.randn(shape[1], generator=rng).to(DEVICE) for _ in range(2))
     dp = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2, generator=rng).to(DEVICE, dtype)
 
@@ -62,6 +68,7 @@ def test_values_and_gradients_are_those_of_float64(kernels, shape, dtype, allowe
     ):
         inputs = [convert(x.detach()).requires_grad_() for x in (z, gamma, beta)]
         y = function(*inputs)
+        assert y.is_contiguous(memory_format=LAYOUTS[layout])
         found.append([y, *torch.autograd.grad(y, inputs, convert(dp))])
     for name, exact, near in zip(("y", "dz", "dgamma", "dbeta"), *found, strict=True):
         assert relative_error(near.detach(), exact.detach()) < allowed, name
@@ -114,7 +121,7 @@ def test_the_kernels_are_for_some_networks_and_switched_off(monkeypatch):
     lenet = networks.build("lenet", (3, 32, 32), 3, generator=generator(0))
     monkeypatch.setattr(forward, "_fused", lambda network, blocks: len(blocks))
     assert forward.fast_forward(network, OnCuda(1, 3, 16, 16)) is network
-    monkeypatch.setattr(forward, "FUSED", True)
+    monkeypatch.setattr(forward, "FUSED", "nhwc")
     assert forward.fast_forward(network, OnCuda(1, 3, 16, 16)) == 2
     assert forward.fast_forward(network, OnCuda(1, 3, 16, 16, dtype=torch.float64)) is network
     assert forward.fast_forward(odd, OnCuda(1, 3, 18, 18)) is odd, "an odd side after the first pool"
@@ -125,6 +132,6 @@ def test_the_kernels_are_for_some_networks_and_switched_off(monkeypatch):
 def test_a_convolution_whose_padding_is_a_word_is_left_alone(monkeypatch):
     network, _ = network_and_images()
     network[0] = torch.nn.Conv2d(3, 4, 3, padding="same")
-    monkeypatch.setattr(forward, "FUSED", True)
+    monkeypatch.setattr(forward, "FUSED", "nhwc")
     for images in (OnCuda(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)):
         assert forward.fast_forward(network, images) is network

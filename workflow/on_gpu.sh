@@ -12,6 +12,7 @@
 #          bench    the most informative benchmarks
 #          tf32     the first of them with TF32
 #          fused    the first of them with norm, ReLU and pool in one kernel
+#          nhwc     the same with TF32 and the channels last in memory
 #          hours    GPU-hours of the whole paper
 #          tables   the cells in on_gpu.csv, in its order; those whose data are not in DATA are left out
 #          failing  tests in which the recording of a step fails, last, since they may leave CUDA in a bad state
@@ -27,9 +28,9 @@
 # Exit status: 0 every stage that ran ended well; 1 one did not; 2 bad input or a missing package, and nothing ran.
 set -u
 
-ALL="about tests bench tf32 fused hours tables failing"
+ALL="about tests bench tf32 fused nhwc hours tables failing"
 # Parts of the time, in a fixed relation. A stage gets its share of what is left for itself and those after it.
-declare -A SHARE=([about]=3 [tests]=24 [bench]=22 [tf32]=8 [fused]=8 [hours]=20 [tables]=28 [failing]=7)
+declare -A SHARE=([about]=3 [tests]=24 [bench]=22 [tf32]=8 [fused]=8 [nhwc]=8 [hours]=20 [tables]=28 [failing]=7)
 LEAST=3 # seconds: a stage with less does not begin
 
 refuse() {
@@ -117,12 +118,17 @@ command_of() {
         command=("${pytest[@]}" tests/test_{cuda,evaluate}.py
             -k 'reads_a_value or control_flow or (gpu and branching)')
         ;;
-    bench | tf32 | fused)
+    bench | tf32 | fused | nhwc)
         command=("${bench[@]}" --out "$work/$1.json")
         if [[ $dry ]]; then
             command+=(--quick --repeats 1 --cases pass/1x8x8/C3)
         elif [[ $1 != bench ]]; then
-            command+=("--$1" --cases "pass/$grey" "step/DC/$grey/ipc1" "step/DC/$grey/ipc10")
+            case $1 in
+            tf32) command+=(--tf32) ;;
+            fused) command+=(--fused nchw) ;;
+            nhwc) command+=(--fused nhwc --tf32) ;;
+            esac
+            command+=(--cases "pass/$grey" "step/DC/$grey/ipc1" "step/DC/$grey/ipc10")
         else
             command+=(--cases "pass/$grey" "step/*/$grey/ipc1" "step/*/$grey/ipc10" "outer/*/$grey/ipc1"
                 "outer/MDA-vs-DC/$grey/ipc10" "evaluate/$grey/ipc1/as-is" "evaluate/$grey/ipc10/as-is"
@@ -151,7 +157,7 @@ status_of() {
     */124 | */137) echo "timed out" ;;
     tables/75) echo "skipped" ;;
     tables/3) echo "ok, not all done" ;;
-    bench/0 | tf32/0 | fused/0) if grep -q ' failed: ' "$work/$1.log"; then echo "failed"; else echo "ok"; fi ;;
+    bench/0 | tf32/0 | fused/0 | nhwc/0) if grep -q ' failed: ' "$work/$1.log"; then echo "failed"; else echo "ok"; fi ;;
     */0) echo "ok" ;;
     *) echo "failed" ;;
     esac

@@ -24,7 +24,9 @@ from ..networks import HalvingPool
 
 Forward = Callable[[Tensor], Tensor]  # images -> logits: a network, or what `fast_forward` returns
 
-FUSED = False  # norm, ReLU and pool in one kernel on CUDA (`gmlib.speed.kernels`): no GPU has measured it yet
+# Norm, ReLU and pool in one kernel on CUDA (`gmlib.speed.kernels`), and the layout of feature maps in memory: "nchw",
+# or "nhwc", which suits TF32 and bfloat16. None is torch's own layers: no GPU has measured the others yet.
+FUSED: str | None = None
 SMALLEST = 2**16  # numbers in a feature map of the first block from which this is faster
 TILE = 4  # side of the squares of outputs that `_Convolution` computes together
 
@@ -84,8 +86,11 @@ def _fused(network: nn.Module, blocks: list[Any]) -> Forward:
     from .kernels import norm_relu_pool  # needs Triton
 
     *_, flatten, last = network.children()
+    channels_last = FUSED == "nhwc"
 
     def forward(x: Tensor) -> Tensor:
+        if channels_last:  # a copy, also of grey images: cuDNN goes by the strides
+            x = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
         for convolution, norm, *_ in blocks:
             x = norm_relu_pool(convolution(x), norm.weight, norm.bias, norm.eps)
         return last(flatten(x))
