@@ -57,27 +57,31 @@ from .sets import SyntheticSet
 # ---- options ---------------------------------------------------------------------------------------------
 
 
-def _optional(of: type, usual: str, leave_out: Sequence[str] = ()) -> type:
+def _optional(of: type, about: str, leave_out: Sequence[str] = ()) -> type:
     """The fields of a dataclass as options with their explanations. None leaves a field as it usually is."""
     explained = {}
     for parameter in parse(of.__doc__ or "").params:
         for name in parameter.arg_name.split(", "):
-            explained[name] = " ".join((parameter.description or "").split())
+            explained[name] = " ".join((parameter.description or "").replace("`", "").split())
     made = []
     for name, kind in get_type_hints(of).items():
         if name in leave_out or name not in {f.name for f in fields(of)}:
             continue
         of_one = kind.__args__[0] if hasattr(kind, "__args__") else kind
-        option = tyro.conf.arg(
-            help=explained[name], metavar=of_one.__name__.upper(), help_behavior_hint=f"(default: {usual})"
-        )
+        option = tyro.conf.arg(help=explained[name], metavar=of_one.__name__.upper(), help_behavior_hint="")
         made.append((name, Annotated[of_one | None, option], None))
-    return make_dataclass(of.__name__, made)
+    return make_dataclass(of.__name__, made, namespace={"__doc__": about})
 
 
-RecipeFields: Any = _optional(Recipe, "as in the method and budget", leave_out=("dataset", "ipc", "seed"))
-ProtocolFields: Any = _optional(Protocol, "the paper's; width and depth of the set", leave_out=("precision",))
-Flat = tyro.conf.arg(name="")  # its options have no prefix
+RecipeFields: Any = _optional(
+    Recipe, "Change single fields of the method and budget.", leave_out=("dataset", "ipc", "seed")
+)
+ProtocolFields: Any = _optional(
+    Protocol,
+    "Train otherwise than in the paper. Without them, width and depth are those of the set.",
+    leave_out=("precision",),
+)
+Boxed = tyro.conf.OmitArgPrefixes  # options with a box of their own in the help
 Word = Annotated[str, tyro.conf.arg(metavar="NAME")]
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Number = Annotated[int, tyro.conf.arg(metavar="N")]
@@ -123,11 +127,11 @@ class Plan:
     """How much of the paper's protocol is run: smoke (a minute or less for small images), lite or paper (hours)."""
     seed: Number = 0
     """Seed of all random numbers."""
-    fields: Annotated[RecipeFields, Flat] = field(default_factory=RecipeFields)
+    recipe: Annotated[RecipeFields, Boxed] = field(default_factory=RecipeFields)
 
-    def recipe(self) -> Recipe:
+    def to_recipe(self) -> Recipe:
         """The recipe that was asked for. The data are not needed yet."""
-        return Recipe.for_method(self.method, self.data, self.ipc, self.budget, self.seed, **given(self.fields))
+        return Recipe.for_method(self.method, self.data, self.ipc, self.budget, self.seed, **given(self.recipe))
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -146,14 +150,14 @@ class Condense(Plan):
     """The file of the set. While it forms, a checkpoint lies beside it."""
     json: bool = False
     """Print the result as JSON."""
-    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+    machine: Annotated[Machine, Boxed] = field(default_factory=Machine)
 
     def run(self) -> int:
         """Condense, save, and say what was made."""
         out = check_tensor_path(self.out)
         if out.is_dir() or not out.parent.is_dir():
             raise ValueError(f"the set cannot be written to {out}: name a file in a folder that exists")
-        recipe = self.recipe()
+        recipe = self.to_recipe()
         data = self.machine.load(self.data)
         if out.exists():
             print(f"gmlib: {out} exists and will be replaced", file=sys.stderr)
@@ -175,11 +179,11 @@ class Estimate(Plan):
     """Networks to train on the set."""
     json: bool = False
     """Print the result as JSON."""
-    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+    machine: Annotated[Machine, Boxed] = field(default_factory=Machine)
 
     def run(self) -> int:
         """Time some steps."""
-        recipe = self.recipe()
+        recipe = self.to_recipe()
         data = self.machine.load(self.data)
         found = estimate(data, recipe, self.machine.device, self.networks)
         return say(asdict(found) if self.json else found)
@@ -253,12 +257,12 @@ class Evaluate:
     """How many."""
     seed: Number = 0
     """Seed of the networks."""
-    protocol: Annotated[ProtocolFields, Flat] = field(default_factory=ProtocolFields)
+    protocol: Annotated[ProtocolFields, Boxed] = field(default_factory=ProtocolFields)
     judge: bool = False
     """Also train on as many random real images, and on all of them: the gain (IOR) and the gap (HLR)."""
     json: bool = False
     """Print the result as JSON."""
-    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+    machine: Annotated[Machine, Boxed] = field(default_factory=Machine)
 
     def run(self) -> int:
         """Train and test."""
@@ -321,7 +325,7 @@ class Run:
     """Also write what is said to the end of this file."""
     dry_run: bool = False
     """List the cells, what is left of each and how long that takes here. Only some steps are timed."""
-    machine: Annotated[Machine, Flat] = field(default_factory=Machine)
+    machine: Annotated[Machine, Boxed] = field(default_factory=Machine)
 
     def run(self) -> int:
         """Make the cells."""

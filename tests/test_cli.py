@@ -52,6 +52,11 @@ def test_every_field_of_a_recipe_is_an_option(tmp_path, capsys):
     assert stop.value.code == 0 and "K, the number of networks drawn" in said
     for field in fields(gm.Recipe):
         assert f"--{field.name.replace('_', '-')} " in said or field.name == "dataset"
+    first_to_last = ("--ipc N", "--out FILE", "recipe options", "--what STR", "machine options")
+    places = [said.index(word) for word in first_to_last]
+        said.index(word) for word in ("--ipc N", "--out FILE", "recipe options", "--what STR", "machine options")
+    ]
+    assert places == sorted(places) and "`" not in said, "what everybody needs comes first, without markup"
 
 
 def test_results_can_be_read_by_scripts(tmp_path, digits, capsys):
