@@ -223,6 +223,8 @@ def run(
     choose(ceiling.PRODUCTS, "device", device.type)
     if tf32 and device.type != "cuda":
         raise ValueError(f"only CUDA devices have TF32, and this is {device}: leave out --tf32")
+    if fused is not None:
+        choose(dict.fromkeys(("nchw", "nhwc")), "layout", fused)
     if fused is not None and device.type != "cuda":
         raise ValueError(f"the kernels are for CUDA, and this is {device}: leave out --fused")
     precision = "tf32" if tf32 else "float32"

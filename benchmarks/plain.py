@@ -3,7 +3,7 @@
 Algorithm 1 and the training of Section 4.1 in the straightforward PyTorch of published research code: a loop over
 classes with one graph each, mini-batches by permuted index lists, distances layer by layer, a DataLoader for every
 step of theta with loss and accuracy read on the host, networks evaluated one after another, images varied one by
-one in NumPy and SciPy. Nothing here is tuned for speed or made slow. Nothing is imported from gmlib: a network is any
+one on the CPU. Nothing here is tuned for speed or made slow. Nothing is imported from gmlib: a network is any
 nn.Module.
 
 DC: class by class, d1, fixed steps (Eq. 4, 8). MDA: both levels, d1 + d2, the steps of Eq. 12 (Eq. 6, 9).
@@ -256,8 +256,8 @@ def stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def turn(image: np.ndarray, degrees: int, fill: np.ndarray) -> np.ndarray:
     """Turn anticlockwise about the centre."""
-    turned = [ndimage.rotate(c, degrees, cval=value) for c, value in zip(image, fill.ravel(), strict=True)]
-    return middle(np.stack(turned), *image.shape[1:])
+    turned = ndimage.rotate(image, degrees, axes=(1, 2), cval=float(fill.mean()))
+    return middle(turned, *image.shape[1:])
 
 
 def augmented(x: Tensor, rng: np.random.Generator) -> Tensor:

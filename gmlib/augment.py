@@ -92,7 +92,8 @@ def _stretch(x: Tensor, sizes: Tensor, fill: Tensor) -> Tensor:
     canvas = torch.tensor(x.shape[-2:]).amax().maximum(sizes.amax(1))  # (n,): a square that holds both sizes
 
     def read(side: int, size: Tensor) -> Tensor:
-        first = (canvas - side) // 2 - (canvas - size) // 2  # the place in the resized image that becomes 0
+        # The row or column of the resized image that becomes row or column 0.
+        first = (canvas - side) // 2 - (canvas - size) // 2
         place = torch.arange(side) + first[:, None]
         source = place * (torch.tensor(side, dtype=torch.float32) / size)[:, None]  # rounded as F.interpolate does
         return torch.where((place >= 0) & (place < size[:, None]), source.long(), -1)
@@ -101,8 +102,39 @@ def _stretch(x: Tensor, sizes: Tensor, fill: Tensor) -> Tensor:
     return _read(x, read(height, sizes[:, 0]), read(width, sizes[:, 1]), 0.0)
 
 
-def _turn_by(x: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
-    return _turn_smoothly(x, degrees, fill)
+def _turn_by_degrees(x: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
+    """Turn x anticlockwise about its centre by ``degrees`` (n,), an integer on the CPU, by cubic splines.
+
+    The published code turns it with scipy onto a canvas that holds the whole image, and cuts out the middle. If an
+    odd number of rows or columns is cut off, one more is cut off below or right, so what is kept is half a pixel off.
+    """
+    height, width = x.shape[-2:]
+    angle = _on_device_of(x, degrees).double().deg2rad()[:, None, None]
+    cos, sin = angle.cos(), angle.sin()
+
+    def from_centre(side: int, canvas: Tensor) -> Tensor:
+        half = ((canvas + 0.5).long() - side) % 2 / 2
+        return torch.arange(side, device=x.device) - (side - 1) / 2 - half
+
+    down = from_centre(height, cos * height + sin.abs() * width).mT
+    right = from_centre(width, sin.abs() * height + cos * width)
+    row = (height - 1) / 2 + cos * down + sin * right  # (n, height, width)
+    column = (width - 1) / 2 - sin * down + cos * right
+    inside = (row >= 0) & (row <= height - 1) & (column >= 0) & (column <= width - 1)
+    x64 = x.double()  # not rounded to TF32, and no matter for autocast
+    coefficients = _on_device_of(x64, _spline(height)) @ x64 @ _on_device_of(x64, _spline(width)).T
+    coefficients = coefficients.to(x.dtype).flatten(2)
+    first_row, first_column = row.floor().clamp(0, height - 1), column.floor().clamp(0, width - 1)
+    first = (first_row * (width + 3) + first_column).long().flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    across = _spline_weights((column - first_column)[:, None].to(x.dtype))
+    turned = torch.zeros_like(x)
+    for i, weight_down in enumerate(_spline_weights((row - first_row)[:, None].to(x.dtype))):
+        line = torch.zeros_like(x)
+        for j, weight_across in enumerate(across):
+            near = coefficients[:, :, i * (width + 3) + j :].gather(2, first).view_as(x)
+            line.addcmul_(near, weight_across)
+        turned.addcmul_(line, weight_down)
+    return torch.where(inside[:, None], turned, fill.mean(1, keepdim=True))
 
 
 def _noise(x: Tensor, drawn: Tensor, fill: Tensor) -> Tensor:
@@ -112,7 +144,7 @@ def _noise(x: Tensor, drawn: Tensor, fill: Tensor) -> Tensor:
 OPERATIONS: dict[str, Operation] = {
     "shift": Operation(_draw_shifts, _shift_by),
     "stretch": Operation(_draw_sizes, _stretch),
-    "turn": Operation(_draw_degrees, _turn_by),
+    "turn": Operation(_draw_degrees, _turn_by_degrees),
     "noise": Operation(_draw_noise, _noise),
 }
 
@@ -130,8 +162,8 @@ def apply_operations(x: Tensor, operations: Sequence[str], rngs: Sequence[torch.
     Parameters
     ----------
     x : Tensor
-        (n, channels, height, width). Pixels from outside an image take the mean of their channel over ``x``, or 0
-        with "stretch".
+        (n, channels, height, width). Pixels from outside an image take the mean of ``x``: "shift" that of their
+        channel, "turn" that of all channels. "stretch" gives them 0.
     operations : sequence of str
         Names in ``OPERATIONS``. With () every copy is ``x`` itself.
     rngs : sequence of torch.Generator
@@ -502,39 +534,6 @@ def _resample(x: Tensor, matrix: Sequence[Tensor], fill: Tensor | float) -> Tens
     affine = _on_device_of(x, torch.stack([a, b, zero, c, d, zero], 1).view(-1, 2, 3))
     grid = F.affine_grid(affine, [len(affine), *x.shape[1:]], align_corners=False).expand(len(x), -1, -1, -1)
     return F.grid_sample(x - fill, grid, padding_mode="zeros", align_corners=False) + fill
-
-
-def _turn_smoothly(x: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
-    """Turn x anticlockwise about its centre by ``degrees`` (n,), an integer on the CPU, by cubic splines.
-
-    The published code turns it with scipy onto a canvas that holds the whole image, and cuts out the middle. If an
-    odd number of pixels is cut off, the middle is half a pixel up or left.
-    """
-    height, width = x.shape[-2:]
-    angle = _on_device_of(x, degrees).double().deg2rad()[:, None, None]
-    cos, sin = angle.cos(), angle.sin()
-
-    def from_centre(side: int, canvas: Tensor) -> Tensor:
-        half = ((canvas + 0.5).long() - side) % 2 / 2
-        return torch.arange(side, device=x.device) - (side - 1) / 2 - half
-
-    down = from_centre(height, cos * height + sin.abs() * width).mT
-    right = from_centre(width, sin.abs() * height + cos * width)
-    row = (height - 1) / 2 + cos * down + sin * right  # (n, height, width)
-    column = (width - 1) / 2 - sin * down + cos * right
-    inside = (row >= 0) & (row <= height - 1) & (column >= 0) & (column <= width - 1)
-    coefficients = (_spline(height).to(x) @ x @ _spline(width).to(x).T).flatten(2)
-    first_row, first_column = row.floor().clamp(0, height - 1), column.floor().clamp(0, width - 1)
-    first = (first_row * (width + 3) + first_column).long().flatten(1)[:, None].expand(-1, x.shape[1], -1)
-    across = _spline_weights((column - first_column)[:, None].to(x.dtype))
-    turned = torch.zeros_like(x)
-    for i, weight_down in enumerate(_spline_weights((row - first_row)[:, None].to(x.dtype))):
-        line = torch.zeros_like(x)
-        for j, weight_across in enumerate(across):
-            near = coefficients[:, :, i * (width + 3) + j :].gather(2, first).view_as(x)
-            line.addcmul_(near, weight_across)
-        turned.addcmul_(line, weight_down)
-    return torch.where(inside[:, None], turned, fill)
 
 
 @lru_cache

@@ -54,8 +54,6 @@ def test_every_field_of_a_recipe_is_an_option(tmp_path, capsys):
         assert f"--{field.name.replace('_', '-')} " in said or field.name == "dataset"
     first_to_last = ("--ipc N", "--out FILE", "recipe options", "--what STR", "machine options")
     places = [said.index(word) for word in first_to_last]
-        said.index(word) for word in ("--ipc N", "--out FILE", "recipe options", "--what STR", "machine options")
-    ]
     assert places == sorted(places) and "`" not in said, "what everybody needs comes first, without markup"
 
 

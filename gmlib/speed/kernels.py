@@ -117,8 +117,9 @@ def _launch(kernel: Any, z: Tensor, *arguments: Any) -> None:
     n, channels, height, width = z.shape
     N = height * width // 4
     block, last = triton.next_power_of_2(N), _is_last(z)
-    # With the channels last, neighbours in memory are other maps. A GPU reads 32 bytes at once: eight of them.
-    group = min(triton.next_power_of_2(channels), max(PROGRAM // block, 8)) if last else 1
+    # With the channels last, neighbours in memory are other maps. A GPU reads 32 bytes at once: eight of them. Larger
+    # maps than 32x32 leave room for four.
+    group = min(triton.next_power_of_2(channels), max(PROGRAM // block, 4)) if last else 1
     warps = min(max(block * group // 256, 4), 16)
     size = {"N": N, "LAST": last, "BLOCK": block, "GROUP": group, "num_warps": warps}
     kernel[(n, triton.cdiv(channels, group))](width, channels, z, *arguments, **size)
