@@ -5,6 +5,8 @@ The tensors of run i are "i.S", "i.momentum" (of S) and "i.snapshot-<k>"; inside
 dtype), "states" (for each run k, the history, the unfinished outer iteration, and how it diverged, if it did) and
 "sha256", the digest of all the rest. No random state is stored, because every inner iteration has its own streams,
 see `gmlib.lines.streams_of`. Of a run that diverged only S, its snapshots and the history are kept.
+
+Networks in training have a file of their own, see `TrainingCheckpoint`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ from .recipe import Recipe
 from .speed.recording import Later
 
 FORMAT = "gmlib-checkpoint-4"
+TRAINING_FORMAT = "gmlib-training-1"
+TRAINING_SECONDS = 60.0  # between two writes of networks in training, at least
 ADVICE = "restart the run"
+TRAINING_ADVICE = "run again"
 
 Count = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -368,3 +373,97 @@ def _restore_theta(state: State, tensors: dict[str, Tensor], data: Data, recipe:
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name. Shared ones appear once."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+class TrainingCheckpoint:
+    """The file of networks that `gmlib.speed.training.fit` trains side by side.
+
+    It is replaced after an epoch, at most once a minute. Its tensors are "network.i.<name>",
+    "optimiser.i.<name>.<key>" and "rng.i", the state of the generator of network i. Its metadata are "format", "of",
+    "epochs", "seconds" (the time spent so far) and "sha256".
+
+    Parameters
+    ----------
+    path : Path or None
+        None keeps nothing.
+    of : dict
+        What decides the trained networks, in plain JSON types. A file of other networks is replaced.
+    """
+
+    def __init__(self, path: Path | None, of: dict[str, Any]):
+        self.path, self.of = path, json.dumps(of, sort_keys=True)
+        self.started = self.written = time.monotonic()
+        self.before = 0.0  # seconds spent by earlier processes
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        if self.path is None or not self.path.exists():
+            return None
+        tensors, metadata = read_tensors(self.path, TRAINING_FORMAT, TRAINING_ADVICE)
+        return (tensors, metadata) if metadata.get("of") == self.of else None
+
+    def seconds(self) -> float:
+        """The time that the stored state took. 0 if there is none. ValueError if the file is damaged."""
+        stored = self._read()
+        return float(stored[1]["seconds"]) if stored else 0.0
+
+    def restore(
+        self, networks: Sequence[nn.Module], optimiser: torch.optim.Optimizer, rngs: Sequence[torch.Generator]
+    ) -> int:
+        """Continue from the file: set the networks, their optimiser and generators to what it holds.
+
+        Returns
+        -------
+        int
+            The number of finished epochs; 0 if there is no file of these networks, and nothing has changed.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged.
+        """
+        stored = self._read()
+        if stored is None or self.path is None:
+            return 0
+        tensors, metadata = stored
+        try:
+            epochs, self.before = int(metadata["epochs"]), float(metadata["seconds"])
+            with torch.no_grad():
+                for i, (network, rng) in enumerate(zip(networks, rngs, strict=True)):
+                    for name, value in _tensors(network).items():
+                        value.copy_(tensors[f"network.{i}.{name}"])
+                    for name, parameter in network.named_parameters():
+                        start = f"optimiser.{i}.{name}."
+                        state = {key: tensors[key] for key in tensors if key.startswith(start)}
+                        for key, value in state.items():
+                            optimiser.state[parameter][key.removeprefix(start)] = value.to(parameter.device)
+                    rng.set_state(tensors[f"rng.{i}"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise damaged(self.path, error, TRAINING_ADVICE) from error
+        return epochs
+
+    def keep(
+        self,
+        epochs: int,
+        networks: Sequence[nn.Module],
+        optimiser: torch.optim.Optimizer,
+        rngs: Sequence[torch.Generator],
+    ) -> None:
+        """Replace the file by the state after so many epochs, if the last one is old enough."""
+        if self.path is None or time.monotonic() - self.written < TRAINING_SECONDS:
+            return
+        tensors: dict[str, Tensor] = {}
+        for i, (network, rng) in enumerate(zip(networks, rngs, strict=True)):
+            tensors |= {f"network.{i}.{name}": value for name, value in _tensors(network).items()}
+            for name, parameter in network.named_parameters():
+                state = optimiser.state[parameter].items()
+                tensors |= {f"optimiser.{i}.{name}.{key}": value for key, value in state if value is not None}
+            tensors[f"rng.{i}"] = rng.get_state()
+        self.written = time.monotonic()
+        seconds = self.before + self.written - self.started
+        about = {"format": TRAINING_FORMAT, "of": self.of, "epochs": str(epochs), "seconds": str(seconds)}
+        write_tensors(self.path, tensors, about)
+
+    def delete(self) -> None:
+        """Delete the file, if there is one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -7,16 +7,20 @@ whole training set, which is the default.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import networks
+from .checkpoint import TrainingCheckpoint
 from .checks import check_flag, check_number, choose, shown
 from .data import Data, check_ipc
+from .files import as_path
 from .runtime import check_deadline, device_of, generator, in_time, progress_bar, time_limit
 from .sets import SyntheticSet
 from .speed.precision import matmul_precision
@@ -26,6 +30,7 @@ from .speed.training import fit
 FIT_BATCH = 64  # images per training step of the feature network: small data sets need many steps per epoch
 FEATURE_BATCH = 512  # images in one forward pass for features
 KEPT = 8  # trained feature networks kept in memory
+TRAINING = "training-features.safetensors"  # the feature network in training
 
 
 _trained: dict[tuple, nn.Module] = {}
@@ -172,7 +177,9 @@ def _last_linear(network: nn.Module, name: str = "given") -> nn.Linear:
     return layers[-1]
 
 
-def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, progress: bool = False) -> nn.Module:
+def feature_network(
+    data: Data, recipe: dict[str, Any], device: torch.device, progress: bool = False, checkpoint: Path | None = None
+) -> nn.Module:
     """Train a network on all training images. The last few networks are kept in memory.
 
     Parameters
@@ -183,6 +190,8 @@ def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, pr
     device : torch.device
     progress : bool
         Show a progress bar.
+    checkpoint : Path, optional
+        As in `coreset`.
 
     Returns
     -------
@@ -201,8 +210,7 @@ def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, pr
     device = device_of(device)
     seed, epochs, dtype = recipe["seed"], recipe["epochs"], data.train_images.dtype
     factory = networks.NETWORKS[networks.parse_name(recipe["network"])[0]]  # a name can be registered again
-    choices = [recipe[name] for name in ("seed", "network", "width", "depth", "epochs")]
-    key = (data.fingerprint, dtype, device, factory, *choices)
+    key = (data.fingerprint, dtype, device, factory, *_choices(recipe).values())
     if key not in _trained:
         network = _build(data, recipe, device, dtype)
         x, y = data.train_images.to(device), data.train_labels.to(device)
@@ -214,11 +222,26 @@ def feature_network(data: Data, recipe: dict[str, Any], device: torch.device, pr
 
             rng = generator(seed, "coreset batches")
             as_recorded = step_recorder(device)
-            fit(network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count_epoch, as_recorded=as_recorded)
+            kept = features_checkpoint(data, recipe, checkpoint)
+            fit(
+                network, x, y, epochs=epochs, rng=rng, batch=FIT_BATCH, vary=count_epoch, as_recorded=as_recorded,
+                checkpoint=kept,
+            )  # fmt: skip
         while len(_trained) >= KEPT:
             del _trained[next(iter(_trained))]  # the oldest
         _trained[key] = network.eval()
     return _trained[key]
+
+
+def _choices(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {name: recipe[name] for name in ("seed", "network", "width", "depth", "epochs")}
+
+
+def features_checkpoint(data: Data, recipe: dict[str, Any], folder: Path | None) -> TrainingCheckpoint:
+    """The file of the feature network in training. ``recipe`` is what `recipe_of` returns."""
+    of = {"data": data.fingerprint, "dtype": str(data.train_images.dtype)}
+    path = folder / TRAINING if folder and "network" in recipe else None
+    return TrainingCheckpoint(path, of | (_choices(recipe) if path else {}))
 
 
 def _build(
@@ -232,13 +255,13 @@ def _build(
 
 
 def _network_space(
-    data: Data, recipe: dict[str, Any], device: torch.device, progress: bool
+    data: Data, recipe: dict[str, Any], device: torch.device, progress: bool, checkpoint: Path | None
 ) -> Callable[[Tensor], Tensor]:
-    return partial(features, feature_network(data, recipe, device, progress))
+    return partial(features, feature_network(data, recipe, device, progress, checkpoint))
 
 
 def _pixel_space(
-    data: Data, recipe: dict[str, Any], device: torch.device, progress: bool
+    data: Data, recipe: dict[str, Any], device: torch.device, progress: bool, checkpoint: Path | None
 ) -> Callable[[Tensor], Tensor]:
     return lambda images: images.to(device)
 
@@ -325,6 +348,7 @@ def coreset(
     device: torch.device | str | None = None,
     progress: bool = False,
     deadline: float | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> SyntheticSet:
     """Choose ``ipc`` real training images per class.
 
@@ -353,6 +377,9 @@ def coreset(
         Show progress bars.
     deadline : float, optional
         In the unit of ``time.monotonic()``.
+    checkpoint : path, optional
+        A folder that exists. The network in training is stored there after an epoch, at most once a minute, and the
+        same call continues it. Delete training-features.safetensors once the set is saved.
 
     Returns
     -------
@@ -365,7 +392,7 @@ def coreset(
         If a name is unknown, the method has no such space, the network does not fit the images, or ``ipc`` is not
         from 1 to the size of the smallest class. This is checked before any work.
     OutOfTime
-        At the deadline. Nothing is saved.
+        At the deadline. Without ``checkpoint`` nothing is saved.
 
     Source
     ------
@@ -374,11 +401,17 @@ def coreset(
     recipe = recipe_of(method, data, ipc, seed, space=space, network=network, width=width, depth=depth, epochs=epochs)
     check_flag("progress", progress)
     check_deadline(deadline)
+    folder = None if checkpoint is None else as_path(checkpoint)
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} for the network: create it, or leave checkpoint= out")
     device, ipc, seed = device_of(device), recipe["ipc"], recipe["seed"]
     used_space = recipe.get("space")
     chosen = []
-    with time_limit(deadline, lambda: f"out of time before the coreset {method!r} was chosen: give it more time"):
-        as_features = SPACES[used_space](data, recipe, device, progress) if used_space else lambda images: images
+    advice = "give it more time" if folder is None else "run again to continue"
+    with time_limit(deadline, lambda: f"out of time before the coreset {method!r} was chosen: {advice}"):
+        as_features: Callable[[Tensor], Tensor] = lambda images: images  # noqa: E731
+        if used_space:
+            as_features = SPACES[used_space](data, recipe, device, progress, folder)
         with progress_bar(method, data.n_classes, "class", progress) as bar:
             for c in in_time(range(data.n_classes)):
                 images = data.of_class(c)

@@ -11,6 +11,7 @@ import copy
 import inspect
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 
 from . import networks
 from .augment import apply_operations, apply_transforms, canonical_name, operations_for, strategy_of
+from .checkpoint import TrainingCheckpoint
 from .checks import check_function, check_number, choose, first_sentence, shown
-from .data import Data
+from .data import Data, fingerprint
+from .files import as_path, slug
 from .runtime import check_deadline, check_time, device_of, generator, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.memory import Memory
@@ -243,6 +246,7 @@ def evaluate(
     each: Callable[[Evaluation], None] | None = None,
     deadline: float | None = None,
     side_by_side: int | None = None,
+    checkpoint: str | os.PathLike | None = None,
     **changes: Any,
 ) -> Evaluation:
     """Train ``n_networks`` new networks on S and test each of them on the test images of ``data``.
@@ -276,10 +280,13 @@ def evaluate(
     each : callable, optional
         Called with the evaluation so far after each network, or each group of networks.
     deadline : float, optional
-        In the unit of ``time.monotonic()``. Networks that are in training then are lost.
+        In the unit of ``time.monotonic()``. Networks that are in training then are lost without ``checkpoint``.
     side_by_side : int, optional
         How many networks train in one step. The number is halved if memory runs out. None chooses: on CUDA, more for
         smaller sets; on a CPU, one per thread if steps are large, else one. It changes results by rounding at most.
+    checkpoint : path, optional
+        A folder that exists. Networks in training are stored there after an epoch, at most once a minute, and deleted
+        after their accuracies were given to ``each``. The same call continues them, on a CPU to the same bits.
     **changes
         Fields of the protocol to change, as in ``epochs=100``.
 
@@ -302,6 +309,9 @@ def evaluate(
         side_by_side = check_number("side_by_side", side_by_side, least=1, whole=True)
     check_deadline(deadline)
     check_function("each", each, "an Evaluation")
+    folder = None if checkpoint is None else as_path(checkpoint)
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} for networks in training: create it, or leave checkpoint= out")
     architecture = architecture_of(network)
     resolved = resolve_protocol(S, data, architecture, protocol, **changes)
     name = architecture.name
@@ -327,11 +337,20 @@ def evaluate(
         what_to_do = more if each else "give it more time, or each= to keep partial results"
         return f"out of time after {found.trained} of {n_networks} networks: {what_to_do}"
 
+    of = {"network": name, "seed": seed, "protocol": resolved, "images": fingerprint(x, y) if folder else ""}
+
+    def kept(numbers: Sequence[int]) -> TrainingCheckpoint:
+        path = folder and folder / f"training-{slug(name)}-{numbers[0]}.safetensors"
+        return TrainingCheckpoint(path, of | {"numbers": list(numbers)})
+
     def train_and_test(numbers: Sequence[int]) -> list[tuple[float, tuple[float, ...]]]:
-        group = _train(numbers, architecture, data, resolved, seed, x, y, memory)
+        group = _train(numbers, architecture, data, resolved, seed, x, y, memory, kept)
         predictions = [predict(trained, x_test) for trained in group]
         return [(_accuracy(p, y_test), _recalls(p, y_test, data.n_classes)) for p in predictions]
 
+    for j in range(before):
+        kept([j]).delete()  # of a process that was killed right after it had stored the accuracy
+    earlier = 0.0  # seconds that stopped calls spent on networks that continue here
     trained_on = f"all of {S.name}" if isinstance(S, Data) else f"{len(y)} images"
     bar = progress_bar(f"{name} on {trained_on}", n_networks, "network", progress, initial=found.trained)
     with bar, time_limit(deadline, out_of_time):
@@ -339,12 +358,16 @@ def evaluate(
             check_time()
             numbers = range(found.trained, min(found.trained + side_by_side, n_networks))
             groups: list[Sequence[int]] = [[j] for j in numbers] if threads > 1 else [numbers]
+            earlier += sum(kept(group).seconds() for group in groups)
             with matmul_precision(resolved["precision"]):
                 tested = [one for group in map_in_threads(train_and_test, groups, threads) for one in group]
-            found = found.then([a for a, _ in tested], time.monotonic() - start, [recalls for _, recalls in tested])
+            seconds = earlier + time.monotonic() - start
+            found = found.then([a for a, _ in tested], seconds, [recalls for _, recalls in tested])
             bar.update(len(tested))
             if each:
                 each(found)
+            for group in groups:
+                kept(group).delete()
     if found.failed:
         log.warning(
             "%d of %d networks on %s diverged and have no accuracy", len(found.failed), found.trained, trained_on
@@ -592,6 +615,7 @@ def _train(
     x: Tensor,
     y: Tensor,
     memory: Memory,
+    kept: Callable[[Sequence[int]], TrainingCheckpoint],
 ) -> list[nn.Module]:
     """Train the networks of these numbers on x and y side by side, or as many of the first ones as fit into memory.
 
@@ -605,7 +629,7 @@ def _train(
         group = [network.to(x.device, x.dtype) for network in starts]
         rngs = [generator(seed, "evaluate batches", j) for j in numbers]
         vary = _augmentation(resolved["augment"], rngs)
-        fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, **options)
+        fit(group, x, y, rng=rngs, vary=vary, as_recorded=as_recorded, checkpoint=kept(numbers), **options)
         return group
 
     for attempt in memory:  # memory runs out in the first steps, so a new start loses little

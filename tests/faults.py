@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import pickle
 import random
@@ -40,13 +41,22 @@ from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 from gmlib import checkpoint, cli, evaluation, exchange, files
+from gmlib import networks as networks_of
 from gmlib.analysis import matching, training
 from gmlib.runs import readback, shipped, store
 from gmlib.runs.provenance import environment
+from gmlib.runtime import generator
+from gmlib.speed.training import fit
 
 SLOW = 20.0  # seconds after which a call counts as hanging
 TRAINED = "networks trained"
-PATTERNS = ("*.tmp", ".*.tmp", "kernel-*.json", ".*.batch")  # files that must not stay behind
+PATTERNS = (
+    "*.tmp",
+    ".*.tmp",
+    "kernel-*.json",
+    ".*.batch",
+    "training-*.safetensors",
+)  # files that must not stay behind
 Work = Callable[[Path], None]
 
 
@@ -110,6 +120,15 @@ def one_run(folder: Path) -> None:
         )  # fmt: skip
 
 
+def trainings(folder: Path) -> None:
+    """A coreset and networks on it, with a checkpoint after each epoch of their trainings."""
+    checkpoint.TRAINING_SECONDS = 0.0  # of this process
+    store.run(
+        make_data(dtype=torch.float32), "herding", 1, budget="smoke", networks=2, results_dir=folder / "results",
+        device="cpu", progress=False, width=4, depth=2,
+    )  # fmt: skip
+
+
 FIXED = ("--precision", "float32")  # "auto" measures the machine, and may choose another one after a kill
 
 
@@ -158,6 +177,7 @@ WORKS: dict[str, Work] = {
     "condense": condense,
     "condense_together": condense_together,
     "store.run": one_run,
+    "trainings": trainings,
     "gmlib run": cells,
     "gmreport.batch": batch,
 }
@@ -251,13 +271,16 @@ def networks(folder: Path) -> int:
 
 
 def checkpoints(folder: Path) -> dict[str, list]:
-    """(k, t) of every run in the readable checkpoints of a folder."""
+    """(k, t) of every run in the readable checkpoints of a folder, and the epochs of networks in training."""
     found = {}
     for path in folder.rglob("*.safetensors"):
         with suppress(ValueError):
             _, metadata = files.read_tensors(path, checkpoint.FORMAT, "")
             states = json.loads(metadata["states"])
             found[str(path)] = [[s["k"], s["inside"]["t"] if s["inside"] else 0] for s in states]
+        with suppress(ValueError):
+            _, metadata = files.read_tensors(path, checkpoint.TRAINING_FORMAT, "")
+            found[str(path)] = int(metadata["epochs"])
     return found
 
 
@@ -280,7 +303,15 @@ def note_work(path: Path) -> None:
         note(TRAINED, len(numbers))
         return real(numbers, *args)
 
+    def restore(
+        self: checkpoint.TrainingCheckpoint, *args: Any, real: Any = checkpoint.TrainingCheckpoint.restore
+    ) -> int:
+        epochs = real(self, *args)
+        note(str(self.path), epochs)
+        return epochs
+
     checkpoint.Checkpoint.progress = progress
+    checkpoint.TrainingCheckpoint.restore = restore
     evaluation._train = train
 
 
@@ -495,6 +526,16 @@ def make_everything(folder: Path) -> None:
             deadline=time.monotonic() + 0.3, outer_loops=400, **small,
         )  # fmt: skip
     assert list(root.glob("*/ipc1/M/set0/checkpoint.safetensors")), "the run is finished: give it less time"
+    checkpoint.TRAINING_SECONDS = 0.0
+    _in_training(root, data, epochs=3)
+
+
+def _in_training(root: Path, data: gm.Data, epochs: int) -> list[Any]:
+    """A network in training: epochs from 0 to ``epochs`` are done if there is no file of it, and kept."""
+    kept = checkpoint.TrainingCheckpoint(next(root.glob("*/ipc1/M/set0")) / "training-mlp-0.safetensors", {"seed": 0})
+    network, rng = networks_of.build("mlp", data.shape, data.n_classes, generator=generator(0)), generator(1)
+    fit(network, data.train_images, data.train_labels, epochs=epochs, rng=rng, batch=10, checkpoint=kept)
+    return [p.tolist() for p in network.parameters()] + [rng.get_state().tolist(), kept.seconds()]
 
 
 def read_everything(folder: Path) -> dict[str, Any]:
@@ -520,6 +561,8 @@ def read_everything(folder: Path) -> dict[str, Any]:
     if (unfinished / "run.json").exists():
         raise AssertionError("reading must not finish a run")
     state = store.Checkpoint(unfinished / "checkpoint.safetensors", data, [job.recipe]).progress(data)[0]
+    checkpoint.TRAINING_SECONDS = math.inf
+    found["training"] = _in_training(root, data, epochs=0)
     found["unfinished"] = [
         state.state.k, state.state.t, state.state.S.tolist(), state.history,
         store._begun(job),

@@ -39,7 +39,7 @@ import torch
 from ..checkpoint import Checkpoint
 from ..checks import as_list, check_flag, check_number, choose, require, shown
 from ..condensation import Diverged, condense_together
-from ..coresets import coreset
+from ..coresets import TRAINING, coreset, features_checkpoint
 from ..data import Data, check_data
 from ..draws import groups
 from ..evaluation import Evaluation, Protocol, evaluate, resolve_protocol
@@ -500,7 +500,7 @@ def _do(
 
 def _clean(folder: Path) -> None:
     """Delete what only an unfinished run needs."""
-    for pattern in ("checkpoint*.safetensors", BEGUN):
+    for pattern in ("checkpoint*.safetensors", TRAINING, BEGUN):
         for leftover in folder.glob(pattern):
             leftover.unlink()
 
@@ -521,8 +521,9 @@ def _make(
     started, peak = time.monotonic(), PeakMemory(device)
     made_with = _begin(job, device)
     of = (job.coreset, job.data, job.recipe.ipc, job.recipe.seed)
-    S = coreset(*of, device=device, deadline=deadline, **job.coreset_options)
-    return _store(job, S, made_with, time.monotonic() - started, peak())
+    earlier = features_checkpoint(job.data, job.made_by, job.folder).seconds()
+    S = coreset(*of, device=device, deadline=deadline, checkpoint=job.folder, **job.coreset_options)
+    return _store(job, S, made_with, earlier + time.monotonic() - started, peak())
 
 
 @contextmanager
@@ -664,7 +665,7 @@ def _evaluated(
 
     found = evaluate(
         S, data, network, n, seed, protocol=protocol, device=device, progress=progress,
-        known=stored or (), each=store, deadline=deadline,
+        known=stored or (), each=store, deadline=deadline, checkpoint=folder,
     )  # fmt: skip
     return _with_time_of(stored, found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,24 @@ from .recording import Runner
 
 Step = Callable[[Tensor, Tensor], None]  # (images, labels)
 Networks = TypeVar("Networks", bound=nn.Module | Sequence[nn.Module])
+
+
+class Kept(Protocol):
+    """Where `fit` keeps networks in training, such as a `gmlib.checkpoint.TrainingCheckpoint`."""
+
+    def restore(
+        self, networks: Sequence[nn.Module], optimiser: torch.optim.Optimizer, rngs: Sequence[torch.Generator]
+    ) -> int:
+        """Set them to what is kept. Returns the number of finished epochs."""
+
+    def keep(
+        self,
+        epochs: int,
+        networks: Sequence[nn.Module],
+        optimiser: torch.optim.Optimizer,
+        rngs: Sequence[torch.Generator],
+    ) -> None:
+        """Keep them after so many epochs."""
 
 
 def train_one_pass(
@@ -174,6 +192,7 @@ def fit(
     vary: Callable[[Tensor], Tensor] | None = None,
     as_recorded: Callable[[Step], Step] | None = None,
     before_step: Callable[[], None] | None = None,
+    checkpoint: Kept | None = None,
 ) -> Networks:
     """Train networks in place by the protocol of phase 2: the learning rate is divided by 10 after half the epochs.
 
@@ -203,6 +222,8 @@ def fit(
         From `step_recorder`: turns a step into a recorded one. On CUDA several networks then run on several streams.
     before_step : callable, optional
         Called before each step. An error that it raises ends the training.
+    checkpoint : Kept, optional
+        Called before the first epoch and after each. On a CPU a training that continues ends with the same bits.
 
     Returns
     -------
@@ -230,14 +251,17 @@ def fit(
     step: Step = partial(_step, forwards, optimisation, memory, fitting, streams)
     if as_recorded:
         step = as_recorded(step)
-    for epoch in range(epochs):
-        if epoch == epochs // 2:
+    first = checkpoint.restore(networks, optimisation, rngs) if checkpoint else 0
+    for epoch in range(first, epochs):
+        if epoch == max(first, epochs // 2):
             if as_recorded:
                 group["lr"].fill_(lr / 10)
             else:
                 group["lr"] = lr / 10
         varied = (x if vary is None else vary(x)).expand(len(networks), *x.shape)
         _one_pass(step, memory, varied, y, batch, rngs, has_batchnorm(networks[0]), before_step)
+        if checkpoint:
+            checkpoint.keep(epoch + 1, networks, optimisation, rngs)
     optimisation.zero_grad()  # gradients of a recorded step would keep its memory
     return network
 
