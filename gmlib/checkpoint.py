@@ -12,6 +12,7 @@ Networks in training have a file of their own, see `TrainingCheckpoint`.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -27,10 +28,12 @@ from torch import Tensor, nn
 
 from .algorithm import State
 from .data import Data
-from .files import check_tensor_path, damaged, read_tensors, remove_leftovers, write_tensors
+from .files import check_tensor_path, damaged, json_digest, read_tensors, remove_leftovers, write_tensors
 from .lines import fresh_network
 from .recipe import Recipe
 from .speed.recording import Later
+
+log = logging.getLogger(__name__)
 
 FORMAT = "gmlib-checkpoint-4"
 TRAINING_FORMAT = "gmlib-training-1"
@@ -380,14 +383,15 @@ class TrainingCheckpoint:
 
     It is replaced after an epoch, at most once a minute. Its tensors are "network.i.<name>",
     "optimiser.i.<name>.<key>" and "rng.i", the state of the generator of network i. Its metadata are "format", "of",
-    "epochs", "seconds" (the time spent so far) and "sha256".
+    "networks" (their layers and tensors), "epochs", "seconds" (the time spent so far) and "sha256".
 
     Parameters
     ----------
     path : Path or None
         None keeps nothing.
     of : dict
-        What decides the trained networks, in plain JSON types. A file of other networks is replaced.
+        What decides the trained networks besides their layers, in plain JSON types. A file of other networks is
+        replaced.
     """
 
     def __init__(self, path: Path | None, of: dict[str, Any]):
@@ -398,7 +402,10 @@ class TrainingCheckpoint:
     def _read(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         if self.path is None or not self.path.exists():
             return None
-        tensors, metadata = read_tensors(self.path, TRAINING_FORMAT, TRAINING_ADVICE)
+        try:
+            tensors, metadata = read_tensors(self.path, TRAINING_FORMAT, TRAINING_ADVICE)
+        except FileNotFoundError:  # deleted meanwhile
+            return None
         return (tensors, metadata) if metadata.get("of") == self.of else None
 
     def seconds(self) -> float:
@@ -422,7 +429,7 @@ class TrainingCheckpoint:
             If the file is damaged.
         """
         stored = self._read()
-        if stored is None or self.path is None:
+        if stored is None or self.path is None or stored[1].get("networks") != _spelled(networks):
             return 0
         tensors, metadata = stored
         try:
@@ -435,6 +442,8 @@ class TrainingCheckpoint:
                         start = f"optimiser.{i}.{name}."
                         state = {key: tensors[key] for key in tensors if key.startswith(start)}
                         for key, value in state.items():
+                            if value.shape == parameter.shape:  # in the layout of the parameter
+                                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                             optimiser.state[parameter][key.removeprefix(start)] = value.to(parameter.device)
                     rng.set_state(tensors[f"rng.{i}"])
         except (KeyError, ValueError, RuntimeError) as error:
@@ -448,7 +457,10 @@ class TrainingCheckpoint:
         optimiser: torch.optim.Optimizer,
         rngs: Sequence[torch.Generator],
     ) -> None:
-        """Replace the file by the state after so many epochs, if the last one is old enough."""
+        """Replace the file by the state after so many epochs, if the last one is old enough.
+
+        If it cannot be written, that is logged, and the training goes on.
+        """
         if self.path is None or time.monotonic() - self.written < TRAINING_SECONDS:
             return
         tensors: dict[str, Tensor] = {}
@@ -460,10 +472,25 @@ class TrainingCheckpoint:
             tensors[f"rng.{i}"] = rng.get_state()
         self.written = time.monotonic()
         seconds = self.before + self.written - self.started
-        about = {"format": TRAINING_FORMAT, "of": self.of, "epochs": str(epochs), "seconds": str(seconds)}
-        write_tensors(self.path, tensors, about)
+        about = {
+            "format": TRAINING_FORMAT,
+            "of": self.of,
+            "networks": _spelled(networks),
+            "epochs": str(epochs),
+            "seconds": str(seconds),
+        }
+        try:
+            write_tensors(self.path, tensors, about)
+        except OSError as error:
+            log.warning("networks in training are not kept: %s", error)
 
     def delete(self) -> None:
         """Delete the file, if there is one."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _spelled(networks: Sequence[nn.Module]) -> str:
+    """A digest of the layers and tensors of networks, without the values."""
+    tensors = [[name, tuple(x.shape), str(x.dtype)] for each in networks for name, x in _tensors(each).items()]
+    return json_digest([*map(str, networks), tensors])

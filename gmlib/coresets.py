@@ -239,7 +239,7 @@ def _choices(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def features_checkpoint(data: Data, recipe: dict[str, Any], folder: Path | None) -> TrainingCheckpoint:
     """The file of the feature network in training. ``recipe`` is what `recipe_of` returns."""
-    of = {"data": data.fingerprint, "dtype": str(data.train_images.dtype)}
+    of = {"data": data.fingerprint, "batch": FIT_BATCH}
     path = folder / TRAINING if folder and "network" in recipe else None
     return TrainingCheckpoint(path, of | (_choices(recipe) if path else {}))
 
@@ -407,7 +407,7 @@ def coreset(
     device, ipc, seed = device_of(device), recipe["ipc"], recipe["seed"]
     used_space = recipe.get("space")
     chosen = []
-    advice = "give it more time" if folder is None else "run again to continue"
+    advice = "run again to continue" if folder and used_space == "network" else "give it more time"
     with time_limit(deadline, lambda: f"out of time before the coreset {method!r} was chosen: {advice}"):
         as_features: Callable[[Tensor], Tensor] = lambda images: images  # noqa: E731
         if used_space:

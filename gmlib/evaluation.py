@@ -285,8 +285,9 @@ def evaluate(
         How many networks train in one step. The number is halved if memory runs out. None chooses: on CUDA, more for
         smaller sets; on a CPU, one per thread if steps are large, else one. It changes results by rounding at most.
     checkpoint : path, optional
-        A folder that exists. Networks in training are stored there after an epoch, at most once a minute, and deleted
-        after their accuracies were given to ``each``. The same call continues them, on a CPU to the same bits.
+        A folder for this S alone, which exists. Networks in training are stored there after an epoch, at most once a
+        minute, and deleted after their accuracies were given to ``each``. The same call continues them, on a CPU with
+        the same bits.
     **changes
         Fields of the protocol to change, as in ``epochs=100``.
 
@@ -333,7 +334,7 @@ def evaluate(
     memory = Memory(largest=side_by_side * len(y))
 
     def out_of_time() -> str:
-        more = "give it more time" if found.trained == before else "run again to continue"
+        more = "give it more time" if found.trained == before and folder is None else "run again to continue"
         what_to_do = more if each else "give it more time, or each= to keep partial results"
         return f"out of time after {found.trained} of {n_networks} networks: {what_to_do}"
 
@@ -358,7 +359,7 @@ def evaluate(
             check_time()
             numbers = range(found.trained, min(found.trained + side_by_side, n_networks))
             groups: list[Sequence[int]] = [[j] for j in numbers] if threads > 1 else [numbers]
-            earlier += sum(kept(group).seconds() for group in groups)
+            earlier += max(kept(group).seconds() for group in groups)  # they train at the same time
             with matmul_precision(resolved["precision"]):
                 tested = [one for group in map_in_threads(train_and_test, groups, threads) for one in group]
             seconds = earlier + time.monotonic() - start

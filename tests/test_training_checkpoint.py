@@ -185,14 +185,96 @@ def test_a_stored_run_continues_all_its_trainings(data, tmp_path, monkeypatch):
         coresets._trained.clear()
         return store.run(data, "herding", 1, results_dir=tmp_path / results, **options)
 
-    expected = stored("whole")
-    for epochs in (2, 9, 30):
+    with monkeypatch.context() as patch:
+        needed = interrupted_after(patch, None)
+        expected = stored("whole")
+    killed = (1, 2, 9, 30)  # in the feature network, and in both networks on the set
+    for epochs in killed:
         with monkeypatch.context() as patch:
             interrupted_after(patch, epochs)
             with pytest.raises(Killed):
                 stored("killed")
-    found = stored("killed")
+    with monkeypatch.context() as patch:
+        done = interrupted_after(patch, None)
+        found = stored("killed")
+    assert sum(killed) + len(done) == len(needed), "no epoch was done twice"
     assert found.evaluation.accuracies == expected.evaluation.accuracies
     assert torch.equal(found.S.images, expected.S.images)
     names = [sorted(path.name for path in run.folder.iterdir()) for run in (found, expected)]
     assert names[0] == names[1], "nothing is left"
+
+
+def test_the_seconds_of_killed_processes_count(data, tmp_path, monkeypatch):
+    options = {"budget": "smoke", "networks": 1, "width": 4, "depth": 1, "device": "cpu", "progress": False}
+    monkeypatch.setattr(TrainingCheckpoint, "seconds", lambda self: 1000.0)
+    coresets._trained.clear()
+    found = store.run(data, "herding", 1, results_dir=tmp_path, **options)
+    coresets._trained.clear()
+    assert 1000 < found.record["seconds"] < 1100 and 1000 < found.evaluation.seconds < 1100
+
+
+def test_a_file_that_was_left_after_the_last_network_is_deleted(data, tmp_path):
+    options = {"budget": "smoke", "networks": 1, "width": 4, "depth": 1, "device": "cpu", "progress": False}
+    folder = store.run(data, "random", 1, results_dir=tmp_path, **options).folder
+    left, other = folder / "training-convnet-0.safetensors", folder / "training-convnet-mine.safetensors"
+    left.touch()
+    other.touch()
+    store.run(data, "random", 1, results_dir=tmp_path, **options)
+    assert not left.exists() and other.exists()
+
+
+def test_a_layout_of_ones_own_is_kept(data, tmp_path):
+    """Momentum pairs with weights by their places in memory."""
+
+    def train(path=None, killed_at=None):
+        network = networks.build("convnet", data.shape, 3, generator=generator(0), width=4, depth=2)
+        network = network.to(memory_format=torch.channels_last)
+        begun = []
+
+        def vary(x):
+            begun.append(0)
+            if killed_at is not None and len(begun) > killed_at:
+                raise Killed
+            return x
+
+        kept = TrainingCheckpoint(path, {})
+        fit(network, data.train_images, data.train_labels, epochs=4, rng=generator(0), vary=vary, checkpoint=kept)
+        return list(network.parameters())
+
+    with pytest.raises(Killed):
+        train(tmp_path / "one.safetensors", killed_at=3)
+    assert same(train(tmp_path / "one.safetensors"), train())
+
+
+def test_a_network_with_other_layers_of_the_same_name_starts_anew(data, tmp_path):
+    def one(activation, dtype=torch.float32):
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), activation(), torch.nn.Linear(4, 3))
+        return network.to(dtype)
+
+    def epochs_left(network):
+        kept, done = TrainingCheckpoint(tmp_path / "one.safetensors", {}), []
+        x = data.train_images.to(next(network.parameters()).dtype)
+        fit(
+            network,
+            x,
+            data.train_labels,
+            epochs=2,
+            rng=generator(0),
+            vary=lambda x: (done.append(0), x)[1],
+            checkpoint=kept,
+        )
+        return len(done)
+
+    assert epochs_left(one(torch.nn.ReLU)) == 2 and epochs_left(one(torch.nn.ReLU)) == 0
+    assert epochs_left(one(torch.nn.Tanh)) == 2
+    assert epochs_left(one(torch.nn.Tanh, torch.float64)) == 2
+
+
+def test_a_full_disk_does_not_end_a_training(data, tmp_path, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    expected, _ = trained(data)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    found, _ = trained(data, tmp_path / "one.safetensors")
+    assert same(found, expected) and "not kept: [Errno 28] No space left" in caplog.text

@@ -8,6 +8,7 @@ One run is one folder, results/<dataset>/ipc<N>/<method>/set<seed>/::
     snapshots.safetensors    on request: S after some outer iterations
     trace.json               the accuracies of networks trained on these
     checkpoint.safetensors, begun.json    only while S is unfinished
+    training-*.safetensors   only while networks are in training
 
 results/<dataset>/whole/accuracy-<network>.json holds networks trained on all training images. Every file is written
 atomically, and run.json only when S is finished. What is stored is read back and never done again. Every file holds
@@ -15,7 +16,7 @@ the sha256 of its content, and all but the first hold that of the set as "set" (
 damaged file, or one of another set, is refused in one sentence that says what to delete.
 
 A run that is stopped and continued gives the same bits as one without a stop, on one machine's CPU with one number
-of threads. "threads" lists the numbers of all parts of the work, if they differ.
+of threads. "threads" lists the numbers of all parts of the work that stored something, if they differ.
 
 If several sets were made together, "made_together" in run.json is their number: the largest, if a part of the work
 was done with fewer. Of the work that they shared, "seconds" counts an equal part, but "peak_memory_bytes" is the peak
@@ -657,6 +658,7 @@ def _evaluated(
     path = folder / f"accuracy-{slug(network)}.json"
     stored = stored_evaluation(folder, network, seed, resolve_protocol(S, data, network, protocol), of)
     if stored and stored.trained >= n:
+        _forget_training(folder, network)
         return stored.first(n)
     made_with = {"set": of, **made_with_here(device, read_accuracies(path, of) if stored else {})}
 
@@ -667,7 +669,15 @@ def _evaluated(
         S, data, network, n, seed, protocol=protocol, device=device, progress=progress,
         known=stored or (), each=store, deadline=deadline, checkpoint=folder,
     )  # fmt: skip
+    _forget_training(folder, network)
     return _with_time_of(stored, found)
+
+
+def _forget_training(folder: Path, network: str) -> None:
+    """Delete what killed processes left of networks whose accuracies are stored."""
+    for path in folder.glob(f"training-{slug(network)}-*.safetensors"):
+        if path.stem.rpartition("-")[2].isdecimal():
+            path.unlink(missing_ok=True)
 
 
 def stored_snapshots(folder: Path, S: SyntheticSet, of: str) -> dict[int, SyntheticSet]:
@@ -722,7 +732,7 @@ def _traced(
                 evaluate(
                     S_k, job.data, final.network, job.n_trace, job.recipe.seed, protocol=job.protocol,
                     device=device, progress=progress, known=before or (),
-                    each=partial(store, k, before), deadline=deadline,
+                    each=partial(store, k, before), deadline=deadline, checkpoint=job.folder,
                 )  # fmt: skip
         trace[k] = (S_k, stored[k].first(job.n_trace))
     return trace
