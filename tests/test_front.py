@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -285,10 +286,22 @@ def test_the_readme_has_the_times_of_the_stored_sets():
     assert part in text, RUN
     condensed = [S for S in sets if S.history]
     rows = [line for line in part.splitlines() if line.startswith("|")][2:]
-    assert sum(int(row.split("|")[5].partition(",")[0]) for row in rows) == len(condensed)
-    assert front.times_part(condensed[:1]).count("\n| ") == 3
+    numbers = [row.split("|")[5].partition(",")[0].strip() for row in rows]
+    assert sum(int(n) for n in numbers if n) == len(condensed)
     sources = {S.recipe["network"] for S in condensed if S.recipe["network"] != "convnet"}
     assert {row.partition(", from ")[2].partition(" ")[0] for row in rows} == sources | {""}
+
+
+def test_times_stand_beside_the_machine_that_took_them():
+    S = next(S for S in shipped.condensed() if S.history and "convnet" in S.evaluations)
+    here, there = {"device_name": "This one", "threads": 1}, {"device_name": "Another", "threads": [1, 2]}
+    e = replace(S.evaluations["convnet"], seconds=30.0 * S.evaluations["convnet"].trained)
+    S = replace(S, record=S.record | here | {"seconds": 600}, evaluations={"convnet": e})
+    same = front.times_part([replace(S, trained_with={"convnet": here})]).splitlines()[4:-2]
+    assert len(same) == 1 and "This one, 1 thread |" in same[0] and same[0].endswith("| 10 min | 30 s |")
+    made, trained = front.times_part([replace(S, trained_with={"convnet": there})]).splitlines()[4:-2]
+    assert "This one, 1 thread |" in made and made.endswith("| 10 min |  |")
+    assert "Another, 1 and 2 threads |" in trained and trained.endswith("|  |  |  | 30 s |")
 
 
 def test_the_part_of_a_readme_is_replaced_and_nothing_else():

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -551,26 +552,39 @@ def readme_part(film: Film | None, answers: Sequence[Answer]) -> str:
 
 def times_part(sets: Sequence[shipped.CondensedSet]) -> str:
     """The part of the README between BEGIN_TIMES and END: how long the stored sets took, as Markdown."""
-    groups: dict[tuple, list[shipped.CondensedSet]] = {}
+    of_sets: dict[tuple, dict[tuple, list[float]]] = {}
+    of_networks: dict[tuple, dict[str, list[float]]] = {}
     for S in sets:
-        if S.history:  # a coreset has none
-            r, shared = S.record, "together" if S.record.get("made_together", 1) > 1 else "each alone"
-            threads = " and ".join(map(str, as_list(r["threads"])))
-            device = f"{r['device_name']}, {threads} thread{'' if threads == '1' else 's'}"
-            source = S.recipe["network"]  # a small one, as in Table 4, takes much less time
-            what = f"{r['data']['name']}, {per_class(S.ipc)}{'' if source == 'convnet' else f', from {source}'}"
-            groups.setdefault((what, S.budget, device, S.recipe["precision"], shared), []).append(S)
+        if not S.history:  # a coreset has none
+            continue
+        what = (f"{S.record['data']['name']}, {per_class(S.ipc)}", S.budget)
+        # A small source network, as in Table 4, takes much less time.
+        source = "" if S.recipe["network"] == "convnet" else f", from {S.recipe['network']}"
+        shared = "together" if S.record.get("made_together", 1) > 1 else "each alone"
+        made = (source, _device(S.record), S.recipe["precision"], shared)
+        of_sets.setdefault(what, {}).setdefault(made, []).append(S.record["seconds"])
+        if e := S.evaluations.get("convnet"):
+            device = _device(S.trained_with.get("convnet", S.record))
+            of_networks.setdefault(what, {}).setdefault(device, []).append(e.seconds / e.trained)
+    rows: list[tuple[str, ...]] = []
+    for (data, budget), groups in of_sets.items():
+        trained = {device: duration(median(each)) for device, each in of_networks.get((data, budget), {}).items()}
+        for (source, device, precision, shared), some in groups.items():
+            made = (f"{len(some)}, made {shared}", duration(median(some)), trained.get(device, ""))
+            rows.append((data + source, budget, device, precision, *made))
+        there = {device for _, device, *_ in groups}
+        rows += [(data, budget, device, "", "", "", each) for device, each in trained.items() if device not in there]
     lines = [
-        "| data | budget | device | precision | sets | a set | a network on it |",
+        "| data | budget | device | precision | sets | a set | a ConvNet on it |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (what, budget, device, precision, shared), some in groups.items():
-        of_set = duration(median(S.record["seconds"] for S in some))
-        each = [S.accuracy.seconds / S.accuracy.trained for S in some if S.accuracy]
-        of_network = duration(median(each)) if each else ""
-        cells = (what, budget, device, precision, f"{len(some)}, made {shared}", of_set, of_network)
-        lines.append(f"| {' | '.join(map(md, cells))} |")
+    lines += [f"| {' | '.join(map(md, row))} |" for row in rows]
     return "\n".join([BEGIN_TIMES, "", *lines, "", END])
+
+
+def _device(made_with: Mapping[str, Any]) -> str:
+    threads = " and ".join(map(str, as_list(made_with["threads"])))
+    return f"{made_with['device_name']}, {threads} thread{'' if threads == '1' else 's'}"
 
 
 def _readme_alt(film: Film) -> str:

@@ -25,7 +25,16 @@ from ..files import as_path, path_or, slug
 from ..recipe import BUDGETS, METHODS, Recipe
 from ..sets import SyntheticSet
 from .jobs import CHANGED
-from .layout import check_place, is_complete, load_set, read_evaluation, read_record, read_trace
+from .layout import (
+    MadeWith,
+    check_place,
+    evaluation_from_json,
+    is_complete,
+    load_set,
+    read_accuracies,
+    read_record,
+    read_trace,
+)
 from .provenance import PLACE
 
 log = logging.getLogger(__name__)
@@ -59,11 +68,14 @@ class CondensedSet(SyntheticSet):
         Accuracies of networks trained on the set, by architecture.
     trace : dict of int to Evaluation
         Accuracies of networks trained on earlier states of the set, by number of outer iterations.
+    trained_with : dict of str to dict
+        The versions, device and threads of the networks in ``evaluations``.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     trace: dict[int, Evaluation] = field(default_factory=dict)
+    trained_with: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         accuracy = self.accuracy or "not evaluated"
@@ -354,10 +366,14 @@ def evaluations(run: str | os.PathLike) -> dict[str, Evaluation]:
     ValueError
         If a file is damaged, or the accuracies are not of its set.
     """
-    run = as_path(run)
+    return {network: evaluation_from_json(found) for network, found in _accuracies(as_path(run)).items()}
+
+
+def _accuracies(run: Path) -> dict[str, dict[str, Any]]:
+    """The contents of the accuracy-*.json in a folder, by architecture."""
     of = read_record(run)["set"] if (run / "run.json").is_file() else None  # networks trained on all images have none
-    found = [read_evaluation(path, of) for path in sorted(run.glob("accuracy-*.json"))]
-    return {e.network: e for e in found}
+    contents = [read_accuracies(path, of) for path in sorted(run.glob("accuracy-*.json"))]
+    return {content["network"]: content for content in contents}
 
 
 def load(run: str | os.PathLike) -> CondensedSet:
@@ -370,12 +386,16 @@ def load(run: str | os.PathLike) -> CondensedSet:
     """
     run = as_path(run)
     record = read_record(run)
-    S = load_set(run, record)
+    S, accuracies = load_set(run, record), _accuracies(run)
     return CondensedSet(
         **{name: getattr(S, name) for name in ("images", "labels", "classes", "mean", "std", "recipe")},
         history=record["history"],
         record=record,
-        evaluations=evaluations(run),
+        evaluations={network: evaluation_from_json(found) for network, found in accuracies.items()},
+        trained_with={
+            network: {name: found[name] for name in MadeWith.__struct_fields__ if name in found}
+            for network, found in accuracies.items()
+        },
         trace=read_trace(run / "trace.json", record["set"]),
     )
 
