@@ -106,6 +106,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {line}"[:200]
 
 
+LAYOUTS = ("nchw", "nhwc")  # of --fused
 HEADER = "{:<46} {:>11} {:>11} {:>7} {:>8} {:>9} {:>9} {:>3}  {}".format(
     "case", "plain s", "ours s", "ratio", "ceiling", "MB ours", "MB plain", "n", "unit"
 )
@@ -224,9 +225,9 @@ def run(
     if tf32 and device.type != "cuda":
         raise ValueError(f"only CUDA devices have TF32, and this is {device}: leave out --tf32")
     if fused is not None:
-        choose(dict.fromkeys(("nchw", "nhwc")), "layout", fused)
-    if fused is not None and device.type != "cuda":
-        raise ValueError(f"the kernels are for CUDA, and this is {device}: leave out --fused")
+        choose(dict.fromkeys(LAYOUTS), "layout", fused)
+        if device.type != "cuda":
+            raise ValueError(f"the kernels are for CUDA, and this is {device}: leave out --fused")
     precision = "tf32" if tf32 else "float32"
     every = cases(PLANS["quick" if quick else device.type].in_precision(precision))
     for pattern in patterns:
@@ -286,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tf32", action="store_true", help="TF32 for both sides, on CUDA")
     parser.add_argument(
         "--fused",
-        choices=("nchw", "nhwc"),
+        choices=LAYOUTS,
         help="norm, ReLU and pool of the library in one kernel, on CUDA, with this layout",
     )
     options = vars(parser.parse_args(arguments))

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from .algorithm import State
 from .data import Data
-from .files import check_tensor_path, damaged, json_digest, read_tensors, remove_leftovers, write_tensors
+from .files import as_path, check_tensor_path, damaged, json_digest, read_tensors, remove_leftovers, write_tensors
 from .lines import fresh_network
 from .recipe import Recipe
 from .speed.recording import Later
+from .speed.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -378,6 +379,14 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
+def training_folder(path: str | os.PathLike | None) -> Path | None:
+    """The folder for networks in training that a caller gave. ValueError if it does not exist."""
+    folder = None if path is None else as_path(path)
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} for networks in training: create it, or leave checkpoint= out")
+    return folder
+
+
 class TrainingCheckpoint:
     """The file of networks that `gmlib.speed.training.fit` trains side by side.
 
@@ -413,9 +422,7 @@ class TrainingCheckpoint:
         stored = self._read()
         return float(stored[1]["seconds"]) if stored else 0.0
 
-    def restore(
-        self, networks: Sequence[nn.Module], optimiser: torch.optim.Optimizer, rngs: Sequence[torch.Generator]
-    ) -> int:
+    def restore(self, training: Training) -> int:
         """Continue from the file: set the networks, their optimiser and generators to what it holds.
 
         Returns
@@ -428,6 +435,7 @@ class TrainingCheckpoint:
         ValueError
             If the file is damaged.
         """
+        networks, optimiser, rngs = training
         stored = self._read()
         if stored is None or self.path is None or stored[1].get("networks") != _spelled(networks):
             return 0
@@ -450,19 +458,14 @@ class TrainingCheckpoint:
             raise damaged(self.path, error, TRAINING_ADVICE) from error
         return epochs
 
-    def keep(
-        self,
-        epochs: int,
-        networks: Sequence[nn.Module],
-        optimiser: torch.optim.Optimizer,
-        rngs: Sequence[torch.Generator],
-    ) -> None:
+    def keep(self, epochs: int, training: Training) -> None:
         """Replace the file by the state after so many epochs, if the last one is old enough.
 
         If it cannot be written, that is logged, and the training goes on.
         """
         if self.path is None or time.monotonic() - self.written < TRAINING_SECONDS:
             return
+        networks, optimiser, rngs = training
         tensors: dict[str, Tensor] = {}
         for i, (network, rng) in enumerate(zip(networks, rngs, strict=True)):
             tensors |= {f"network.{i}.{name}": value for name, value in _tensors(network).items()}

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from . import networks
-from .checkpoint import TrainingCheckpoint
+from .checkpoint import TrainingCheckpoint, training_folder
 from .checks import check_flag, check_number, choose, shown
 from .data import Data, check_ipc
-from .files import as_path
 from .runtime import check_deadline, device_of, generator, in_time, progress_bar, time_limit
 from .sets import SyntheticSet
 from .speed.precision import matmul_precision
@@ -401,9 +400,7 @@ def coreset(
     recipe = recipe_of(method, data, ipc, seed, space=space, network=network, width=width, depth=depth, epochs=epochs)
     check_flag("progress", progress)
     check_deadline(deadline)
-    folder = None if checkpoint is None else as_path(checkpoint)
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"there is no folder {folder} for the network: create it, or leave checkpoint= out")
+    folder = training_folder(checkpoint)
     device, ipc, seed = device_of(device), recipe["ipc"], recipe["seed"]
     used_space = recipe.get("space")
     chosen = []

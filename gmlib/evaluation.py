@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from . import networks
 from .augment import apply_operations, apply_transforms, canonical_name, operations_for, strategy_of
-from .checkpoint import TrainingCheckpoint
+from .checkpoint import TrainingCheckpoint, training_folder
 from .checks import check_function, check_number, choose, first_sentence, shown
 from .data import Data, fingerprint
-from .files import as_path, slug
+from .files import slug
 from .runtime import check_deadline, check_time, device_of, generator, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.memory import Memory
@@ -310,9 +310,7 @@ def evaluate(
         side_by_side = check_number("side_by_side", side_by_side, least=1, whole=True)
     check_deadline(deadline)
     check_function("each", each, "an Evaluation")
-    folder = None if checkpoint is None else as_path(checkpoint)
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"there is no folder {folder} for networks in training: create it, or leave checkpoint= out")
+    folder = training_folder(checkpoint)
     architecture = architecture_of(network)
     resolved = resolve_protocol(S, data, architecture, protocol, **changes)
     name = architecture.name

@@ -10,7 +10,7 @@ from gmlib import augment, checkpoint, coresets, networks
 from gmlib.checkpoint import TrainingCheckpoint
 from gmlib.runs import store
 from gmlib.runtime import generator
-from gmlib.speed.training import fit
+from gmlib.speed.training import Training, fit
 
 
 class Killed(Exception):
@@ -98,12 +98,13 @@ def test_the_file_of_other_networks_is_replaced_and_a_damaged_one_refused(data, 
     assert other.seconds() == 0 and TrainingCheckpoint(path, {"seed": 0}).seconds() > 0
     network = networks.build("mlp", data.shape, 3, generator=generator(0))
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
-    assert other.restore([network], optimiser, [generator(0)]) == 0
-    other.keep(3, [network], optimiser, [generator(0)])
-    assert other.restore([network], optimiser, [generator(0)]) == 3
+    training = Training([network], optimiser, [generator(0)])
+    assert other.restore(training) == 0
+    other.keep(3, training)
+    assert other.restore(training) == 3
     path.write_bytes(path.read_bytes()[:-1])
     with refuses(ValueError, str(path), "damaged", "delete it and run again"):
-        other.restore([network], optimiser, [generator(0)])
+        other.restore(training)
     other.delete()
     other.delete()
     assert not path.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +21,22 @@ Step = Callable[[Tensor, Tensor], None]  # (images, labels)
 Networks = TypeVar("Networks", bound=nn.Module | Sequence[nn.Module])
 
 
+class Training(NamedTuple):
+    """All that changes while `fit` trains networks side by side. Network i has the generator rngs[i]."""
+
+    networks: Sequence[nn.Module]
+    optimiser: torch.optim.Optimizer
+    rngs: Sequence[torch.Generator]
+
+
 class Kept(Protocol):
     """Where `fit` keeps networks in training, such as a `gmlib.checkpoint.TrainingCheckpoint`."""
 
-    def restore(
-        self, networks: Sequence[nn.Module], optimiser: torch.optim.Optimizer, rngs: Sequence[torch.Generator]
-    ) -> int:
-        """Set them to what is kept. Returns the number of finished epochs."""
+    def restore(self, training: Training) -> int:
+        """Set it to what is kept. Returns the number of finished epochs."""
 
-    def keep(
-        self,
-        epochs: int,
-        networks: Sequence[nn.Module],
-        optimiser: torch.optim.Optimizer,
-        rngs: Sequence[torch.Generator],
-    ) -> None:
-        """Keep them after so many epochs."""
+    def keep(self, epochs: int, training: Training) -> None:
+        """Keep it after so many epochs."""
 
 
 def train_one_pass(
@@ -251,7 +251,8 @@ def fit(
     step: Step = partial(_step, forwards, optimisation, memory, fitting, streams)
     if as_recorded:
         step = as_recorded(step)
-    first = checkpoint.restore(networks, optimisation, rngs) if checkpoint else 0
+    training = Training(networks, optimisation, rngs)
+    first = checkpoint.restore(training) if checkpoint else 0
     for epoch in range(first, epochs):
         if epoch == max(first, epochs // 2):
             if as_recorded:
@@ -261,7 +262,7 @@ def fit(
         varied = (x if vary is None else vary(x)).expand(len(networks), *x.shape)
         _one_pass(step, memory, varied, y, batch, rngs, has_batchnorm(networks[0]), before_step)
         if checkpoint:
-            checkpoint.keep(epoch + 1, networks, optimisation, rngs)
+            checkpoint.keep(epoch + 1, training)
     optimisation.zero_grad()  # gradients of a recorded step would keep its memory
     return network
 
