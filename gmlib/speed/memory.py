@@ -93,7 +93,9 @@ class PeakMemory:
         """Return the peak since construction, in bytes."""
         if self.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.device) - self.before)
-        return math.nan if math.isnan(self.before) else _resident_bytes("VmHWM") - self.before
+        if math.isnan(self.before):
+            return math.nan
+        return max(0.0, _resident_bytes("VmHWM") - self.before)  # the kernel may have taken unused pages away since
 
 
 def _resident_bytes(name: str) -> float:
