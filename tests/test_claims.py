@@ -13,7 +13,7 @@ import gmreport as report
 from gmlib import Recipe
 from gmlib.evaluation import Evaluation
 from gmlib.files import json_digest, write_json
-from gmlib.runs import layout, readback
+from gmlib.runs import layout, readback, shipped
 from gmlib.runs.provenance import environment
 from gmreport import chapters, paper
 from gmreport.orders import together
@@ -727,7 +727,8 @@ def test_papers_table_4_has_sources_in_rows_and_targets_in_columns(some):
     assert four.cells["resnet18bn", "mlp"] == [f"not run: {paper.NO_RUN}", "paper: 62.2±1.8"]
 
 
-def test_papers_tables_use_the_stored_results_by_default(some, monkeypatch):
+def test_papers_tables_use_the_stored_results_by_default(some, monkeypatch, tmp_path):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)  # the judged results of a folder are kept
     monkeypatch.setattr(readback, "stored_accuracies", lambda results_dir=None: some)
     assert report.paper_table("Table 1").cells["DC", "MNIST, IPC 1"][0] == "91.7±0.4 (n=30, 3 sets)"
     with pytest.raises(ValueError, match="unknown table"):

@@ -244,6 +244,24 @@ def test_complete_results_have_no_problem(results):
     assert len(list(results.glob("**/run.json"))) == 16 and problems(results) == []
 
 
+def test_results_are_read_again_only_after_a_change(results, monkeypatch):
+    read = []
+    monkeypatch.setattr(readback, "_load", lambda root, load=readback._load: read.append(root) or load(root))
+    first, n = readback.stored_accuracies(results), len(read)
+    first["accuracy"] = 0.0  # a copy
+    second = readback.stored_accuracies(str(results))
+    assert len(read) == n > 0 and second["accuracy"].any()
+    change(next(results.glob("lite/made-up/ipc1/M/set0/accuracy-convnet.json")), accuracies=[1.0, 2.0])
+    third = readback.stored_accuracies(results)
+    assert len(read) == 2 * n and set(third["accuracy"]) - set(second["accuracy"]) <= {1.0, 2.0} != set()
+    shutil.rmtree(results / "lite" / "made-up" / "ipc1" / "M")
+    assert len(readback.stored_accuracies(results)) < len(third)
+    (results / "lite" / "made-up" / "ipc1" / "random" / "set0" / "accuracy-convnet.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="damaged"):
+            readback.stored_accuracies(results)
+
+
 def test_bfloat16_is_no_change_and_tf32_is_one(results):
     data = make_data(dtype=torch.float32)
     options = {"budget": "paper", "device": "cpu", "progress": False, "precision": "bf16"}

@@ -211,6 +211,7 @@ def _judge_bound(c, interval: Interval) -> dict:
     return {"ours": value, "low": low, "high": high, "outcome": outcome}
 
 
+@readback.while_unchanged
 def stored_claims(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     """`judge_claims` of the results that come with the repository: the outcome of a number on every page.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -232,6 +233,8 @@ def claims_in_words(
     FileNotFoundError
         If there are no stored results.
     """
+    if results is found is descents is None:
+        return _stored_claims_in_words()
     results = readback.stored_accuracies() if results is None else results
     found = stored_claims() if found is None else found
     descents = readback.stored_descents() if descents is None else descents
@@ -241,6 +244,12 @@ def claims_in_words(
     made += [_of_costs(found, *claim) for claim in _COSTS]
     groups = list(CHAPTERS)
     return sorted(made, key=lambda claim: groups.index(claim.group))
+
+
+@readback.while_unchanged
+def _stored_claims_in_words(results_dir: str | os.PathLike | None = None) -> list[Claim]:
+    results = readback.stored_accuracies(results_dir)
+    return claims_in_words(results, stored_claims(results_dir), readback.stored_descents(results_dir))
 
 
 def _of_ordering(o: Ordering, rows: pd.DataFrame) -> Claim:

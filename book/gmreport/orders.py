@@ -11,7 +11,7 @@ import pandas as pd
 
 from . import paper
 from .style import display_name
-from .summaries import SLACK, Verdict, checked, summarise, verdict, within
+from .summaries import SLACK, Verdict, checked, verdict, within
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def _outcome(o: Ordering, runs: pd.DataFrame) -> dict:
     if o.names == "network":
         runs = runs.rename(columns={"method": "network", "network": "method"})  # `verdict` compares methods
     found = [verdict(runs, b, w) for b, w in product(o.better, o.worse)]
-    margin = 2 * summarise(runs[runs["method"] == o.worse[0]])["std"].iloc[0]
+    margin = 2 * runs.loc[runs["method"] == o.worse[0], "accuracy"].std()
     each = [within(v.low, v.high, margin + SLACK) if o.alike and not math.isnan(v.low) else v.outcome for v in found]
     outcome = next(name for name in ("too few sets", "reversed", "not decided", "held") if name in each)
     # Among the pairs with this outcome, the one with the lowest interval decides.

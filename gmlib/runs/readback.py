@@ -6,11 +6,13 @@ has none, and they raise FileNotFoundError.
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..checks import require
 from ..evaluation import Evaluation
@@ -33,6 +35,9 @@ FURTHER = ["precision", "diverged"]
 SET_COLUMNS = [
     "dataset", "ipc", "method", "seed", "budget", "images", "bytes", "network", "accuracy", "std", "n", "path",
 ]  # fmt: skip
+
+
+Found = TypeVar("Found")
 
 
 class DescentSettings(msgspec.Struct):
@@ -97,6 +102,33 @@ def unfinished_accuracies(results_dir: str | os.PathLike | None = None) -> pd.Da
     return results[~_is_complete(results)].reset_index(drop=True)
 
 
+def while_unchanged(read: Callable[[str | os.PathLike | None], Found]) -> Callable[..., Found]:
+    """A function of a results folder that reads it again only if a file in it was changed, added or removed.
+
+    Each call returns a copy: that of `copy.copy`, which copies all of a DataFrame.
+    """
+    kept: dict[Path, tuple[set, Found]] = {}
+
+    @functools.wraps(read)
+    def read_once(results_dir: str | os.PathLike | None = None) -> Found:
+        root = results_folder(results_dir).resolve()
+        files = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+        state = {(path, s.st_ino, s.st_mtime_ns, s.st_size) for path in files if (s := _status(path))}
+        if root not in kept or kept[root][0] != state:
+            kept[root] = state, read(results_dir)
+        return copy.copy(kept[root][1])
+
+    return read_once
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:  # a run has just removed it, such as its checkpoint
+        return None
+
+
+@while_unchanged
 def _load_all(results_dir: str | os.PathLike | None) -> pd.DataFrame:
     found = [table for table in map(_load, _folders(results_dir)) if len(table)]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*COLUMNS, *FURTHER])
