@@ -32,6 +32,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Start with the files whose tests wait longest for processes, so that no worker waits alone at the end."""
+    longest = ("test_on_gpu.py", "test_notebooks.py", "test_batch.py")
+    items.sort(key=lambda item: item.path.name not in longest)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Go back to one thread after a test that changes the number of threads."""

@@ -37,6 +37,7 @@ SET_COLUMNS = [
 ]  # fmt: skip
 
 
+STORED = ("*/ipc*/*/set*/*", "*/whole/*")  # the files of runs in the folder of a budget
 Found = TypeVar("Found")
 
 
@@ -103,7 +104,7 @@ def unfinished_accuracies(results_dir: str | os.PathLike | None = None) -> pd.Da
 
 
 def while_unchanged(read: Callable[[str | os.PathLike | None], Found]) -> Callable[..., Found]:
-    """A function of a results folder that reads it again only if a file in it was changed, added or removed.
+    """A function of a results folder that reads it again only if a file of a run was changed, added or removed.
 
     Each call returns a copy: that of `copy.copy`, which copies all of a DataFrame.
     """
@@ -112,8 +113,8 @@ def while_unchanged(read: Callable[[str | os.PathLike | None], Found]) -> Callab
     @functools.wraps(read)
     def read_once(results_dir: str | os.PathLike | None = None) -> Found:
         root = results_folder(results_dir).resolve()
-        files = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
-        state = {(path, s.st_ino, s.st_mtime_ns, s.st_size) for path in files if (s := _status(path))}
+        paths = (path for folder in _folders(root) for name in STORED for path in folder.glob(name))
+        state = {(path, s.st_ino, s.st_mtime_ns, s.st_size) for path in paths if (s := _status(path))}
         if root not in kept or kept[root][0] != state:
             kept[root] = state, read(results_dir)
         return copy.copy(kept[root][1])
