@@ -113,7 +113,7 @@ def while_unchanged(read: Callable[[str | os.PathLike | None], Found]) -> Callab
     @functools.wraps(read)
     def read_once(results_dir: str | os.PathLike | None = None) -> Found:
         root = results_folder(results_dir).resolve()
-        paths = (path for folder in _folders(root) for name in STORED for path in folder.glob(name))
+        paths = (path for name in STORED for path in files_of(root, name))
         state = {(path, s.st_ino, s.st_mtime_ns, s.st_size) for path in paths if (s := _status(path))}
         if root not in kept or kept[root][0] != state:
             kept[root] = state, read(results_dir)
