@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # the first optimiser of a process imports it, for two seconds: forked processes find it here
 from PIL import Image
 
 from gmlib import Data, OutOfTime, Recipe, condense, load_data

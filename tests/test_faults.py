@@ -13,7 +13,7 @@ if sys.platform == "win32":
     pytest.skip("needs fork and POSIX signals", allow_module_level=True)
 
 import faults
-from conftest import make_data
+from conftest import make_data, tiny_recipe
 
 import gmlib as gm
 
@@ -107,14 +107,18 @@ def test_a_refusal_is_one_sentence_of_our_own(call, is_one):
 
 
 def test_stored_work_that_is_done_again_is_lost(tmp_path):
+    def condenses(folder):
+        path, recipe = folder / "run.safetensors", tiny_recipe(outer_loops=8)
+        gm.condense(make_data(), recipe, "cpu", path, False, checkpoint_seconds=0).save(folder / "set.safetensors")
+
     def forgets(folder):
         (folder / "run.safetensors").unlink(missing_ok=True)
-        faults.condense(folder)
+        condenses(folder)
 
     row = faults.Row("kill", "made up")
-    expected, _, _ = faults.expected_of(faults.condense, tmp_path / "whole")
-    for i, work in enumerate((faults.condense, forgets)):
-        faults.end(faults.start(faults.condense, tmp_path / str(i), partial(faults.die_in_write, 3, "after")))
+    expected, _, _ = faults.expected_of(condenses, tmp_path / "whole")
+    for i, work in enumerate((condenses, forgets)):
+        faults.end(faults.start(condenses, tmp_path / str(i), partial(faults.die_in_write, 3, "after")))
         assert faults.checkpoints(tmp_path / str(i))
         faults.finish(row, work, tmp_path / str(i), expected)
     assert (row.held, row.lost) == (1, 1)

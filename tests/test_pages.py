@@ -1,11 +1,15 @@
 """What the extensions of the book in book/_ext do to code, buttons, scripts, descriptions and the footer."""
 
+import importlib
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from docutils import nodes
+from jupyter_cache import get_cache
+from myst_nb.core.config import NbParserConfig
+from myst_parser.config.main import MdParserConfig
 from pygments import highlight
 from pygments.lexers import PythonLexer
 
@@ -81,3 +85,22 @@ def test_the_entries_to_cite_name_the_paper_the_version_and_the_commit():
     assert "2208.00311" in entries and "@software{gmlib," in entries
     assert "{commit 0123456789ab}" in entries and "{2026}" in entries
     assert "commit" not in facts.bibtex(root, None)
+
+
+def test_notebooks_run_side_by_side_and_the_pages_find_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXTENSIONS)  # the processes import it too
+    side = importlib.import_module("side_by_side")
+    config = NbParserConfig(
+        execution_mode="cache", execution_cache_path=str(tmp_path / "cache"), execution_timeout=60
+    )
+    env = SimpleNamespace(mystnb_config=config, myst_config=MdParserConfig(), doc2path=lambda name: tmp_path / name)
+    cells = {"a.md": "6 * 7", "b.md": "6 * 8", "fails.md": "1 / 0", "measures.md": "6 * 7"}
+    for name, cell in cells.items():
+        (tmp_path / name).write_text(f"---\nfile_format: mystnb\n---\n# {name}\n```{{code-cell}}\n{cell}\n```\n")
+    (tmp_path / "prose.md").write_text("# No cells\n")
+    monkeypatch.setattr(side, "MEASURING", {"measures.md"})
+    side.fill_the_cache(None, env, [*cells, "prose.md"])
+    found = get_cache(config.execution_cache_path)
+    outputs = {Path(record.uri).name: found.get_cache_bundle(record.pk).nb for record in found.list_cache_records()}
+    shown = {name: notebook.cells[-1].outputs[0].data["text/plain"] for name, notebook in outputs.items()}
+    assert shown == {"a.md": "42", "b.md": "48"}, "not the one that fails, nor the one that measures"
