@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_data
 from messages import refuses
+from torch import nn
 
 import gmlib as gm
 from gmlib import evaluation, networks, runtime
@@ -806,6 +807,35 @@ def test_a_network_with_a_hook_is_used_as_it_is(any_size):
 def test_other_networks_keep_their_own_forward_pass(any_size, name, shape, size):
     network, x, _ = build(name, shape, **size)
     assert forward.fast_forward(network, x) is network
+
+
+@pytest.mark.parametrize(
+    ("options", "n", "is_product"),
+    [
+        ({"padding": 1}, 3, True),
+        ({"padding": 1, "bias": False}, 3, True),
+        ({"padding": (2, 0), "stride": (1, 2)}, 3, True),
+        ({"padding": 2, "dilation": 2}, 3, True),
+        ({"padding": 1}, 17, False),  # 272 pixels, 256 channels
+        ({"padding": 1, "groups": 2}, 3, False),
+        ({"padding": "same"}, 3, False),
+        ({"padding": 1, "padding_mode": "reflect"}, 3, True),
+    ],
+)
+def test_a_wide_convolution_of_small_maps_is_a_product(options, n, is_product, monkeypatch):
+    rng = generator(0, "x")
+    network = nn.Sequential(nn.Conv2d(256, 6, 3, **options), nn.ReLU(), nn.Conv2d(6, 2, 2)).double()
+    x, products = torch.randn(n, 256, 4, 4, generator=rng, dtype=torch.float64, requires_grad=True), []
+    unfold = F.unfold
+    monkeypatch.setattr(F, "unfold", lambda *arguments: products.append(1) or unfold(*arguments))
+    fast = forward.fast_forward(network, x)
+    wanted = [x, *network.parameters()]
+    expected, found = ([y := f(x), *torch.autograd.grad(y.square().sum(), wanted)] for f in (network, fast))
+    assert len(products) == is_product
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-11)
+    with torch.no_grad():
+        assert forward.fast_forward(network, x) is network, "a forward pass alone is faster with torch's layers"
 
 
 def test_small_feature_maps_are_faster_with_torchs_layers():
