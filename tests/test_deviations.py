@@ -1,6 +1,7 @@
 """What differs in our runs, by hand, and that every difference is found in the stored recipes and protocols."""
 
 import math
+import re
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -299,3 +300,15 @@ def test_a_change_without_an_unchanged_set_or_real_images():
     assert report.probes([("init=real", after)], []).empty
     cells = report.probes_table(report.probes([("init=real", after)], [before])).cells
     assert [cells[at] for at in cells if at[1] in ("random images", "gain")] == [["not run"], ["+2.0", "n=1"]]
+
+
+def test_changes_are_means_over_sets():
+    before = [a_set("MD", [70.0, 72.0]), a_set("MD", [74.0, 76.0], seed=1)]
+    changed = [("a=1", [60.0, 62.0], 0), ("a=1", [64.0, 66.0], 1), ("b=2", [50.0, 52.0], 1)]
+    after = [(change, a_set("MD", values, seed=seed, budget="lite, changed")) for change, values, seed in changed]
+    said = report.changes_sentence(report.probes(after, before)).data
+    assert re.findall(r"([\d.]+) % (\S+) \((\d sets?), n=(\d)", said) == [
+        ("73.0", "unchanged", "2 sets", "4"),
+        ("63.0", "a=1", "2 sets", "4"),
+        ("51.0", "b=2", "1 set", "2"),
+    ]

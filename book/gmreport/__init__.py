@@ -27,7 +27,9 @@ _NAMES = {
         "precision_table pulls_sentence saving_sentence schedule_sentence steps_table time_to timed_with "
         "timing_sentence"
     ),
-    "deviations": "deviations_sentence deviations_table find_deviations probes probes_table recipe_departures",
+    "deviations": (
+        "changes_sentence deviations_sentence deviations_table find_deviations probes probes_table recipe_departures"
+    ),
     "drawing": "Panels Pictures legend_of show svg",
     "explorer": "Explorer Runs",
     "faults": "faults_sentence faults_table stored_faults",

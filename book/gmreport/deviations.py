@@ -371,6 +371,24 @@ def probes_table(found: pd.DataFrame) -> Table:
     return Table(rows, columns, cells, caption, corner="set, and what was changed")
 
 
+def changes_sentence(found: pd.DataFrame) -> Markdown:
+    """What each change does to a method: the means over its sets, the unchanged one first.
+
+    Parameters
+    ----------
+    found
+        From `probes`: sets of one cell and method.
+    """
+    same = found.drop_duplicates("set")
+    steps = [("unchanged", same["before"], same["n"], same["rms_before"])]
+    steps += [(change, of["after"], of["n"], of["rms_after"]) for change, of in found.groupby("change", sort=False)]
+    reached = [
+        f"{after.mean():.1f} % {md(change)} ({counted(len(after), 'set')}, n={n.sum()}, pixels {size.mean():.1f})"
+        for change, after, n, size in steps
+    ]
+    return Markdown(f"**ConvNets reach {', '.join(reached)}.** Pixels: root mean square; the training images have 1.")
+
+
 # ---- as the page shows them ------------------------------------------------------------------------------
 
 
