@@ -824,7 +824,7 @@ def test_other_networks_keep_their_own_forward_pass(any_size, name, shape, size)
 )
 def test_a_wide_convolution_of_small_maps_is_a_product(options, n, is_product, monkeypatch):
     rng = generator(0, "x")
-    network = nn.Sequential(nn.Conv2d(256, 6, 3, **options), nn.ReLU(), nn.Conv2d(6, 2, 2)).double()
+    network = nn.Sequential(nn.Conv2d(256, 6, 3, **options), nn.ReLU(), nn.Conv2d(6, 2, 1)).double()
     x, products = torch.randn(n, 256, 4, 4, generator=rng, dtype=torch.float64, requires_grad=True), []
     unfold = F.unfold
     monkeypatch.setattr(F, "unfold", lambda *arguments: products.append(1) or unfold(*arguments))
@@ -834,6 +834,7 @@ def test_a_wide_convolution_of_small_maps_is_a_product(options, n, is_product, m
     assert len(products) == is_product
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-11)
+    assert forward.fast_forward(network, x, torch.bfloat16) is network, "so that a pass in bfloat16 is one"
     with torch.no_grad():
         assert forward.fast_forward(network, x) is network, "a forward pass alone is faster with torch's layers"
 

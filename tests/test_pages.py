@@ -94,7 +94,7 @@ def test_notebooks_run_side_by_side_and_the_pages_find_them(tmp_path, monkeypatc
         execution_mode="cache", execution_cache_path=str(tmp_path / "cache"), execution_timeout=60
     )
     env = SimpleNamespace(mystnb_config=config, myst_config=MdParserConfig(), doc2path=lambda name: tmp_path / name)
-    cells = {"a.md": "6 * 7", "b.md": "6 * 8", "fails.md": "1 / 0", "measures.md": "6 * 7"}
+    cells = {"a.md": "6 * 7", "b.md": "6 * 8", "fails.md": "1 / 0", "measures.md": "6 * 9"}
     for name, cell in cells.items():
         (tmp_path / name).write_text(f"---\nfile_format: mystnb\n---\n# {name}\n```{{code-cell}}\n{cell}\n```\n")
     (tmp_path / "prose.md").write_text("# No cells\n")

@@ -47,7 +47,7 @@ def fast_forward(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None
     network : nn.Module
         The ConvNet with instance norm, ReLU, average pools and only even sides has a faster function on a CPU, if it
         is wide enough, and on CUDA that of `fused_forward`. On a CPU any other network with a wide convolution gets
-        `SmallMaps`, where a gradient is taken. The rest are returned as they are.
+        `SmallMaps`, where a gradient is taken and ``dtype`` is None. The rest are returned as they are.
     x : Tensor
         (n, channels, side, side), images like those that the function will get.
     dtype : torch.dtype, optional
@@ -59,7 +59,8 @@ def fast_forward(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None
     blocks, side = _blocks(network, x)
     if not blocks:
         wide = (module.in_channels >= WIDE for module in network.modules() if isinstance(module, nn.Conv2d))
-        return partial(_with_small_maps, network) if torch.is_grad_enabled() and any(wide) else network
+        exact = torch.is_grad_enabled() and dtype is None  # in bfloat16 the caller runs the network by autocast
+        return partial(_with_small_maps, network) if exact and any(wide) else network
     if side**2 * blocks[0][0].out_channels < SMALLEST:
         return network
     *_, flatten, last = network.children()
