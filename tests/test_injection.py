@@ -4,6 +4,7 @@ import copy
 import re
 import shlex
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -100,10 +101,12 @@ def markdown(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def shell():
+    main = sys.modules["__main__"]  # the shell puts its own in its place
     shell = InteractiveShell.instance()
     shell.history_manager.enabled = False
     yield shell
     InteractiveShell.clear_instance()
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(scope="module")
