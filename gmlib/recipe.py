@@ -123,7 +123,7 @@ class Recipe:
     momentum_images : float
         Momentum of S, at least 0 and less than 1. The default is that of the released scripts; Algorithm 1 has none.
     momentum_network : float
-        Momentum of theta, likewise.
+        Momentum of theta, with the same limits and the same source.
     init : str
         S_0: "noise" from N(0, 1) in normalised pixels (line 1), or "real" for random real images.
     augment : str

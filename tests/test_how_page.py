@@ -130,7 +130,7 @@ def test_noise_is_a_sentence():
     assert f"M at digits, 1 image per class: 4.12 points (95% interval {low:.2f} to {high:.2f})" in apart
     assert "For the others (1 cell of 2 sets) **no spread" in apart
     alike = report.noise(long_form({"M": [[80.0, 82.0], [80.5, 82.5]]})).data
-    assert "**no spread between sets can be told from 0**" in alike and "0.35 points" in alike
+    assert "**no spread between sets is shown**" in alike and "0.35 points" in alike
     assert "above 0**" not in alike
     assert "not known" in report.noise(long_form({"M": [[80.0, 82.0]]})).data
 
@@ -263,7 +263,9 @@ def test_sets_figure_puts_each_set_in_a_row(kind):
 
 
 def test_equations_stand_beside_their_code():
-    page = report.beside(("a < b", [how.d1], 8), ("c", [how.improved, how.d2]), colours={"d1": "gm-angle"}).data
+    page = report.equation_and_code(
+        ("a < b", [how.d1], 8), ("c", [how.improved, how.d2]), colours={"d1": "gm-angle"}
+    ).data
     first, second = page.split('<div class="gm-pair"')[1:]
     assert r"\[a &lt; b\tag{8}\]" in first and 'id="eq-8"' in first and "def" in first
     assert r"\[c\]" in second and "id=" not in second and second.count("<pre>") == 2

@@ -20,7 +20,7 @@ _NAMES = {
         "training_code training_sentence"
     ),
     "claims": "claims_table judge_claims paper_table stored_claims substitutes_sentence",
-    "chapters": "answer_box beside claims_box longest_runs",
+    "chapters": "answer_box claims_box equation_and_code longest_runs",
     "contours": "Plane",
     "costs": (
         "added_up_sentence cost_measured cost_ratio cost_table costs_sentence log_sentence overfitting_table "

@@ -214,7 +214,7 @@ def aims_table(runs: Stored) -> Table:
 def aims_sentence(runs: Stored) -> Markdown:
     """How many of AIMS are kept, missed, or not measured yet."""
     if not runs:
-        return Markdown("**No run of the benchmarks is stored yet**, so none of the aims is measured.")
+        return Markdown("**The benchmarks were not run yet**, so none of the aims is measured.")
     outcomes = [[aim.is_kept(value) for values in _measured(aim, runs).values() for value in values] for aim in AIMS]
     kept = sum(bool(each) and all(each) for each in outcomes)
     measured = sum(map(bool, outcomes))

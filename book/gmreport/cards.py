@@ -459,7 +459,7 @@ def _details(one: Shipped) -> str:
 
 
 def bibtex(one: Shipped) -> str:
-    """A BibTeX entry for a set. The paper's own entry comes besides it."""
+    """A BibTeX entry for a set. The paper's own entry is a second one."""
     record = one.S.record
     date = commit_date(record["commit"] or "")
     what = "Condensed" if one.is_condensed else "Chosen images of"

@@ -41,7 +41,7 @@ class Pair(NamedTuple):
     number: int | None = None
 
 
-def beside(*pairs: Pair, colours: dict[str, str] | None = None) -> HTML:
+def equation_and_code(*pairs: Pair, colours: dict[str, str] | None = None) -> HTML:
     """Equations on the left and their code on the right, or below each other where the page is narrow.
 
     Parameters

@@ -133,7 +133,7 @@ class Runs:
             title = f"{dataset}, {per_class(ipc)}, {budget} budget: {counted(len(some), 'set')}"
             body += f'<details class="gm-run-group"><summary>{html.escape(title)}</summary>'
             body += "".join(map(self._full, some)) + "</details>"
-        return HTML(f'<div class="gm-runs">{body}</div>' if body else "<p>No run is stored yet.</p>")
+        return HTML(f'<div class="gm-runs">{body}</div>' if body else "<p>Nothing was run yet.</p>")
 
     def _full(self, run: StoredRun) -> str:
         files = "".join(

@@ -97,9 +97,7 @@ def faults_table(stored: dict) -> Table:
 def faults_sentence(stored: dict | None) -> Markdown:
     """How many trials held, and what happened in the others. ``stored`` is from `stored_faults`."""
     if stored is None:
-        return Markdown(
-            "**No campaign of faults is stored yet:** `make faults` runs one, and writes results/faults.json."
-        )
+        return Markdown("**The faults were not tried yet:** `make faults` tries them and writes results/faults.json.")
     sums = pd.DataFrame(stored["rows"])[COUNTS].sum()
     kinds = md(", ".join(dict.fromkeys(row["kind"] for row in stored["rows"])))
     return Markdown(

@@ -194,7 +194,7 @@ THINGS = (
     ),
     Thing(
         "how-many", "How many outer iterations?",
-        "When is S better than random real images? Would the matching loss have told?",
+        "When is S better than random real images? Does the matching loss show it?",
         {"150 outer iterations": "long"}, _how_many,
     ),
 )  # fmt: skip
@@ -250,7 +250,7 @@ class Recording:
         head = "".join(f"<{tag}>{html.escape(text)}</{tag.split()[0]}>" for tag, text in parts.items() if text)
         tail = ""
         if self.answer:
-            tail += f'<p class="gm-told"><strong>What happened.</strong> {html.escape(self.answer)}</p>'
+            tail += f'<p class="gm-happened"><strong>What happened.</strong> {html.escape(self.answer)}</p>'
         if self.code:
             tail += f"<details><summary>The same in code</summary>{code_html(self.code)}</details>"
         mark = f' id="{html.escape(self.id)}"' if self.id else ""

@@ -54,7 +54,7 @@ def stored_together(folder: str | os.PathLike | None = None) -> dict[str, dict[s
 def together_sentence(stored: Stored) -> Markdown:
     """How much faster the methods are together than apart, on each machine."""
     if not stored:
-        return Markdown("**No measurement of methods made together is stored yet.**")
+        return Markdown("**The time of methods made together was not measured yet.**")
     parts = [
         f"{counted(len(m['methods']), 'method')} take {m['median']['apart, float32']:.1f} s per outer iteration one "
         f"after another and {m['median']['together, float32']:.1f} s together, both in float32, and "

@@ -411,7 +411,7 @@ def noise(results: pd.DataFrame) -> Markdown:
         means = known.loc[known["between_low"] <= 0, "std_set_means"]
         text += (
             f"{'For the others' if named else 'For each method'} ({counted(open_ones, 'cell')} of "
-            f"{_range(known['n_sets'], 0)} sets) **no spread between sets can be told from 0**: their set means have "
+            f"{_range(known['n_sets'], 0)} sets) **no spread between sets is shown**: their set means have "
             f"a standard deviation of {_range(means)} points, and the networks alone may explain it."
         )
     return Markdown(text.strip())
