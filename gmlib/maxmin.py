@@ -37,9 +37,11 @@ from .lines import initial
 from .recipe import Recipe
 from .runtime import check_deadline, check_time, device_of, generator, in_time, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
+from .speed.forward import fast_forward
+from .speed.passes import pass_size
 from .speed.precision import matmul_precision
 
-BATCH = 1024  # images in one backward pass: limits memory, changes results by rounding only
+BATCH = 1024  # most images in one backward pass: limits memory, changes results by rounding only
 ON_REAL = ("test_accuracy", "real_loss", "real_gradient_norm")  # columns of `reach` that are measured on real images
 Gradient = Sequence[Tensor]  # one tensor per parameter
 LossAndGradient = Callable[[Sequence[Tensor]], tuple[Tensor, Gradient]]
@@ -143,11 +145,12 @@ def descend(
 
 
 def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Gradient]:
-    """Mean cross-entropy over all images and its gradient, summed over batches of ``BATCH`` images to limit memory.
+    """Mean cross-entropy over all images and its gradient, summed over parts that fit the memory and the cache.
 
     Parameters
     ----------
     network : nn.Module
+        With BatchNorm in train mode, a part is as large as it can be: ``BATCH`` images.
     theta : sequence of Tensor
         Its parameters.
     x : Tensor
@@ -163,13 +166,15 @@ def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y:
         One tensor per parameter.
     """
     check_time()
-    if len(y) <= BATCH:
-        loss = F.cross_entropy(network(x), y)
+    forward = fast_forward(network, x)
+    size = min(BATCH, pass_size(network, x) or BATCH)
+    if len(y) <= size:
+        loss = F.cross_entropy(forward(x), y)
         return loss.detach(), torch.autograd.grad(loss, theta)
     total = x.new_zeros(())
     gradient = [torch.zeros_like(p) for p in theta]
-    for part, labels in in_time(zip(x.split(BATCH), y.split(BATCH), strict=True)):
-        loss = F.cross_entropy(network(part), labels, reduction="sum") / len(y)
+    for part, labels in in_time(zip(x.split(size), y.split(size), strict=True)):
+        loss = F.cross_entropy(forward(part), labels, reduction="sum") / len(y)
         total += loss.detach()
         torch._foreach_add_(gradient, torch.autograd.grad(loss, theta))
     return total, gradient
@@ -188,6 +193,7 @@ def reach(
     depth: int | None = None,
     lr: float = 0.01,
     max_steps: int = 2000,
+    n_real: int | None = None,
     max_real: int = 4096,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -207,6 +213,8 @@ def reach(
         The same seed gives the same starts for every S, and the same bits on one machine's CPU.
     data : Data, optional
         The real data T, to measure the test accuracy, and the loss and gradient on T, at each point.
+    n_real : int, optional
+        T is used from the first ``n_real`` starts only; None means all. For a small S this takes most of the time.
     network : str
         A name that `networks.build` knows.
     width, depth : int, optional
@@ -231,8 +239,8 @@ def reach(
     DataFrame
         One row per start and threshold, the largest threshold first. Columns: start, eps, reached, steps, distance
         (``||theta - theta0||_2`` over all parameters), train_loss (nats), gradient_norm, test_accuracy (percent),
-        real_loss (nats), real_gradient_norm. The last three are NaN without ``data``. If eps was not reached,
-        train_loss and gradient_norm are the last ones, and other measurements are NaN.
+        real_loss (nats), real_gradient_norm. The last three are NaN without ``data`` and after ``n_real`` starts. If
+        eps was not reached, train_loss and gradient_norm are the last ones, and other measurements are NaN.
 
     Raises
     ------
@@ -257,7 +265,8 @@ def reach(
         raise ValueError(
             f"eps={shown(thresholds or eps)} does not fit: give positive thresholds of the gradient's norm"
         )
-    check_numbers(lr, n_starts=n_starts, max_steps=max_steps, max_real=max_real)
+    n_real = n_starts if n_real is None else n_real
+    check_numbers(lr, n_starts=n_starts, max_steps=max_steps, n_real=n_real, max_real=max_real)
     check_deadline(deadline)
     check_pair(S, data)
     pd = require("pandas", "analysis")
@@ -274,7 +283,7 @@ def reach(
             theta = list(f.parameters())
             measured_at = None
             for stop in descend(partial(loss_and_gradient, f, x=x, y=y), theta, thresholds, lr, max_steps):
-                if not stop.reached or data is None:
+                if not stop.reached or data is None or start >= n_real:
                     on_real = dict.fromkeys(ON_REAL, math.nan)
                 elif stop.steps != measured_at:  # thresholds reached at the same step share the measurements
                     loss_T, gT = loss_and_gradient_on_real(f, theta, x_T, y_T)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_data, tiny_recipe
 from messages import refuses
+from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import gmlib as gm
@@ -21,6 +23,7 @@ from gmlib.evaluation import accuracy
 from gmlib.lines import initial
 from gmlib.maxmin import descend, loss_and_gradient, noise_set, reach, walk
 from gmlib.runtime import generator
+from gmlib.speed import forward, passes
 
 QUICK = {"n_starts": 2, "width": 3, "depth": 2, "device": "cpu", "progress": False}
 
@@ -168,6 +171,28 @@ def test_batches_change_only_rounding(monkeypatch):
         torch.testing.assert_close(b, c)
 
 
+def test_a_wide_network_takes_the_faster_pass_in_parts_of_the_cache():
+    f = networks.build("convnet", (1, 28, 28), 3, generator=generator(0, "f"), width=128, depth=3)
+    x, y = torch.randn(50, 1, 28, 28, generator=generator(0, "x")), torch.arange(50) % 3
+    assert passes.pass_size(f, x) < 50 and forward.fast_forward(f, x) is not f
+    loss, gradient = loss_and_gradient(f, list(f.parameters()), x, y)
+    f.double()
+    expected = F.cross_entropy(f(x.double()), y)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for a, b in zip(gradient, torch.autograd.grad(expected, list(f.parameters())), strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6  # the norm removes a convolution's bias: its gradient is 0
+
+
+def test_batchnorm_in_train_mode_sees_all_images_at_once(monkeypatch):
+    f = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.LazyLinear(3))
+    x, y = torch.randn(30, 1, 8, 8, generator=generator(0, "x")), torch.arange(30) % 3
+    f(x)
+    monkeypatch.setattr(maxmin, "pass_size", partial(passes.pass_size, cpu_cache=1))
+    assert passes.fitting(f, x, 1) == 1
+    loss, _ = loss_and_gradient(f, list(f.parameters()), x, y)
+    assert loss.item() == pytest.approx(F.cross_entropy(f(x), y).item(), rel=1e-6)
+
+
 # ---- reach -------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +260,19 @@ def test_without_data_nothing_is_measured_on_it():
     assert table[["test_accuracy", "real_loss", "real_gradient_norm"]].isna().all(axis=None)
 
 
+def test_the_real_data_are_used_from_the_first_starts_only():
+    data, on_real = make_data(), ["test_accuracy", "real_loss", "real_gradient_norm"]
+    S = gm.coreset("random", data, 1)
+    every = reach(S, [90.0, 0.5], **QUICK, data=data, lr=0.1)
+    first = reach(S, [90.0, 0.5], **QUICK, data=data, lr=0.1, n_real=1)
+    assert every[on_real].notna().all(axis=None)
+    expected = every.copy()
+    expected.loc[every["start"] > 0, on_real] = math.nan
+    pd.testing.assert_frame_equal(first, expected, check_exact=True)
+    means = by_eps(first).set_index("eps").loc[0.5, on_real]
+    assert means.tolist() == every.query("start == 0 and eps == 0.5")[on_real].iloc[0].tolist()
+
+
 def test_a_threshold_that_is_not_reached_gives_the_last_gradient():
     data = make_data()
     S = gm.coreset("random", data, 1)
@@ -296,6 +334,7 @@ def test_the_default_network_has_the_size_in_the_recipe():
         ({"n_starts": 0}, ["n_starts=0", "at least 1"]),
         ({"max_steps": 0}, ["max_steps=0"]),
         ({"max_steps": 2.5}, ["max_steps=2.5"]),
+        ({"n_real": 0}, ["n_real=0", "at least 1"]),
         ({"max_real": 0}, ["max_real=0"]),
         ({"lr": 0}, ["lr=0", "positive"]),
         ({"lr": math.inf}, ["lr=inf"]),
