@@ -889,26 +889,28 @@ def test_points_have_the_smallest_threshold_and_the_accuracy_of_each_set():
 
 
 def test_sets_without_a_distance_are_counted_and_named():
-    """Ten sets: accuracy rises with the distance. One set of M has no distance; noise and real data are controls."""
-    methods = ["noise", "noise", "random", "random", "herding", "DC", "DC", "M", "M", "MD", "real data"]
-    far = [1.0, 1.1, 2.0, 2.1, 2.5, 3.0, 3.1, 4.0, math.nan, 5.0, 9.0]
+    """Accuracy rises with the distance. One set of M has no distance; noise and real data are controls."""
+    methods = ["noise", "noise", "random", "random", "herding", "DC", "DC", "M", "M", "MD", "real data", "random"]
+    far = [1.0, 1.1, 2.0, 2.1, 2.5, 3.0, 3.1, 4.0, math.nan, 5.0, 9.0, 2.2]
     points = pd.DataFrame(
         {"method": methods, "min_distance": far, "eps": 0.1, "train_loss": 0.1, "real_gradient_norm": 1.0}
     )
     points["accuracy"] = [math.nan if m in ("noise", "real data") else 50.0 + i for i, m in enumerate(methods)]
+    points.loc[11, "accuracy"] = math.nan  # no network was trained on the third random set
     lines = report.reach_answers(points).data.splitlines()
-    assert lines[0].startswith("**From 1 of 10 sets, noise included, no start reaches ε = 0.1** (M 1)")
+    assert lines[0].startswith("**From 1 of 11 sets, noise included, no start reaches ε = 0.1** (M 1)")
     answers = {line.partition("?")[0].removeprefix("- "): line for line in lines[2:]}
     assert len(answers) == 6
     # Against noise: two of noise and DC, DC, M, MD; herding and random are chosen, not matched.
     assert all("**too few sets** (" in answer for answer in answers.values())
     assert "(n = 6; 1 of 7 left out" in answers["Does matching raise the distance, against noise"]
+    assert "(n = 7; 1 of 8 left out" in answers["Does matching raise the distance, against random real images"]
     assert "rho 1.00" in answers["Do sets with a farther trap train better networks"]
     assert "(n = 7; 1 of 8 left out" in answers["Do sets with a farther trap train better networks"]
     assert "(n = 4; 1 of 5 left out" in answers["Does this also hold among the matched sets alone"]
     along = pd.DataFrame({"k": [0, 5, 10, 20], "min_distance": [1.0, 2.0, 3.0, 4.0]})
     text = report.reach_answers(points.dropna(subset="min_distance"), along).data
-    assert text.startswith("All 9 sets, noise included, have a start that reaches ε = 0.1.")
+    assert text.startswith("All 10 sets, noise included, have a start that reaches ε = 0.1.")
     assert "Does the distance rise while M condenses? Spearman's rho 1.00" in text
 
 

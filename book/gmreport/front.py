@@ -36,7 +36,7 @@ from gmlib.sets import SyntheticSet
 from . import paper
 from .drawing import Pictures
 from .figures import sheet_of, show_sheet
-from .hypothesis import QUESTIONS, correlation_outcome, reach_correlations, reach_points
+from .hypothesis import QUESTIONS, correlation_outcome, learned_points, reach_correlations, reach_points
 from .matrix import Mark, drawing
 from .style import INK, MUTED, STYLE, colour, counted, display_name, md, per_class, sign, signed
 from .summaries import OUTCOMES, Verdict, verdict
@@ -399,16 +399,15 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     some = cells[min(cells)]
     first = some.iloc[0]
     points = reach_points(some)
-    trained = points[points["accuracy"].notna()]
-    is_learned = trained["method"] != "random"
     answers = reach_correlations(points)
     better, _ = answers[TRAIN_BETTER]
     each = [correlation_outcome(*answers[question]) for question in (AGAINST_REAL, TRAIN_BETTER)]
     outcome = next(name for name in ("reversed", "too few sets", "not decided", "held") if name in dict(each))
-    learned, real = (float(trained.loc[rows, "min_distance"].mean()) for rows in (is_learned, ~is_learned))
+    of_learned, of_random = learned_points(points), points[points["method"] == "random"]
+    far, real = (float(some["min_distance"].mean()) for some in (of_learned, of_random))
     sentence = (
-        f"The nearest trap, where training stalls, is {'farther' if learned > real else 'nearer'} for learned sets "
-        f"(distance {learned:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
+        f"The nearest trap, where training stalls, is {'farther' if far > real else 'nearer'} for learned sets "
+        f"(distance {far:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
         f"accuracy: {signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})."
     )
     reasons = "; ".join(dict.fromkeys(reason for _, reason in each if reason))

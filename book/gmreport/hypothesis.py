@@ -61,6 +61,11 @@ def reach_points(table: pd.DataFrame) -> pd.DataFrame:
     return sums[sums["eps"] == sums["eps"].min()].merge(trained, on=["method", "set"])
 
 
+def learned_points(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `reach_points` of learned sets that networks were trained on."""
+    return points[points["accuracy"].notna() & ~points["method"].isin([*CORESETS])]
+
+
 # When a rank correlation decides a question. For values that have nothing to do with each other, the bootstrap
 # interval leaves out 0 in 4 to 6% of the cases if there are ten sets or more. With five or six sets and a control it
 # does so in 25 to 47%. If one of two groups has two sets, it does so in 12 to 25%; with five in 6 to 8%.
@@ -140,14 +145,12 @@ def reach_correlations(
     points, condensing
         As in `reach_answers`. With ``condensing``, ALONG_A_RUN is among the questions.
     """
-    trained = points[points["accuracy"].notna()]
-    real = trained["method"] == "random"
-    matched = trained[~real & ~trained["method"].isin(list(CORESETS))]
-    against_noise = points[points["method"].isin(["noise", *matched["method"]])]
+    trained, matched = points[points["accuracy"].notna()], learned_points(points)
+    noise, random = (points[points["method"].isin([name, *matched["method"]])] for name in ("noise", "random"))
     far, accuracy = trained["min_distance"], trained["accuracy"]
     first = {
-        QUESTIONS[0]: (against_noise["method"] != "noise", against_noise["min_distance"]),
-        QUESTIONS[1]: (~real, far),
+        QUESTIONS[0]: (noise["method"] != "noise", noise["min_distance"]),
+        QUESTIONS[1]: (random["method"] != "random", random["min_distance"]),  # some without trained networks
     }
     along = {} if condensing is None else {ALONG_A_RUN: (condensing["k"], condensing["min_distance"])}
     rest = {

@@ -337,14 +337,14 @@ def set_task(cell: Cell, data: Data, options: Options, networks: int) -> Task:
 
 
 def reach_task(cell: Cell, data: Data, options: Options, networks: int) -> Task:
-    """Section 5: how far from its start training on a set stops. Method "noise" is the control."""
+    """Section 5: how far from its start training on a set stops. Method "noise" is the control: distances only."""
     folder, recipe = set_of(cell, options)
     # The real data take most of the time, so the paper's budget uses them from few starts.
     starts = {"n_starts": STARTS, "n_real": FEW_STARTS} if options.budget == "paper" else {"n_starts": FEW_STARTS}
     settings: dict[str, Any] = {**DESCENT, **starts, "width": recipe.width, "depth": recipe.depth}
 
     def do(deadline: float | None, wait: bool, others: Sequence[Job]) -> str:
-        of = {"data": data.fingerprint}
+        of, on_real = {"data": data.fingerprint}, None if cell.method == "noise" else data
         if cell.method == "noise":
             S: SyntheticSet = noise_set(data, recipe.ipc, cell.seed)
         else:
@@ -355,7 +355,7 @@ def reach_task(cell: Cell, data: Data, options: Options, networks: int) -> Task:
         table = store.cached_table(
             folder / "reach.json",
             settings | of,
-            lambda: reach(S, data=data, **_how_run(options, deadline), **settings),
+            lambda: reach(S, data=on_real, **_how_run(options, deadline), **settings),
             deadline=deadline,
             device=options.device,
             wait=wait,
