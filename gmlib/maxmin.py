@@ -41,7 +41,7 @@ from .speed.forward import fast_forward
 from .speed.passes import pass_size
 from .speed.precision import matmul_precision
 
-BATCH = 1024  # most images in one backward pass: limits memory, changes results by rounding only
+BATCH = 1024  # most images in one backward pass: limits memory
 ON_REAL = ("test_accuracy", "real_loss", "real_gradient_norm")  # columns of `reach` that are measured on real images
 Gradient = Sequence[Tensor]  # one tensor per parameter
 LossAndGradient = Callable[[Sequence[Tensor]], tuple[Tensor, Gradient]]
@@ -147,10 +147,12 @@ def descend(
 def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Gradient]:
     """Mean cross-entropy over all images and its gradient, summed over parts that fit the memory and the cache.
 
+    Parts change the result by rounding only, except for networks that mix images.
+
     Parameters
     ----------
     network : nn.Module
-        With BatchNorm in train mode, a part is as large as it can be: ``BATCH`` images.
+        If it may mix images, as BatchNorm does in train mode, the parts have ``BATCH`` images.
     theta : sequence of Tensor
         Its parameters.
     x : Tensor

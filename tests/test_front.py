@@ -119,6 +119,10 @@ def test_the_hypothesis_needs_both_correlations_and_enough_sets():
     assert answers({}, descents(8, 6))[4].word == "yes"
     few = answers({}, descents(4, 2))[4]
     assert few.word == "too few sets" and few.high <= 1
+    assert answers({}, descents(0, 6))[4].word == answers({}, descents(6, 0))[4].word == "not run"
+    untrained = descents(8, 6)
+    untrained.loc[untrained.index[7], ["accuracy", "distance"]] = math.nan, 103.0  # the mean of 3.00 ... 3.06 and 103
+    assert "(distance 15.53)" in answers({}, untrained)[4].sentence
     nearer = answers({}, descents(8, 6, learned=2.0, random=3.0))[4]
     assert nearer.word == "no" and "nearer" in nearer.sentence
 

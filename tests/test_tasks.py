@@ -217,6 +217,28 @@ def test_the_pull_of_each_part_of_the_loss_is_stored_with_the_set(small, tmp_pat
     assert left(capsys, folder, text)[1] == "0 of 4 are left"
 
 
+def test_section_5_uses_the_real_data_from_few_starts_and_not_for_noise(tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.BUDGETS, "paper", TINY)
+    monkeypatch.setattr(tasks, "STARTS", 3)
+    folder, text = tmp_path / "results", f"{HEADER}Section 5,made-up,1,noise DC,,reach\n"
+    assert run(folder, text, "--seeds", 0) == run(folder, text, "--seeds", 0, "--budget", "paper") == 0
+    starts = readback.stored_descents(folder).astype({"start": str}).groupby(["budget", "method"])["start"].nunique()
+    assert starts.to_dict() == {
+        ("paper", "DC"): 3, ("paper", "noise"): 3, ("tiny", "DC"): 1, ("tiny", "noise"): 1
+    }  # fmt: skip
+    settings = json.loads((folder / "made-up/ipc1/DC/set0/reach.json").read_text())["settings"]
+    assert (settings["n_starts"], settings["n_real"]) == (3, tasks.REAL_STARTS)
+    used = []
+
+    def seen(S, *, data, real=tasks.reach, **settings):
+        used.append((S.recipe.get("method"), data is not None))
+        return real(S, data=data, **settings)
+
+    monkeypatch.setattr(tasks, "reach", seen)
+    assert run(tmp_path / "again", text, "--seeds", 0) == 0
+    assert used == [("noise", False), (None, True)]
+
+
 # ---- ten networks first, then the others; sets along the run ---------------------------------------------
 
 

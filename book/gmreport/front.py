@@ -393,6 +393,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
         (-list(BUDGETS).index(budget), order[dataset, ipc]): some
         for (dataset, ipc, budget), some in (descents.groupby(["dataset", "ipc", "budget"]) if len(descents) else ())
         if (dataset, ipc) in order and budget in BUDGETS
+        if len(learned_points(some)) and "random" in set(some["method"])
     }
     if not cells:
         return Answer(*asked, "not run", "No descent was run.", "", *page)

@@ -62,8 +62,8 @@ def reach_points(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def learned_points(points: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `reach_points` of learned sets that networks were trained on."""
-    return points[points["accuracy"].notna() & ~points["method"].isin([*CORESETS])]
+    """The rows of `reach_points` of learned sets."""
+    return points[~points["method"].isin(["noise", "real data", *CORESETS])]
 
 
 # When a rank correlation decides a question. For values that have nothing to do with each other, the bootstrap
@@ -145,12 +145,13 @@ def reach_correlations(
     points, condensing
         As in `reach_answers`. With ``condensing``, ALONG_A_RUN is among the questions.
     """
-    trained, matched = points[points["accuracy"].notna()], learned_points(points)
-    noise, random = (points[points["method"].isin([name, *matched["method"]])] for name in ("noise", "random"))
+    learned, trained = learned_points(points), points[points["accuracy"].notna()]
+    matched = learned_points(trained)
+    noise, random = (pd.concat([points[points["method"] == name], learned]) for name in ("noise", "random"))
     far, accuracy = trained["min_distance"], trained["accuracy"]
     first = {
         QUESTIONS[0]: (noise["method"] != "noise", noise["min_distance"]),
-        QUESTIONS[1]: (random["method"] != "random", random["min_distance"]),  # some without trained networks
+        QUESTIONS[1]: (random["method"] != "random", random["min_distance"]),
     }
     along = {} if condensing is None else {ALONG_A_RUN: (condensing["k"], condensing["min_distance"])}
     rest = {
@@ -186,7 +187,8 @@ def reach_answers(points: pd.DataFrame, condensing: pd.DataFrame | None = None, 
     Parameters
     ----------
     points
-        From `reach_points`. The methods "noise" and "real data" are controls, without accuracy.
+        From `reach_points`. The methods "noise" and "real data" are controls. These, and sets without networks, have
+        no accuracy.
     condensing
         The columns of `by_eps` and k, for one run of M along its outer iterations.
     caption

@@ -328,7 +328,8 @@ def by_eps(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         - median_steps
         - test_accuracy, train_loss, real_loss, real_gradient_norm: means
 
-        All columns after "reached" are over the starts that reached eps. They are NaN if none did.
+        All columns after "reached" are over the starts that reached eps, and means on real data over those that used
+        them. They are NaN if none did.
     """
     keys = [*by, "eps"]
     measured = table[["distance", "steps", *MEANS]].where(

@@ -268,8 +268,8 @@ def stored_descents(results_dir: str | os.PathLike | None = None) -> pd.DataFram
     -------
     DataFrame
         Columns dataset, ipc, method ("noise" is a control: S before the first update), budget, set (seed of the
-        set), accuracy (mean over the ConvNets trained on the set, NaN for noise), max_steps of a descent, then
-        those of `gmlib.reach`. Empty if nothing was measured.
+        set), accuracy (mean over the ConvNets trained on the set, NaN without), max_steps of a descent, then those
+        of `gmlib.reach`. Empty if nothing was measured.
 
     Raises
     ------
