@@ -124,6 +124,12 @@ def test_the_hypothesis_needs_both_correlations_and_enough_sets():
     untrained.loc[untrained.index[7], ["accuracy", "distance"]] = math.nan, 103.0  # the mean of 3.00 ... 3.06 and 103
     assert "(distance 15.53)" in answers({}, untrained)[4].sentence
     nearer = answers({}, descents(8, 6, learned=2.0, random=3.0))[4]
+    both = pd.concat([descents(8, 6), descents(4, 2).assign(dataset="CIFAR10")])
+    assert " CIFAR10, 1 image per class: too few sets." in answers({}, both)[4].sentence
+    assert (
+        "CIFAR10"
+        not in answers({}, both.assign(budget=both["dataset"].map({"MNIST": "paper"}).fillna("lite")))[4].sentence
+    )
     assert nearer.word == "no" and "nearer" in nearer.sentence
 
 

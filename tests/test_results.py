@@ -160,9 +160,12 @@ def test_the_committed_runs_match_their_records():
 def test_the_committed_table_is_that_of_the_raw_files():
     for row in readback.sets_table().itertuples():
         file = RESULTS / row.path
+        assert row.bytes == file.stat().st_size
+        if not row.network:  # random images that Section 5 alone needs
+            assert row.method == "random" and not row.n and not [*file.parent.glob("accuracy-*")]
+            continue
         stored = json.loads((file.parent / f"accuracy-{row.network}.json").read_text())["accuracies"]
-        assert (row.n, row.bytes) == (len(stored), file.stat().st_size)
-        assert row.accuracy == pytest.approx(statistics.fmean(stored))
+        assert row.n == len(stored) and row.accuracy == pytest.approx(statistics.fmean(stored))
 
 
 def test_the_readme_lists_every_file_and_every_folder_of_runs():

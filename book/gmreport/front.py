@@ -400,10 +400,8 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     some = cells[min(cells)]
     first = some.iloc[0]
     points = reach_points(some)
-    answers = reach_correlations(points)
-    better, _ = answers[TRAIN_BETTER]
-    each = [correlation_outcome(*answers[question]) for question in (AGAINST_REAL, TRAIN_BETTER)]
-    outcome = next(name for name in ("reversed", "too few sets", "not decided", "held") if name in dict(each))
+    better, _ = reach_correlations(points)[TRAIN_BETTER]
+    outcome, reasons = _section_5(points)
     of_learned, of_random = learned_points(points), points[points["method"] == "random"]
     far, real = (float(some["min_distance"].mean()) for some in (of_learned, of_random))
     sentence = (
@@ -411,10 +409,22 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
         f"(distance {far:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
         f"accuracy: {signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})."
     )
-    reasons = "; ".join(dict.fromkeys(reason for _, reason in each if reason))
+    for key in sorted(cells)[1:]:
+        other = cells[key].iloc[0]
+        if other["budget"] == first["budget"]:
+            word, _ = _section_5(reach_points(cells[key]))
+            sentence += f" {other['dataset']}, {per_class(int(other['ipc']))}: {WORDS.get(word, word)}."
     basis = f"{first['dataset']}, {per_class(int(first['ipc']))}, {_protocol(first['budget'])}"
     basis += f": {reasons}." if reasons else f", {counted(better.n, 'set')}."
     return Answer(*asked, outcome, sentence, basis, *page, better.rho, better.low, better.high, 1.0)
+
+
+def _section_5(points: pd.DataFrame) -> tuple[str, str]:
+    """The outcome for one data set, which needs both questions, and the reasons."""
+    answers = reach_correlations(points)
+    each = [correlation_outcome(*answers[question]) for question in (AGAINST_REAL, TRAIN_BETTER)]
+    outcome = next(name for name in ("reversed", "too few sets", "not decided", "held") if name in dict(each))
+    return outcome, "; ".join(dict.fromkeys(reason for _, reason in each if reason))
 
 
 def _protocol(budget: str) -> str:
