@@ -59,7 +59,7 @@ def test_the_effect_is_a_mean_over_pairs_with_its_interval():
 
 def test_nothing_stored_is_said():
     assert "No set was made in both precisions" in report.precision_effect(report.precision_pairs(probed())).data
-    assert "No measurement of methods made together" in report.together_sentence({}).data
+    assert "was not measured yet" in report.together_sentence({}).data
 
 
 def call(*words):
