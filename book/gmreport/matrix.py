@@ -291,7 +291,7 @@ def _of_section_5(descents: pd.DataFrame) -> list[Claim]:
             mark = Mark(outcome, rho.rho, rho.low, rho.high, faint=budget != "paper")
             ours = f"{numbers}{counted(rho.n, 'set')}"
             name = f"{dataset}, {ipc} per class"
-            # All are about the same runs. They are shown once, below the question on accuracy: they make the page large.
+            # All are about the same runs, which make the page large: they are shown once, with the accuracies.
             shown = runs if question == QUESTIONS[2] else ()
             cells[question].append(ClaimCell(name, mark, ours, "", reason, budget, "", shown))
     claims = []
