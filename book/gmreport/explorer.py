@@ -84,7 +84,7 @@ class Runs:
                 record["history"] = f"{len(history)} outer iterations, left out here"
             files = {"run.json": json.dumps(record, indent=1, ensure_ascii=False)}
             for path in sorted(run["path"].glob("*.json")):
-                if path.name.startswith(("accuracy-", "reach")):
+                if path.name.startswith("accuracy-"):
                     files[path.name] = path.read_text("utf-8").strip()
             found.append(StoredRun(shipped.load(run["path"]), files))
         return cls(found)
