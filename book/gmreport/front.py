@@ -400,8 +400,9 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     some = cells[min(cells)]
     first = some.iloc[0]
     points = reach_points(some)
-    better, _ = reach_correlations(points)[TRAIN_BETTER]
-    outcome, reasons = _section_5(points)
+    answers = reach_correlations(points)
+    better, _ = answers[TRAIN_BETTER]
+    outcome, reasons = _section_5(answers)
     of_learned, of_random = learned_points(points), points[points["method"] == "random"]
     far, real = (float(some["min_distance"].mean()) for some in (of_learned, of_random))
     sentence = (
@@ -412,16 +413,15 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     for key in sorted(cells)[1:]:
         other = cells[key].iloc[0]
         if other["budget"] == first["budget"]:
-            word, _ = _section_5(reach_points(cells[key]))
+            word, _ = _section_5(reach_correlations(reach_points(cells[key])))
             sentence += f" {other['dataset']}, {per_class(int(other['ipc']))}: {WORDS.get(word, word)}."
     basis = f"{first['dataset']}, {per_class(int(first['ipc']))}, {_protocol(first['budget'])}"
     basis += f": {reasons}." if reasons else f", {counted(better.n, 'set')}."
     return Answer(*asked, outcome, sentence, basis, *page, better.rho, better.low, better.high, 1.0)
 
 
-def _section_5(points: pd.DataFrame) -> tuple[str, str]:
-    """The outcome for one data set, which needs both questions, and the reasons."""
-    answers = reach_correlations(points)
+def _section_5(answers: dict[str, tuple]) -> tuple[str, str]:
+    """The outcome for one data set, which needs two answers of `reach_correlations`, and the reasons."""
     each = [correlation_outcome(*answers[question]) for question in (AGAINST_REAL, TRAIN_BETTER)]
     outcome = next(name for name in ("reversed", "too few sets", "not decided", "held") if name in dict(each))
     return outcome, "; ".join(dict.fromkeys(reason for _, reason in each if reason))

@@ -345,9 +345,10 @@ def reach_task(cell: Cell, data: Data, options: Options, networks: int) -> Task:
     settings: dict[str, Any] = {**DESCENT, **starts, "width": recipe.width, "depth": recipe.depth}
 
     def do(deadline: float | None, wait: bool, others: Sequence[Job]) -> str:
-        of, on_real = {"data": data.fingerprint}, None if cell.method == "noise" else data
+        of = {"data": data.fingerprint}
+        on_real: Data | None = data
         if cell.method == "noise":
-            S: SyntheticSet = noise_set(data, recipe.ipc, cell.seed)
+            S, on_real = noise_set(data, recipe.ipc, cell.seed), None
         else:
             if not (folder / "set.safetensors").is_file():
                 set_task(cell, data, replace(options, only_sets=True), networks).do(deadline, wait, others)
