@@ -6,6 +6,8 @@ import functools
 import itertools
 import logging
 import math
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -781,6 +783,29 @@ def test_a_convolution_is_as_exact_as_torchs():
     direct = F.conv2d(x.permute(0, 3, 1, 2), weight.float(), padding=1)
     fast = forward._convolve(x, weight.float()).permute(0, 3, 1, 2)
     assert 0 < (fast - exact).norm() < 3.5 * (direct - exact).norm() < 1e-5 * exact.norm()
+
+
+FIRST_ON_FAKE_TENSORS = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from gmlib import networks
+from gmlib.speed.forward import fast_forward
+network = networks.build("convnet", (3, 32, 32), 3, generator=torch.Generator().manual_seed(0))
+images = torch.randn(4, 3, 32, 32)
+with FakeTensorMode(allow_non_fake_inputs=True):
+    assert isinstance(fast_forward(network, torch.empty(4, 3, 32, 32))(torch.empty(4, 3, 32, 32)), FakeTensor)
+torch.set_default_device("meta")
+logits = fast_forward(network, images)(images)
+assert type(logits) is torch.Tensor and logits.device.type == "cpu"
+torch.testing.assert_close(logits, network(images), rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_a_first_pass_on_fake_tensors_leaves_nothing_behind():
+    """A tensor that is kept from a first pass must serve later ones, whatever mode or device was set then."""
+    code = [sys.executable, "-c", FIRST_ON_FAKE_TENSORS]
+    found = subprocess.run(code, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
 
 
 def test_a_network_with_a_hook_is_used_as_it_is(any_size):

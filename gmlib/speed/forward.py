@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -241,7 +241,7 @@ def _mean(rows: Tensor) -> Tensor:
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     """The 3x3 convolution of x (n, side, side, width)."""
-    if x.shape[1] % TILE == 0 and x.dtype != torch.bfloat16:  # torch's own is faster in bfloat16, and more exact
+    if x.shape[1] % TILE == 0 and x.dtype in TRANSFORMS:  # torch's own is faster in bfloat16, and more exact
         return _Convolution.apply(x, weight)
     return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1).contiguous()
 
@@ -259,7 +259,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        A, G, B = _transforms(x.dtype)
+        A, G, B = TRANSFORMS[x.dtype]
         n, side, _, width = x.shape
         d = F.pad(x, (0, 0, 1, 1, 1, 1)).unfold(1, TILE + 2, TILE).unfold(2, TILE + 2, TILE).permute(4, 5, 0, 1, 2, 3)
         Bd = (B @ d.reshape(len(B), -1)).view(len(B), -1, width)  # (36, tiles, width)
@@ -272,7 +272,7 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         Bd, Gw = ctx.saved_tensors
-        A, G, B = _transforms(dy.dtype)
+        A, G, B = TRANSFORMS[dy.dtype]
         n, side, _, width = dy.shape
         tiles = side // TILE
         dy = dy.view(n, tiles, TILE, tiles, TILE, width).permute(2, 4, 0, 1, 3, 5)
@@ -289,22 +289,25 @@ class _Convolution(torch.autograd.Function):
         return dx, dw.view(3, 3, -1, width).permute(3, 2, 0, 1)
 
 
-@cache
 def _transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """A (16, 36), G (36, 9) and B (36, 36): polynomials are evaluated and interpolated at five points and infinity.
 
     The usual points 0, 1, -1, 2, -2 give five times the rounding error of a direct convolution, these two times.
     """
-    points = torch.tensor([0, 2 / 3, -2 / 3, 3 / 2, -3 / 2], dtype=torch.float64)
+    points = torch.tensor([0, 2 / 3, -2 / 3, 3 / 2, -3 / 2], dtype=torch.float64, device="cpu")
 
     def at_points(terms: int) -> Tensor:
         """Values of a polynomial at the points; its last coefficient at infinity."""
-        last = torch.eye(terms, dtype=torch.float64)[-1:]
+        last = torch.eye(terms, dtype=torch.float64, device="cpu")[-1:]
         return torch.cat([torch.vander(points, N=terms, increasing=True), last])
 
     A, G, B = at_points(TILE).mT, at_points(3), torch.linalg.inv(at_points(TILE + 2)).mT
     A, G, B = (torch.kron(each.contiguous(), each.contiguous()).to(dtype) for each in (A, G, B))
     return A, G, B
+
+
+# Made at the import: a first pass may be one on fake tensors, or under another default device.
+TRANSFORMS = {dtype: _transforms(dtype) for dtype in (torch.float32, torch.float64)}
 
 
 # ---- networks of other kinds -----------------------------------------------------------------------------
