@@ -888,6 +888,21 @@ def test_points_have_the_smallest_threshold_and_the_accuracy_of_each_set():
     assert points.loc["noise", ["accuracy", "min_distance"]].isna().all()
 
 
+def test_descents_stand_in_the_order_of_table_3_with_the_largest_budget_first():
+    cells = [
+        ("CIFAR10", 1, "paper"),
+        ("MNIST", 1, "lite"),
+        ("digits", 1, "paper"),
+        ("MNIST", 10, "paper"),
+        ("MNIST", 1, "paper"),
+    ]
+    table = pd.DataFrame([*cells, *cells], columns=["dataset", "ipc", "budget"]).assign(distance=range(10))
+    found = report.descents_by_cell(table)
+    assert [cell for cell, _ in found] == [cells[i] for i in (4, 3, 0, 2, 1)]
+    assert [rows["distance"].tolist() for _, rows in found] == [[i, i + 5] for i in (4, 3, 0, 2, 1)]
+    assert report.descents_by_cell(pd.DataFrame()) == []
+
+
 def test_sets_without_a_distance_are_counted_and_named():
     """Accuracy rises with the distance. One set of M has no distance; noise and real data are controls."""
     methods = ["noise", "noise", "random", "random", "herding", "DC", "DC", "M", "M", "MD", "real data", "random"]

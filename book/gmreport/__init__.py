@@ -41,8 +41,8 @@ _NAMES = {
     "front": "answer_to answers_html five_answers hero ours_against_paper stored_film",
     "growth": "grid_sentence grid_table hours_sentence hours_table stored_growth",
     "hypothesis": (
-        "alignment_sentence correlation correlation_outcome paths_sentence paths_table reach_answers "
-        "reach_correlations reach_points reach_table"
+        "alignment_sentence correlation correlation_outcome descents_by_cell paths_sentence paths_table "
+        "reach_answers reach_correlations reach_points reach_table"
     ),
     "matrix": "claims_in_words claims_matrix message not_run_table",
     "orders": "ORDERINGS ordering_cells orderings",

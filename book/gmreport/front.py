@@ -36,7 +36,14 @@ from gmlib.sets import SyntheticSet
 from . import paper
 from .drawing import Pictures
 from .figures import sheet_of, show_sheet
-from .hypothesis import QUESTIONS, correlation_outcome, learned_points, reach_correlations, reach_points
+from .hypothesis import (
+    QUESTIONS,
+    correlation_outcome,
+    descents_by_cell,
+    learned_points,
+    reach_correlations,
+    reach_points,
+)
 from .matrix import Mark, drawing
 from .style import INK, MUTED, STYLE, colour, counted, display_name, md, per_class, sign, signed
 from .summaries import OUTCOMES, Verdict, verdict
@@ -303,16 +310,9 @@ def answer_to(chapter: str, results: pd.DataFrame | None = None) -> Answer:
     return next(a for a in five_answers(results) if a.chapter == f"notebooks/{chapter}")
 
 
-def _order_of_cells() -> dict[tuple[str, int], int]:
-    """The cells of Table 3 and their places in it."""
-    printed = paper.published("Table 3").dropna(subset="ipc")
-    cells = printed[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None)
-    return {(dataset, int(ipc)): i for i, (dataset, ipc) in enumerate(cells)}
-
-
 def _verdicts_of(results: pd.DataFrame, better: str, worse: str) -> list[Verdict]:
     """The verdicts in the cells of Table 3 under the largest budget that gives an interval, in its order."""
-    order = _order_of_cells()
+    order = paper.order_of_cells()
     found: list[Verdict] = []
     for budget in reversed(BUDGETS):
         some = results[(results["budget"] == budget) & (results["network"] == "convnet")]
@@ -388,16 +388,16 @@ def _against(what: str, results: pd.DataFrame, better: str, worse: str, budget: 
 def _maxmin(descents: pd.DataFrame) -> Answer:
     asked = ("Does the max-min hypothesis hold?",)
     page = ("notebooks/hypothesis", "The max-min hypothesis")
-    order = _order_of_cells()
-    cells = {
-        (-list(BUDGETS).index(budget), order[dataset, ipc]): some
-        for (dataset, ipc, budget), some in (descents.groupby(["dataset", "ipc", "budget"]) if len(descents) else ())
+    order = paper.order_of_cells()
+    cells = [
+        some
+        for (dataset, ipc, budget), some in descents_by_cell(descents)
         if (dataset, ipc) in order and budget in BUDGETS
         if len(learned_points(some)) and "random" in set(some["method"])
-    }
+    ]
     if not cells:
         return Answer(*asked, "not run", "No descent was run.", "", *page)
-    some = cells[min(cells)]
+    some, *others = cells
     first = some.iloc[0]
     points = reach_points(some)
     answers = reach_correlations(points)
@@ -410,10 +410,10 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
         f"(distance {far:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
         f"accuracy: {signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})."
     )
-    for key in sorted(cells)[1:]:
-        other = cells[key].iloc[0]
+    for rows in others:
+        other = rows.iloc[0]
         if other["budget"] == first["budget"]:
-            word, _ = _section_5(reach_correlations(reach_points(cells[key])))
+            word, _ = _section_5(reach_correlations(reach_points(rows)))
             sentence += f" {other['dataset']}, {per_class(int(other['ipc']))}: {WORDS.get(word, word)}."
     basis = f"{first['dataset']}, {per_class(int(first['ipc']))}, {_protocol(first['budget'])}"
     basis += f": {reasons}." if reasons else f", {counted(better.n, 'set')}."

@@ -13,7 +13,9 @@ from IPython.display import Markdown
 from gmlib.analysis.statistics import RankCorrelation, rank_correlation
 from gmlib.analysis.training import by_eps
 from gmlib.coresets import CORESETS
+from gmlib.recipe import BUDGETS
 
+from . import paper
 from .differences import against_zero, axis_html
 from .style import SIGNS, counted, display_name, md, method_order, sign, signed
 from .tables import Table, text_table
@@ -46,6 +48,25 @@ def reach_table(sums: pd.DataFrame, budget: str) -> Table:
         f"(budget: {budget})."
     )
     return Table(methods, [f"eps = {e:g}" for e in eps], cells, caption)
+
+
+def descents_by_cell(descents: pd.DataFrame) -> list[tuple[tuple[str, int, str], pd.DataFrame]]:
+    """The rows of each data set, images per class and budget: the largest budget first, then in the order of Table 3.
+
+    Parameters
+    ----------
+    descents
+        From `readback.stored_descents`.
+    """
+    order, budgets = paper.order_of_cells(), list(reversed(BUDGETS))
+
+    def place(cell: tuple[tuple[str, int, str], pd.DataFrame]) -> tuple[int, int]:
+        (dataset, ipc, budget), _ = cell
+        at = budgets.index(budget) if budget in budgets else len(budgets)
+        return at, order.get((dataset, ipc), len(order))
+
+    groups = descents.groupby(["dataset", "ipc", "budget"], sort=False) if len(descents) else ()
+    return sorted(groups, key=place)
 
 
 def reach_points(table: pd.DataFrame) -> pd.DataFrame:

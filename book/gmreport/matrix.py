@@ -16,7 +16,7 @@ from gmlib.runs import readback
 
 from . import paper
 from .claims import stored_claims
-from .hypothesis import QUESTIONS, correlation_outcome, reach_correlations, reach_points
+from .hypothesis import QUESTIONS, correlation_outcome, descents_by_cell, reach_correlations, reach_points
 from .orders import ORDERINGS, Ordering, ordering_cells, together
 from .style import SIGNS, counted, display_name, per_class, sign, signed
 
@@ -279,9 +279,7 @@ def _of_ordering(o: Ordering, rows: pd.DataFrame) -> Claim:
 
 def _of_section_5(descents: pd.DataFrame) -> list[Claim]:
     cells: dict[str, list[ClaimCell]] = {question: [] for question in QUESTIONS}
-    for (dataset, ipc, budget), some in (
-        descents.groupby(["dataset", "ipc", "budget"], sort=False) if len(descents) else ()
-    ):
+    for (dataset, ipc, budget), some in descents_by_cell(descents):
         points = reach_points(some)
         methods = dict.fromkeys(points.loc[points["accuracy"].notna(), "method"])
         runs = tuple((dataset, ipc, method, budget, "convnet") for method in methods)

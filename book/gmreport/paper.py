@@ -89,6 +89,13 @@ def published(table: str) -> pd.DataFrame:
     return _published(table).copy()
 
 
+def order_of_cells() -> dict[tuple[str, int], int]:
+    """The data sets and images per class of Table 3, each with its place in it."""
+    printed = published("Table 3").dropna(subset="ipc")
+    cells = printed[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None)
+    return {(dataset, int(ipc)): i for i, (dataset, ipc) in enumerate(cells)}
+
+
 @cache
 def _published(table: str) -> pd.DataFrame:
     numbers = pd.read_csv(FILE, dtype={"value": float, "std": float})
