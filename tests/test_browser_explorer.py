@@ -5,8 +5,11 @@ import pytest
 from test_explorer import a_run, runs
 
 import gmreport as report
+from gmlib.files import write_atomically
+from gmreport.cards import DOWNLOADS, picture
 
 STATIC = ["gmlib.css", "explorer.css", "explorer.js"]
+RUNS = [a_run("random", seed, [50.0 + seed] * 10) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,7 @@ def html():
             runs("MD", [70, 71], dataset="FashionMNIST", budget="lite", networks=5),
         ]
     )  # fmt: skip
-    stored = report.Runs([a_run("random", seed, [50.0 + seed] * 10) for seed in (0, 1)])
+    stored = report.Runs(RUNS)
     found = report.judge_claims(results)
     claims = report.claims_in_words(results, found, pd.DataFrame())
     parts = [
@@ -25,7 +28,6 @@ def html():
         report.claims_matrix(claims, stored.short).data,
         '<h2 id="every-number">Every number</h2>',
         report.Explorer(found, results, stored)._repr_html_(),
-        stored.pictures().data,
         stored.section().data,
         report.not_run_table(found).data,
     ]
@@ -33,9 +35,11 @@ def html():
 
 
 @pytest.fixture
-def opened(page, html, complaints):
-    """Opens the page; at the end nothing went wrong and the page does not scroll sideways."""
+def opened(page, html, complaints, tmp_path):
+    """Opens the page, beside its pictures; at the end nothing went wrong and the page does not scroll sideways."""
     drivers = []
+    for run in RUNS:
+        write_atomically(tmp_path / DOWNLOADS / f"{run.name}.png", picture(run))
 
     def opened(**options):
         driver = page(html, static=STATIC, **options)

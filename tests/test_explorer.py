@@ -1,19 +1,23 @@
 """The message, the matrix of claims and the table of every number, on made-up runs."""
 
+import io
 import json
 import re
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import gmreport as report
 from gmlib.evaluation import Evaluation
 from gmlib.runs import readback, shipped
 from gmlib.runs.shipped import CondensedSet
 from gmreport import paper
+from gmreport.cards import DOWNLOADS, picture
 from gmreport.explorer import StoredRun
 from gmreport.matrix import Mark, drawing
 
@@ -42,11 +46,11 @@ class Text(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag not in ("br", "circle", "line", "rect", "use", "image"):
+        if tag not in ("br", "circle", "line", "rect", "img"):
             self.opened.append(tag)
 
     def handle_endtag(self, tag):
-        if tag not in ("br", "circle", "line", "rect", "use", "image"):
+        if tag not in ("br", "circle", "line", "rect", "img"):
             assert self.opened.pop() == tag
 
     def handle_data(self, data):
@@ -113,7 +117,7 @@ def test_questions_of_section_5_need_enough_sets(some):
     claims = [c for c in report.claims_in_words(some, report.judge_claims(some), stored) if "section-5" in c.id]
     n = {c.id: c.cells[0].ours for c in claims}
     assert len(claims) == 6 and all("sets" in text for text in n.values())
-    groups = [some for _, some in stored.groupby(["dataset", "ipc", "budget"], sort=False)]
+    groups = [some for _, some in report.descents_by_cell(stored)]
     for claim in claims:
         found = [report.reach_correlations(report.reach_points(some))[claim.sentence] for some in groups]
         expected = [report.correlation_outcome(*each)[0] for each in found]
@@ -213,7 +217,7 @@ def a_run(method, seed, accuracies, *, title="a"):
         images=images, labels=torch.tensor([0, 1]), classes=(title, "b"), mean=(0.5,), std=(0.5,), recipe=recipe,
         record=record, evaluations={"convnet": Evaluation(tuple(accuracies), "convnet", seed, {})},
     )  # fmt: skip
-    return StoredRun(S, {"run.json": json.dumps({"note": title})})
+    return StoredRun(S, Path("set.safetensors"), {"run.json": json.dumps({"note": title})})
 
 
 @pytest.fixture
@@ -266,11 +270,13 @@ def test_a_number_opens_to_its_sets_and_to_the_other_methods(explorer):
     row = re.findall(rf'<tr role="row" data-i="{i}">(.*?)</tr>', explorer._repr_html_())[0]
     page = Text(row)
     assert "random images, set 0 : 50.0 % mean of 10 networks" in page.line and "51.00 51.00" in page.line
-    used = [a["href"] for tag, a in page.elements if tag == "use"]
-    stored = Text(explorer.runs.pictures().data)
-    pictures = {a["id"]: a for tag, a in stored.elements if tag == "image"}
-    assert len(used) == 2 and {href[1:] for href in used} == set(pictures)
-    assert all((p["width"], p["height"]) == ("8", "4") for p in pictures.values())
+    pictures = [a for tag, a in page.elements if tag == "img"]
+    assert [a["src"] for a in pictures] == [f"{DOWNLOADS}/MNIST-ipc1-random-set{seed}.png" for seed in (0, 1)]
+    for seed, (a, run) in enumerate(zip(pictures, explorer.runs.runs, strict=True)):
+        assert a["alt"] == f"MNIST: 1 image of each of 2 classes (a, b), random images, set {seed}"
+        assert a["loading"] == "lazy", "a page that loads every picture is too large"
+        size = Image.open(io.BytesIO(picture(run))).size
+        assert (int(a["width"]), int(a["height"])) == size
     links = [a["href"][1:] for tag, a in page.elements if tag == "a"]
     section = Text(explorer.runs.section().data)
     assert set(links) <= {a.get("id") for _, a in section.elements}
@@ -285,11 +291,7 @@ def test_names_are_shown_as_they_are():
     both = pd.concat([results, results.assign(method="M")])
     stored = report.Runs([a_run(BAD, 0, [50.0], title=BAD)])
     explorer = report.Explorer(report.judge_claims(both), both, stored)
-    for html in (
-        explorer._repr_html_().split("<script")[0] + "</div>",
-        stored.section().data,
-        stored.pictures().data,
-    ):
+    for html in (explorer._repr_html_().split("<script")[0] + "</div>", stored.section().data):
         page = Text(html)
         assert not any("onclick" in a for _, a in page.elements)
     assert "<b" not in explorer._repr_html_().split("application/json")[1].partition("</script>")[0]
@@ -302,9 +304,9 @@ def test_the_stored_page_is_small_and_its_links_lead_somewhere():
     explorer = report.Explorer.stored(runs_)
     claims = report.claims_in_words(found=explorer.found, results=explorer.results)
     made = [report.message(explorer.found, claims), report.claims_matrix(claims, runs_.short)]
-    made += [runs_.pictures(), runs_.section(), report.not_run_table(explorer.found)]
+    made += [runs_.section(), report.not_run_table(explorer.found)]
     html = explorer._repr_html_() + "".join(part.data for part in made)
-    assert len(html.encode()) < 2_500_000
+    assert len(html.encode()) < 1_200_000, "the report's style and fonts come on top, and a page has a limit"
     ids = re.findall(r' id="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     links = set(re.findall(r'href="#([^"]+)"', html)) - {"every-number"}

@@ -380,16 +380,11 @@ def _pictures(one: Shipped) -> str:
         left_out.append(f"the first {C} of {S.n_classes} classes")
     if ipc < S.ipc:
         left_out.append(f"{ipc} of {S.ipc} images of each class")
-    height = sheet_of(torch.zeros(C * ipc, 1, *S.shape[1:]), C)[0].shape
 
     def figure(ending: str, kind: str, words: str) -> str:
-        alt = f"{one.dataset}: {counted(ipc, 'image')} of each of {C} classes ({', '.join(S.classes[:C])}), {words}"
         said = "; ".join([words, *left_out])
-        return (
-            f'<figure class="{kind}"><img src="{_address(one, f"{ending}.png")}" width="{height[1]}" '
-            f'height="{height[0]}" loading="lazy" decoding="async" alt="{escape(alt)}">'
-            f"<figcaption>{escape(said)}</figcaption></figure>"
-        )
+        image = picture_html(one, words, ending)
+        return f'<figure class="{kind}">{image}<figcaption>{escape(said)}</figcaption></figure>'
 
     if not one.outside:
         only = figure("", "gm-take-clipped", "no pixel lies outside [0, 1]")
@@ -408,6 +403,27 @@ def _pictures(one: Shipped) -> str:
         for i, words in enumerate(("clipped", "full range"))
     )
     return f'<div class="gm-take-pictures gm-take-switch">{switch}{columns}{clipped}{full}</div>'
+
+
+def picture_html(one: Shipped, words: str, ending: str = "") -> str:
+    """HTML of a picture that `write_downloads` writes. A browser loads it when it comes into sight.
+
+    Parameters
+    ----------
+    one
+    words
+        The end of its description.
+    ending
+        "-full" for the one of the full range.
+    """
+    C, ipc = _shown(one)
+    height, width = sheet_of(torch.zeros(C * ipc, 1, *one.S.shape[1:]), C)[0].shape
+    classes = ", ".join(one.S.classes[:C])
+    alt = f"{one.dataset}: {counted(ipc, 'image')} of each of {C} classes ({classes}), {words}"
+    return (
+        f'<img src="{_address(one, f"{ending}.png")}" width="{width}" height="{height}" loading="lazy" '
+        f'decoding="async" alt="{escape(alt)}">'
+    )
 
 
 def _buttons(one: Shipped) -> str:

@@ -6,9 +6,7 @@ controls.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -16,56 +14,42 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from gmlib.exchange import as_image
-from gmlib.files import slug
 from gmlib.recipe import BUDGETS
 from gmlib.runs import readback, shipped
 from gmlib.runs.shipped import CondensedSet
 
 from . import paper
+from .cards import Shipped, picture_html
 from .claims import CELL, ours_and_theirs, stored_claims
 from .matrix import POINTS, Key, Mark, drawing, interval, legend
 from .style import SIGNS, counted, display_name, method_order, per_class, sign, signed
 from .summaries import Verdict, verdict
 
-QUALITY = 80  # of a picture, 0 to 100
-SHOWN = 10  # classes in a picture
 
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A stored set with the files of its run as text.
+@dataclass(frozen=True, eq=False)
+class StoredRun(Shipped):
+    """A stored set with the files of its run as text. Its evaluations are all that are stored.
 
     Attributes
     ----------
-    S : CondensedSet
     files : dict
         Name -> text. The history of losses is left out.
     """
 
-    S: CondensedSet
     files: dict[str, str]
 
     @property
     def id(self) -> str:
         """The id of its element in the page."""
-        recipe = self.S.record["recipe"]
-        of = (recipe["dataset"], recipe["ipc"], self.S.record["method"], self.S.budget, recipe["seed"])
-        return slug("-".join(map(str, ("run", *of))))
-
-    @property
-    def title(self) -> str:
-        """Such as "MD, set 0"."""
-        return f"{display_name(self.S.record['method'])}, set {self.S.record['recipe']['seed']}"
+        return f"run-{self.name}"
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The stored runs, to be shown in a page. Pictures are in the page once, and used wherever a run is shown.
+    """The stored runs, to be shown in a page. Their pictures are files that `cards.write_downloads` writes.
 
     Attributes
     ----------
@@ -86,7 +70,7 @@ class Runs:
             for path in sorted(run["path"].glob("*.json")):
                 if path.name.startswith("accuracy-"):
                     files[path.name] = path.read_text("utf-8").strip()
-            found.append(StoredRun(shipped.load(run["path"]), files))
+            found.append(StoredRun(shipped.load(run["path"]), run["path"] / "set.safetensors", files))
         return cls(found)
 
     def of(self, key: Key) -> list[StoredRun]:
@@ -94,15 +78,6 @@ class Runs:
         dataset, ipc, method, budget, network = key
         asked = (dataset, ipc, method, budget)
         return [run for run in self.runs if _cell(run.S) == asked and network in run.S.evaluations]
-
-    def pictures(self) -> HTML:
-        """The pictures, not visible. Other elements show them by their ids."""
-        images = ""
-        for run in self.runs:
-            data, (width, height) = _picture(run.S)
-            source = f"data:image/webp;base64,{data}"
-            images += f'<image id="{run.id}-picture" width="{width}" height="{height}" href="{source}"/>'
-        return HTML(f'<svg class="gm-store" width="0" height="0" aria-hidden="true"><defs>{images}</defs></svg>')
 
     def short(self, keys: Sequence[Key]) -> str:
         """HTML of some runs: pictures, accuracies, and links to the files."""
@@ -118,7 +93,7 @@ class Runs:
         return (
             f"<p><b>{html.escape(run.title)}</b>: {e.mean:.1f} % "
             f"<small>mean of {e.n} {html.escape(networks)}</small></p>"
-            f'{_use(run)}<p class="gm-accuracies">{_accuracies(e.accuracies)}</p>'
+            f'{_picture(run)}<p class="gm-accuracies">{_accuracies(e.accuracies)}</p>'
             f'<p><a href="#{run.id}">files of this run</a></p>'
         )
 
@@ -126,8 +101,7 @@ class Runs:
         """Every run with its picture, its accuracies and its files, folded."""
         groups: dict[tuple, list[StoredRun]] = {}
         for run in self.runs:
-            recipe = run.S.record["recipe"]
-            groups.setdefault((recipe["dataset"], recipe["ipc"], run.S.budget), []).append(run)
+            groups.setdefault((*run.size, run.S.budget), []).append(run)
         body = ""
         for (dataset, ipc, budget), some in groups.items():
             title = f"{dataset}, {per_class(ipc)}, {budget} budget: {counted(len(some), 'set')}"
@@ -147,7 +121,7 @@ class Runs:
         )
         mean = f": {run.S.accuracy.mean:.1f} %" if run.S.accuracy else ""
         return (
-            f'<div class="gm-run" id="{run.id}"><p><b>{html.escape(run.title)}</b>{mean}</p>{_use(run)}'
+            f'<div class="gm-run" id="{run.id}"><p><b>{html.escape(run.title)}</b>{mean}</p>{_picture(run)}'
             f"{accuracies}{files}</div>"
         )
 
@@ -164,28 +138,8 @@ def _changed(S: CondensedSet) -> bool:
     return "method" in S.record["recipe"] or not known or bool(shipped.changes_in(S.record))
 
 
-def _picture(S: CondensedSet) -> tuple[str, tuple[int, int]]:
-    """The first image of each of the first classes, side by side, as base64 of a WebP file, and its size.
-
-    As PNG files the pictures of 85 sets would be half of the page.
-    """
-    pixels = S.pixels().unflatten(0, (S.n_classes, S.ipc))[:SHOWN, 0].float().clamp(0, 1).numpy()  # (n, c, h, w)
-    strip = np.concatenate(list(pixels), axis=2).transpose(1, 2, 0)  # (h, n w, c)
-    buffer = io.BytesIO()
-    as_image(np.rint(strip * 255).astype(np.uint8)).save(buffer, format="webp", quality=QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode(), (strip.shape[1], strip.shape[0])
-
-
-def _use(run: StoredRun) -> str:
-    S = run.S
-    height, width = S.images.shape[2:]
-    n = min(SHOWN, S.n_classes)
-    classes = ", ".join(S.classes[:n])
-    alt = f"{run.title}: one image of each of the classes {classes}"
-    return (
-        f'<svg class="gm-picture" viewBox="0 0 {n * width} {height}" role="img" aria-label="{html.escape(alt)}">'
-        f'<use href="#{run.id}-picture"/></svg>'
-    )
+def _picture(run: StoredRun) -> str:
+    return f'<div class="gm-picture">{picture_html(run, run.title)}</div>'
 
 
 def _accuracies(values: Iterable[float]) -> str:
