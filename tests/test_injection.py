@@ -55,6 +55,10 @@ FEW = {
 }
 
 
+KNOWN = ("data:image/png;base64,", "_static/sets/", "api/", "#")  # how a link or the address of a picture begins
+CHAPTERS = {f"notebooks/{path.stem}.html" for path in (ROOT / "notebooks").glob("*.md")}
+
+
 class Seen(HTMLParser):
     """What a browser would see in HTML: its text, and everything that could run."""
 
@@ -69,13 +73,7 @@ class Seen(HTMLParser):
         self._in_script = tag == "script" and given.get("type") != "application/json"
         self.runs += [f"<{tag} {name}>" for name in given if name.startswith("on")]
         links = [given[name] for name in ("src", "href") if name in given]
-        self.runs += [
-            link[:40]
-            for link in links
-            if not link.startswith(
-                ("data:image/png;base64,", "data:image/webp;base64,", "_static/sets/", "api/", "#")
-            )
-        ]
+        self.runs += [link[:40] for link in links if not link.startswith(KNOWN) and link not in CHAPTERS]
         if tag in ("iframe", "object", "embed", "style", "link", "h1", "h2"):
             self.runs.append(f"<{tag}>")
 
@@ -173,8 +171,11 @@ def run_page(page: Path, shell, **parameters) -> list[dict]:
     for cell in jupytext.read(page).cells:
         if cell.cell_type == "code":
             with capture_output() as captured:
-                shell.run_cell(cell.source).raise_error()
+                done = shell.run_cell(cell.source)
+            done.raise_error()
             outputs += [output.data for output in captured.outputs]
+            if done.result is not None:  # a page shows the value of a cell's last line too
+                outputs.append(shell.display_formatter.format(done.result)[0])
             if "parameters" in cell.metadata.get("tags", []):
                 assert set(parameters) <= set(shell.user_ns), "the chapter has these parameters"
                 shell.user_ns.update(parameters)
