@@ -80,6 +80,16 @@ def test_a_dark_page_is_as_good_and_so_is_paper(open_page, complaints, name):
     assert look(driver, "cutOnPaper") == []
 
 
+@pytest.mark.parametrize("name", ["claims.html", "sets.html"])
+def test_pictures_of_sets_have_no_frame_in_the_dark(open_page, name):
+    """The theme puts a grey card behind pictures, and makes them darker."""
+    styles = open_page(name, dark=True, **SIZES["phone"]).execute_script(
+        "return [...document.querySelectorAll('.gm-picture img, .gm-take-pictures img')].map(getComputedStyle).map("
+        "s => [s.backgroundColor, s.padding, s.filter].join())"
+    )
+    assert styles and set(styles) == {"rgba(0, 0, 0, 0),0px,none"}
+
+
 @pytest.mark.parametrize(
     "name", ["intro.html", "claims.html", "sets.html", "notebooks/how.html", "notebooks/playground.html"]
 )
