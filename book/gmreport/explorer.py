@@ -77,7 +77,7 @@ class Runs:
         """The sets of a method, those with a network of the right kind."""
         dataset, ipc, method, budget, network = key
         asked = (dataset, ipc, method, budget)
-        return [run for run in self.runs if _cell(run.S) == asked and network in run.S.evaluations]
+        return [run for run in self.runs if _cell(run) == asked and network in run.S.evaluations]
 
     def short(self, keys: Sequence[Key]) -> str:
         """HTML of some runs: pictures, accuracies, and links to the files."""
@@ -126,11 +126,11 @@ class Runs:
         )
 
 
-def _cell(S: CondensedSet) -> tuple[str, int, str, str]:
-    recipe = S.record["recipe"]
+def _cell(run: StoredRun) -> tuple[str, int, str, str]:
+    S = run.S
     # Under the paper's budget the pass over real images may be in bfloat16: it is no change (`readback`).
     budget = S.budget.removesuffix(shipped.CHANGED) if not _changed(S) else S.budget
-    return recipe["dataset"], recipe["ipc"], S.record["method"], budget
+    return *run.size, run.method, budget
 
 
 def _changed(S: CondensedSet) -> bool:

@@ -37,7 +37,8 @@ from . import paper
 from .drawing import Pictures
 from .figures import sheet_of, show_sheet
 from .hypothesis import (
-    QUESTIONS,
+    AGAINST_REAL,
+    TRAIN_BETTER,
     correlation_outcome,
     descents_by_cell,
     learned_points,
@@ -50,7 +51,6 @@ from .summaries import OUTCOMES, Verdict, verdict
 
 FILM = ("MNIST", 1, "MD", 0)  # dataset, images per class, method and seed of the run that is shown
 DIGIT = 2  # the class in the small pictures below the curve
-AGAINST_REAL, TRAIN_BETTER = QUESTIONS[1:3]
 WORDS = {"held": "yes", "reversed": "no"}
 CLOSED_FROM = 30  # judged numbers from which the figure opens its first table only
 LIMIT = 4.0  # points on each side of the paper's mean that the figure shows

@@ -58,12 +58,11 @@ def descents_by_cell(descents: pd.DataFrame) -> list[tuple[tuple[str, int, str],
     descents
         From `readback.stored_descents`.
     """
-    order, budgets = paper.order_of_cells(), list(reversed(BUDGETS))
+    order, budgets = paper.order_of_cells(), {name: i for i, name in enumerate(reversed(BUDGETS))}
 
     def place(cell: tuple[tuple[str, int, str], pd.DataFrame]) -> tuple[int, int]:
         (dataset, ipc, budget), _ = cell
-        at = budgets.index(budget) if budget in budgets else len(budgets)
-        return at, order.get((dataset, ipc), len(order))
+        return budgets.get(budget, len(budgets)), order.get((dataset, ipc), len(order))
 
     groups = descents.groupby(["dataset", "ipc", "budget"], sort=False) if len(descents) else ()
     return sorted(groups, key=place)
@@ -153,6 +152,7 @@ QUESTIONS = (
     "Does the distance say more than the training loss at the trap?",
     "Do networks get better with a smaller gradient on the real data at the trap?",
 )
+AGAINST_REAL, TRAIN_BETTER = QUESTIONS[1:3]
 ALONG_A_RUN = "Does the distance rise while M condenses?"
 
 

@@ -16,7 +16,14 @@ from gmlib.runs import readback
 
 from . import paper
 from .claims import stored_claims
-from .hypothesis import QUESTIONS, correlation_outcome, descents_by_cell, reach_correlations, reach_points
+from .hypothesis import (
+    QUESTIONS,
+    TRAIN_BETTER,
+    correlation_outcome,
+    descents_by_cell,
+    reach_correlations,
+    reach_points,
+)
 from .orders import ORDERINGS, Ordering, ordering_cells, together
 from .style import SIGNS, counted, display_name, per_class, sign, signed
 
@@ -290,7 +297,7 @@ def _of_section_5(descents: pd.DataFrame) -> list[Claim]:
             ours = f"{numbers}{counted(rho.n, 'set')}"
             name = f"{dataset}, {ipc} per class"
             # All are about the same runs, which make the page large: they are shown once, with the accuracies.
-            shown = runs if question == QUESTIONS[2] else ()
+            shown = runs if question == TRAIN_BETTER else ()
             cells[question].append(ClaimCell(name, mark, ours, "", reason, budget, "", shown))
     claims = []
     for i, (question, some) in enumerate(cells.items()):
