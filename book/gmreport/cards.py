@@ -421,8 +421,8 @@ def picture_html(one: Shipped, words: str, ending: str = "") -> str:
     classes = ", ".join(one.S.classes[:C])
     alt = f"{one.dataset}: {counted(ipc, 'image')} of each of {C} classes ({classes}), {words}"
     return (
-        f'<img src="{_address(one, f"{ending}.png")}" width="{width}" height="{height}" loading="lazy" '
-        f'decoding="async" alt="{escape(alt)}">'
+        f'<img class="gm-pixels" src="{_address(one, f"{ending}.png")}" width="{width}" height="{height}" '
+        f'loading="lazy" decoding="async" alt="{escape(alt)}">'
     )
 
 
