@@ -228,7 +228,7 @@ def test_the_saving_is_the_share_of_time_times_the_steps_saved():
     assert "58 % fewer: **it saves 29 % of the time**" in text  # 0.5 * (1 - 190/450)
     assert "25 to 30 % where the steps of theta take 43 to 52 % of the time" in text  # 25 and 30 over 1 - 190/450
     few = costs.assign(theta_steps=np.where(costs["method"] == "MDA", 120.0, 15.0), zeta=5, T=4)
-    assert "700 % more: **it costs 350 % of the time and saves none**" in report.saving_sentence(few).data
+    assert "700 % more: **it takes 350 % more time and saves none**" in report.saving_sentence(few).data
     assert "no schedule can save any time" in report.saving_sentence(costs.assign(theta_steps=0.0, T=1)).data
 
 

@@ -74,11 +74,12 @@ def test_a_difference_against_zero_answers_a_question():
 
 def test_the_paper_s_protocol_goes_before_a_shorter_budget():
     lite = {("MNIST", 1, "M", "lite"): (80, 80.1), ("MNIST", 1, "DC", "lite"): (70, 70.1)}
-    assert answers(lite)[1].word == "yes" and "lite" in answers(lite)[1].basis
+    shorter = answers(lite)[1]
+    assert (shorter.outcome, shorter.word) == ("another budget", "shorter run: yes") and "lite" in shorter.basis
     both = lite | {("MNIST", 1, "M", "paper"): (80, 80.1), ("MNIST", 1, "DC", "paper"): (90, 90.1)}
     assert answers(both)[1].word == "no" and "lite" not in answers(both)[1].basis
     one_set = lite | {("MNIST", 1, "M", "paper"): (80,), ("MNIST", 1, "DC", "paper"): (90,)}
-    assert answers(one_set)[1].word == "yes", "one set of each has no interval"
+    assert answers(one_set)[1].word == "shorter run: yes", "one set of each has no interval"
 
 
 def test_most_cells_give_the_outcome_and_the_first_with_it_in_table_3_the_number():
@@ -92,7 +93,8 @@ def test_most_cells_give_the_outcome_and_the_first_with_it_in_table_3_the_number
     how = answers(some)[2]
     assert how.outcome == "held" and how.basis.startswith("MNIST, 10 images per class") and "yes in 3" in how.basis
     assert "1.0 points higher" in how.sentence
-    assert answers(some | cell("SVHN", 1, -5))[2].outcome == "not decided", "one cell says the opposite"
+    opposite = answers(some | cell("SVHN", 1, -5))[2]
+    assert (opposite.outcome, opposite.word) == ("not decided", "mixed"), "one cell says the opposite"
     undecided = answers(some | cell("MNIST", 1, 0))[2]
     assert undecided.outcome == "held" and undecided.low > 0, "one cell is not decided, and its number is not given"
     assert undecided.basis.startswith("MNIST, 10 images per class") and "not decided in 1" in undecided.basis
@@ -125,10 +127,26 @@ def test_the_hypothesis_needs_both_correlations_and_enough_sets():
     assert "(distance 15.53)" in answers({}, untrained)[4].sentence
     nearer = answers({}, descents(8, 6, learned=2.0, random=3.0))[4]
     both = pd.concat([descents(8, 6), descents(4, 2).assign(dataset="CIFAR10")])
-    assert " CIFAR10, 1 image per class: too few sets." in answers({}, both)[4].sentence
+    assert "; CIFAR10, 1 image per class: +1.00, too few sets." in answers({}, both)[4].sentence
     other_budgets = both.assign(budget=both["dataset"].map({"MNIST": "paper", "CIFAR10": "lite"}))
     assert "CIFAR10" not in answers({}, other_budgets)[4].sentence
     assert nearer.word == "no" and "nearer" in nearer.sentence
+
+
+def test_the_hypothesis_holds_in_part_if_the_papers_changes_move_the_traps_nearer():
+    walked = descents(8, 6)  # MD; two of M are farther by 1, and two of DC by 2
+    more = [
+        walked[(walked["method"] == "MD") & (walked["set"] < 2)].assign(method=method, distance=[3.0 + by, 3.01 + by])
+        for method, by in (("M", 1.0), ("DC", 2.0))
+    ]
+    for table in more:
+        table["accuracy"] = 20 * table["distance"]
+    answer = answers({}, pd.concat([walked, *more]))[4]
+    assert (answer.outcome, answer.word) == ("not decided", "in part")
+    assert "M's trap is nearer than DC's in 1 of 1 data set; MD's trap is nearer than M's" in answer.sentence
+    near = more[0].assign(distance=more[0]["distance"] - 2, accuracy=more[0]["accuracy"] - 40)
+    farther = answers({}, pd.concat([walked, near]))[4]
+    assert farther.word == "yes" and "MD's trap is farther than M's" in farther.sentence
 
 
 def test_an_interval_shows_on_which_side_of_zero_it_ends():

@@ -71,7 +71,9 @@ def test_summary_by_hand():
     assert row["between_low"] == pytest.approx(math.sqrt(18 / 5.02388619 - 1))  # chi^2(0.975; 1) from a printed table
     assert row["between_high"] == pytest.approx(math.sqrt(18 / 0.000982069 - 1), rel=1e-5)  # chi^2(0.025; 1)
     assert row["ci95"] == pytest.approx(12.706204736 * 3)  # t(0.975; 1) * sqrt(18) / sqrt(2)
-    assert (row["low"], row["high"]) == (pytest.approx(84 - row["ci95"]), pytest.approx(84 + row["ci95"]))
+    assert (row["low"], row["high"]) == (pytest.approx(84 - row["ci95"]), 100), "no accuracy is above 100 %"
+    near_zero = report.summarise(long_form({"M": {0: [2.0], 1: [4.0]}})).iloc[0]
+    assert (near_zero["low"], near_zero["high"]) == (0, pytest.approx(3 + 12.706204736)), "and none below 0"
 
 
 def test_the_intervals_are_those_of_scipy_on_set_means(noisy):
@@ -104,10 +106,9 @@ def test_a_method_with_one_set_is_not_pooled():
     assert (pool["methods"], pool["freedom"], pool["pooled"]) == (2, 2, True)
 
 
-def test_unequal_sets_centre_the_interval_on_set_means():
-    row = report.summarise(long_form({"M": {0: [80.0, 80.0, 80.0], 1: [84.0]}})).iloc[0]
-    assert row["mean"] == 81.0  # pooled, as the paper
-    assert (row["low"] + row["high"]) / 2 == pytest.approx(82.0)
+def test_a_set_counts_once_however_many_networks_it_has():
+    row = report.summarise(long_form({"M": {0: [50.0, 50.0, 50.0], 1: [52.0]}})).iloc[0]
+    assert row["mean"] == 51.0 and (row["low"] + row["high"]) / 2 == pytest.approx(51.0)
 
 
 def test_one_set_has_no_interval():

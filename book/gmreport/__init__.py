@@ -42,7 +42,7 @@ _NAMES = {
     "growth": "grid_sentence grid_table hours_sentence hours_table stored_growth",
     "hypothesis": (
         "alignment_sentence correlation correlation_outcome descents_by_cell paths_sentence paths_table "
-        "reach_answers reach_correlations reach_points reach_table"
+        "reach_answers reach_correlations reach_points reach_table trap_verdicts traps_forest"
     ),
     "matrix": "claims_in_words claims_matrix message not_run_table",
     "orders": "ORDERINGS ordering_cells orderings",

@@ -15,7 +15,7 @@ from gmlib.recipe import BUDGETS
 
 from .listing import code_html, source_of
 from .matrix import claims_in_words
-from .orders import ORDERINGS, ordering_cells, orderings, together
+from .orders import ORDERINGS, ordering_cells, orderings, outcome_of
 from .paper import LACKS, NO_RUN
 from .style import sign
 
@@ -91,7 +91,7 @@ def answer_box(results: pd.DataFrame, ids: Sequence[str], answer: Answer | None 
     every, counted = ordering_cells(results), orderings(results)
     lines = []
     for name in ids:
-        outcome, word = together(every[every["id"] == name])
+        outcome, word = outcome_of(known[name], every[every["id"] == name])
         run = counted[(counted["id"] == name) & (counted["run"] > 0)]
         why = "; ".join(
             f"{deciding}{'' if budget == 'paper' else f', {budget} budget'}"

@@ -327,7 +327,7 @@ def saving_sentence(costs: pd.DataFrame, base: str = "MD", shorter: str = "MDA")
         f"{steps[shorter]:.0f} steps, {abs(100 * fewer):.0f} % "
     )
     if fewer <= 0:
-        return Markdown(f"{text}more: **it costs {-share * fewer:.0f} % of the time and saves none**.")
+        return Markdown(f"{text}more: **it takes {-share * fewer:.0f} % more time and saves none**.")
     claimed = published("text").set_index("claim")["value"]
     least, most = (claimed[f"text-efficiency-a-saving-at-{word}"] for word in ("least", "most"))
     return Markdown(

@@ -409,7 +409,7 @@ def deviations_sentence(found: pd.DataFrame) -> Markdown:
     below = (judged["high"] < 0).sum()
     without = len(numbers) - len(judged)
     one_set = f", and there is no interval, with one set, in {without}" if without else ""
-    halves = (judged["high"] - judged["low"]) / 2
+    halves = judged[["low", "high"]].sub(judged["difference"], axis=0).abs().max(axis=1)  # an interval ends at 100 %
     width = f" (its half width is {halves.min():.1f} to {halves.max():.1f} points)" if len(judged) else ""
     counts = Counter(d.what for departures in numbers["departures"] for d in departures)
     reasons = [f"{md(what)} ({n})" for what, n in counts.most_common()]

@@ -29,7 +29,16 @@ WORDS_ALIKE = {
 }
 
 
-def forest_html(found: Sequence[Verdict], caption: str | None = None, notes: Iterable[str] = ()) -> str:
+# What is compared, its unit, and what is true of the method named first if the difference lies right of 0.
+ACCURACY = ("mean accuracy", "in points", "is better")
+
+
+def forest_html(
+    found: Sequence[Verdict],
+    caption: str | None = None,
+    notes: Iterable[str] = (),
+    measure: tuple[str, str, str] = ACCURACY,
+) -> str:
     """The HTML of a forest plot, with one scale for all lines.
 
     Parameters
@@ -40,6 +49,8 @@ def forest_html(found: Sequence[Verdict], caption: str | None = None, notes: Ite
         What is compared. A text on how to read the plot follows.
     notes
         Sentences below the plot, such as on pairs that were not run.
+    measure
+        What is compared, its unit or "", and what the method named first does right of 0.
     """
     reach = _reach(found)
     body = ""
@@ -53,22 +64,23 @@ def forest_html(found: Sequence[Verdict], caption: str | None = None, notes: Ite
         body += f"<tbody>{head}{''.join(_line(v, reach, named=common is None) for v in lines)}</tbody>"
     axis = f'<td></td><td></td><td class="gm-plot">{axis_html(reach)}</td><td></td>'
     foot = f'<tfoot aria-hidden="true"><tr>{axis}</tr></tfoot>'
-    heads = ("verdict", "comparison", "drawing", "difference in points, 95% interval")
+    heads = ("verdict", "comparison", "drawing", f"difference {measure[1]}".strip() + ", 95% interval")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
         f'<figure class="gm-figure"><table class="gm-forest"><thead class="gm-hidden"><tr>{head}</tr></thead>'
         f'{body}{foot if found else ""}</table>{below}<figcaption class="gm-numbered">'
-        f"{html.escape(' '.join(filter(None, (caption, _how_to_read(found, reach)))))}</figcaption></figure>"
+        f"{html.escape(' '.join(filter(None, (caption, _how_to_read(found, reach, measure)))))}</figcaption></figure>"
     )
 
 
-def _how_to_read(found: Sequence[Verdict], reach: float) -> str:
+def _how_to_read(found: Sequence[Verdict], reach: float, measure: tuple[str, str, str]) -> str:
     if not found:
         return "Nothing could be compared."
-    parts = ["Dot: difference of the mean accuracies, in points; line: its 95% interval.", ""]
+    what, unit, says = measure
+    parts = [f"Dot: difference in {what}{f', {unit}' if unit else ''}; line: its 95% interval.", ""]
     if all(math.isnan(v.margin) for v in found):
-        parts[1] = "Right of 0 the method named first is better."
+        parts[1] = f"Right of 0 the method named first {says}."
     known = dict.fromkeys((v.outcome, not math.isnan(v.margin)) for v in found)
     said = [
         f"{MARKS[name]} {(WORDS_ALIKE if alike else WORDS)[name]}"

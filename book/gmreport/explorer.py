@@ -236,10 +236,10 @@ class Explorer:
         first = f"<span>ours </span>{html.escape(ours)}" if run else ""
         drawn = ""
         if run and not math.isnan(c.low) and c.unit == "percent":
-            middle = (c.low + c.high) / 2 - c.paper
             dots = [value - c.paper for value in self._dots(c)]
             margin = paper.tolerance(c.paper, c.paper_std, c.unit)
-            drawn = drawing([Mark(c.outcome, middle, c.low - c.paper, c.high - c.paper, margin=margin, dots=dots)])
+            value, low, high = (number - c.paper for number in (c.ours, c.low, c.high))
+            drawn = drawing([Mark(c.outcome, value, low, high, margin=margin, dots=dots)])
         cells = (
             f'<td role="cell" class="gm-verdict">{verdict_}</td>'
             f'<th role="rowheader" scope="row">{html.escape(name_of(c))} <small>{html.escape(where)}</small></th>'
@@ -266,9 +266,11 @@ class Explorer:
                     f"<li>{_against(v)}<span>{html.escape(display_name(v.worse))}: {numbers}{budget}</span>"
                     f"{drawing([mark])}</li>"
                 )
+        own = [line for line in ours_and_theirs(c)[0] if line.startswith("alone")]
+        alone = f"<p>95% interval from its own sets {html.escape(own[0])}.</p>" if own else ""
         others = f'<p>Minus other methods, in points:</p><ul class="gm-others">{lines}</ul>' if lines else ""
         shown = self.runs.short([self._key(c)])
-        return f"<details><summary>images, networks, other methods</summary>{shown}{others}</details>"
+        return f"<details><summary>images, networks, other methods</summary>{shown}{alone}{others}</details>"
 
     def data(self) -> dict:
         """What the script needs: a row for each number, and the compared pairs."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from gmlib.analysis.statistics import RankCorrelation, rank_correlation
 from gmlib.analysis.training import by_eps
@@ -16,8 +16,9 @@ from gmlib.coresets import CORESETS
 from gmlib.recipe import BUDGETS
 
 from . import paper
-from .differences import against_zero, axis_html
+from .differences import against_zero, axis_html, forest_html
 from .style import SIGNS, counted, display_name, md, method_order, sign, signed
+from .summaries import Verdict, verdict
 from .tables import Table, text_table
 
 
@@ -86,6 +87,46 @@ def learned_points(points: pd.DataFrame) -> pd.DataFrame:
     return points[~points["method"].isin(["noise", "real data", *CORESETS])]
 
 
+# The paper's changes to its baseline. Section 5 says that they move traps away. The first of a pair has the change.
+CHANGES = (("M", "DC"), ("MD", "M"))
+
+
+def trap_verdicts(some: pd.DataFrame) -> list[Verdict]:
+    """Whether the first method of each of CHANGES has the farther traps.
+
+    The rule is that of `verdict`, with the distance to the nearest trap of a set in place of its accuracy.
+
+    Parameters
+    ----------
+    some
+        The rows of one cell from `descents_by_cell`.
+
+    Returns
+    -------
+    list of Verdict
+        In the order of CHANGES, without pairs that were not run. Differences are distances.
+    """
+    points = learned_points(reach_points(some)).dropna(subset="min_distance")
+    cell = {name: some[name].iloc[0] for name in ("dataset", "ipc", "budget")}
+    as_results = points[["method", "set"]].assign(accuracy=points["min_distance"], network="convnet", net=0, **cell)
+    run = set(points["method"])
+    return [verdict(as_results, *pair) for pair in CHANGES if run.issuperset(pair)]
+
+
+def traps_forest(descents: pd.DataFrame) -> HTML:
+    """`trap_verdicts` of all cells as a forest plot.
+
+    Parameters
+    ----------
+    descents
+        From `readback.stored_descents`.
+    """
+    found = [v for _, some in descents_by_cell(descents) for v in trap_verdicts(some)]
+    caption = "Does a change of the paper move the nearest trap away from the start? The stored sets."
+    measure = ("mean distance to the nearest trap", "", "has the farther trap")
+    return HTML(forest_html(found, caption, measure=measure))
+
+
 # When a rank correlation decides a question. For values that have nothing to do with each other, the bootstrap
 # interval leaves out 0 in 4 to 6% of the cases if there are ten sets or more. With five or six sets and a control it
 # does so in 25 to 47%. If one of two groups has two sets, it does so in 12 to 25%; with five in 6 to 8%.
@@ -93,7 +134,7 @@ LEAST_SETS = 10
 LEAST_GROUP = 5
 LEAST_RHO = 0.3  # a weaker one leaves the ranks mostly open: it explains less than a tenth of their variance
 
-_ANSWERS = {"held": "yes", "reversed": "no, the other way round"}
+ANSWERS = {"held": "yes", "reversed": "no, the other way round"}
 
 
 def correlation_outcome(found: RankCorrelation, groups: Sequence[bool] | None = None) -> tuple[str, str]:
@@ -141,7 +182,7 @@ def correlation(question: str, found: RankCorrelation, groups: Sequence[bool] | 
     outcome, reason = correlation_outcome(found, groups)
     numbers = "" if math.isnan(found.rho) else f" Spearman's rho {found}:"
     reason = f" ({reason})" if reason else ""
-    return Markdown(f"- {question}{numbers} **{_ANSWERS.get(outcome, outcome)}**{reason}.")
+    return Markdown(f"- {question}{numbers} **{ANSWERS.get(outcome, outcome)}**{reason}.")
 
 
 QUESTIONS = (
@@ -191,6 +232,29 @@ def reach_correlations(
     return found
 
 
+def farther_shares(points: pd.DataFrame) -> dict[str, float]:
+    """In how many pairs of a learned set and a control the learned set has the farther trap, in percent; ties half.
+
+    Parameters
+    ----------
+    points
+        From `reach_points`.
+
+    Returns
+    -------
+    dict
+        Question -> share, for the questions that compare learned sets with a control, where both were measured.
+    """
+    learned = learned_points(points)["min_distance"].dropna().to_numpy()
+    shares = {}
+    for question, name in zip(QUESTIONS, ("noise", "random"), strict=False):
+        control = points.loc[points["method"] == name, "min_distance"].dropna().to_numpy()
+        if len(learned) and len(control):
+            ahead = learned[:, None] - control
+            shares[question] = 100 * float(((ahead > 0) + 0.5 * (ahead == 0)).mean())
+    return shares
+
+
 class Answers(Markdown):
     """Answers as a list of sentences; in a page they are lines of a forest plot."""
 
@@ -226,12 +290,20 @@ def reach_answers(points: pd.DataFrame, condensing: pd.DataFrame | None = None, 
             f"**From {len(without)} of {counted(len(sets), 'set')}, noise included, no start reaches ε = {eps:g}** "
             f"({names}). They have no distance, so the correlations leave them out."
         )
-    found = reach_correlations(points, condensing)
-    text = "\n".join([count, "", *(correlation(question, *each).data for question, each in found.items())])
-    return Answers(text, _forest(found, " ".join(filter(None, (caption, count.replace("**", ""))))))
+    found, shares = reach_correlations(points, condensing), farther_shares(points)
+    lines = [correlation(question, *each).data for question, each in found.items()]
+    lines = [f"{line} {_pairs(shares[q])}." if q in shares else line for q, line in zip(found, lines, strict=True)]
+    text = "\n".join([count, "", *lines])
+    return Answers(text, _forest(found, shares, " ".join(filter(None, (caption, count.replace("**", ""))))))
 
 
-def _forest(found: dict[str, tuple[RankCorrelation, list[bool] | None]], caption: str) -> str:
+def _pairs(share: float) -> str:
+    return f"Learned sets have the farther trap in {share:.0f} % of pairs"
+
+
+def _forest(
+    found: dict[str, tuple[RankCorrelation, list[bool] | None]], shares: dict[str, float], caption: str
+) -> str:
     """Each correlation as a line: its outcome, the question, its interval against zero, and the numbers."""
     body, met = "", {}
     for question, (rho, groups) in found.items():
@@ -241,7 +313,9 @@ def _forest(found: dict[str, tuple[RankCorrelation, list[bool] | None]], caption
         known = not math.isnan(rho.rho)
         numbers = f"<b>{signed(rho.rho)}</b> " if known else ""
         numbers += f"<small>{signed(rho.low)} to {signed(rho.high)}</small>" if known else ""
-        reason = f" <small>({html.escape(reason)})</small>" if reason else ""
+        more = [reason] if reason else []
+        more += [_pairs(shares[question]).lower()] if question in shares else []
+        reason = f" <small>({html.escape('; '.join(more))})</small>" if more else ""
         body += (
             f'<tr><td>{sign(outcome)}</td><th scope="row">{html.escape(question)}{reason}</th>'
             f'<td class="gm-plot" aria-hidden="true">{against_zero(mark, 1.0) if known else ""}</td>'
@@ -252,6 +326,11 @@ def _forest(found: dict[str, tuple[RankCorrelation, list[bool] | None]], caption
     foot = f'<tr><td></td><td></td><td class="gm-plot">{axis_html(1.0)}</td><td></td></tr>'
     signs = "; ".join(f"{SIGNS[name][0]} {_RULES[name]}" for name in _RULES if name in met)
     read = f"Dot: Spearman's rho; line: its 95% interval from resampling the sets. {signs}."
+    if shares:
+        read += (
+            " The questions on noise and random images correlate the distance with whether a set is learned (0 or "
+            "1). Because of the ties such a rho stays below 1 even if learned sets are farther in all pairs."
+        )
     return (
         f'<figure class="gm-figure"><table class="gm-forest"><thead class="gm-hidden"><tr>{head}</tr></thead>'
         f'<tbody>{body}</tbody><tfoot aria-hidden="true">{foot}</tfoot></table>'

@@ -17,17 +17,21 @@ from gmlib.runs import readback
 from . import paper
 from .claims import stored_claims
 from .hypothesis import (
+    ANSWERS,
+    CHANGES,
     QUESTIONS,
     TRAIN_BETTER,
     correlation_outcome,
     descents_by_cell,
     reach_correlations,
     reach_points,
+    trap_verdicts,
 )
-from .orders import ORDERINGS, Ordering, ordering_cells, together
+from .orders import ORDERINGS, Ordering, ordering_cells, outcome_of, together
 from .style import SIGNS, counted, display_name, per_class, sign, signed
 
 POINTS = 4.0  # where the axis of differences ends, in points of accuracy
+MOST_NAMED = 4  # contradictions that the first line names
 LINE = 14  # height of a line of a drawing, in pixels
 
 # Title of a group of claims -> its chapter.
@@ -44,8 +48,24 @@ _OF_TABLE = dict(zip(("Table 1", "Table 2"), CHAPTERS, strict=False)) | {"Table 
 _OF_ID = dict.fromkeys(("overfitting-helps-dc", "mda-like-mdo"), "Where to match")
 
 _SECTION_5 = (
-    'Section 5: "We maximize the distance between any pairs of the local minimum and the initialization point"'
+    'Our question on Section 5: "We maximize the distance between any pairs of the local minimum (Equation 14) and '
+    'the initialization point (Equation 15)"'
 )
+# What Section 5 says of the paper's own changes: id, the claim, the paper's words, and the pair that decides.
+_TRAPS = (
+    (
+        "levels", "Matching both levels moves the nearest trap farther than DC does",
+        'Section 5: "our proposed techniques are used to remove the local minimum in the reachable region of the '
+        'parameter space"',
+        CHANGES[0],
+    ),
+    (
+        "magnitude", "The magnitude moves the nearest trap farther than M does",
+        'Section 5: "With the distance function considering the magnitude, we can mitigate the internal local '
+        'minimum and enlarge the reachable area"',
+        CHANGES[1],
+    ),
+)  # fmt: skip
 # Claims on time and steps: id, the claim, the paper's words, the ids of its numbers.
 _COSTS = (
     (
@@ -189,11 +209,12 @@ class ClaimCell:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper in words.
+    """A claim of the paper in words, or a question of ours on it.
 
     Attributes
     ----------
     id, sentence, quote : str
+        A sentence with a question mark is a question of ours.
     group : str
         A title in CHAPTERS.
     outcome, word : str
@@ -216,6 +237,11 @@ class Claim:
     cells: tuple[ClaimCell, ...]
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it is a question of ours."""
+        return self.sentence.endswith("?")
+
+    @property
     def run(self) -> list[ClaimCell]:
         """The cells that were run, or counted."""
         return [cell for cell in self.cells if cell.outcome != "not run"]
@@ -224,7 +250,7 @@ class Claim:
 def claims_in_words(
     results: pd.DataFrame | None = None, found: pd.DataFrame | None = None, descents: pd.DataFrame | None = None
 ) -> list[Claim]:
-    """Every claim of the paper in words, judged: ORDERINGS, the QUESTIONS of Section 5, and time and steps.
+    """Every claim of the paper in words, judged: ORDERINGS, Section 5 with our QUESTIONS, and time and steps.
 
     Parameters
     ----------
@@ -261,7 +287,7 @@ def _stored_claims_in_words(results_dir: str | os.PathLike | None = None) -> lis
 
 def _of_ordering(o: Ordering, rows: pd.DataFrame) -> Claim:
     of_paper = rows[rows["data"] == ""].drop_duplicates(["dataset", "ipc", "at"])
-    outcome, word = together(rows)
+    outcome, word = outcome_of(o, rows)
     cells = []
     for c in rows.itertuples():
         pair = f"{display_name(c.better)} − {display_name(c.worse)}"
@@ -285,27 +311,40 @@ def _of_ordering(o: Ordering, rows: pd.DataFrame) -> Claim:
 
 
 def _of_section_5(descents: pd.DataFrame) -> list[Claim]:
+    group, claims = "The max-min hypothesis", []
     cells: dict[str, list[ClaimCell]] = {question: [] for question in QUESTIONS}
+    moved: dict[tuple[str, str], list[ClaimCell]] = {pair: [] for pair in CHANGES}
     for (dataset, ipc, budget), some in descents_by_cell(descents):
+        name, faint = f"{dataset}, {ipc} per class", budget != "paper"
+        for v in trap_verdicts(some):
+            pair = f"{display_name(v.better)} − {display_name(v.worse)}"
+            ours = f"{pair}: {signed(v.difference)} {interval(v.low, v.high)}"
+            mark = Mark(v.outcome, v.difference, v.low, v.high, faint=faint)
+            moved[v.better, v.worse].append(ClaimCell(name, mark, ours, budget=budget))
         points = reach_points(some)
         methods = dict.fromkeys(points.loc[points["accuracy"].notna(), "method"])
         runs = tuple((dataset, ipc, method, budget, "convnet") for method in methods)
         for question, (rho, groups) in reach_correlations(points).items():
             outcome, reason = correlation_outcome(rho, groups)
             numbers = "" if math.isnan(rho.rho) else f"rho {signed(rho.rho)} {interval(rho.low, rho.high)}, "
-            mark = Mark(outcome, rho.rho, rho.low, rho.high, faint=budget != "paper")
+            mark = Mark(outcome, rho.rho, rho.low, rho.high, faint=faint)
             ours = f"{numbers}{counted(rho.n, 'set')}"
-            name = f"{dataset}, {ipc} per class"
             # All are about the same runs, which make the page large: they are shown once, with the accuracies.
             shown = runs if question == TRAIN_BETTER else ()
             cells[question].append(ClaimCell(name, mark, ours, "", reason, budget, "", shown))
-    claims = []
-    for i, (question, some) in enumerate(cells.items()):
-        rows = [{"outcome": cell.outcome, "budget": cell.budget, "data": ""} for cell in some]
-        outcome, word = together(pd.DataFrame(rows, columns=["outcome", "budget", "data"]))
-        group = "The max-min hypothesis"
-        claims.append(Claim(f"section-5-{i + 1}", question, _SECTION_5, group, outcome, word, "", 1.0, tuple(some)))
+    for id, sentence, quote, pair in _TRAPS:
+        outcome, word = _of_cells(moved[pair])
+        claims.append(Claim(f"section-5-{id}", sentence, quote, group, outcome, word, "", 1.0, tuple(moved[pair])))
+    for i, (question, each) in enumerate(cells.items()):
+        outcome, word = _of_cells(each)
+        word = ANSWERS.get(word, word)
+        claims.append(Claim(f"section-5-{i + 1}", question, _SECTION_5, group, outcome, word, "", 1.0, tuple(each)))
     return claims
+
+
+def _of_cells(cells: Sequence[ClaimCell]) -> tuple[str, str]:
+    rows = [{"outcome": cell.outcome, "budget": cell.budget, "data": ""} for cell in cells]
+    return together(pd.DataFrame(rows, columns=["outcome", "budget", "data"]))
 
 
 def _of_costs(found: pd.DataFrame, id: str, sentence: str, quote: str, numbers: Sequence[str]) -> Claim:
@@ -335,7 +374,7 @@ _DECIDED = ("held", "by counting", "reversed", "not decided")
 
 
 def message(found: pd.DataFrame, claims: Sequence[Claim]) -> HTML:
-    """The message of the page: three lines, and how many numbers and claims have which outcome.
+    """The message of the page in a few lines, and how many numbers, claims and questions have which outcome.
 
     Parameters
     ----------
@@ -353,14 +392,19 @@ def message(found: pd.DataFrame, claims: Sequence[Claim]) -> HTML:
     )
     if missing + other > len(found) / 2:
         third = f"<b>Most of it is not tested.</b> {third}"
-    first, second = _first_line(found), _second_line(claims)
-    lines = "".join(f"<p>{line}</p>" for line in (first, second, third))
-    by_claim = pd.Series([claim.outcome for claim in claims]).value_counts()
+    papers, ours = ([claim for claim in claims if claim.is_ours == which] for which in (False, True))
+    said = [_first_line(found), _line_of(papers, "its {n} claims in words")]
+    said += [_line_of(ours, "our {n} questions on its hypothesis (Section 5)")] if ours else []
+    lines = "".join(f"<p>{line}</p>" for line in (*said, third))
+    totals = "".join(
+        _counts(f"{len(some)} {what}", pd.Series([claim.outcome for claim in some]).value_counts())
+        for some, what in ((papers, "claims in words"), (ours, "questions on Section 5"))
+        if some
+    )
     return HTML(
         f'<div class="gm-message">{lines}<div class="gm-totals">'
         f"{_counts(f'{len(found)} numbers', outcomes, '#every-number')}"
-        f"{_counts(f'{len(claims)} claims in words', by_claim)}"
-        "</div></div>"
+        f"{totals}</div></div>"
     )
 
 
@@ -371,9 +415,14 @@ def _first_line(found: pd.DataFrame) -> str:
     counts = judged["outcome"].value_counts()
     against = int(counts.get("differs", 0))
     verb = "contradict" if against > 1 else "contradicts"
+    differing = judged[judged["outcome"] == "differs"].itertuples()
+    names = [f"{c.row}{' to ' if c.table == 'Table 4' else ', '}{c.column}" for c in differing]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    named = f" ({'; '.join(names[:MOST_NAMED])}{more})" if names else ""
     rest = [f"{counts[name]} {name}" for name in ("reproduced", "not decided") if name in counts]
     return (
-        f"<b>{against or 'None'} of the {len(judged)} accuracies that we could judge {verb} the paper.</b> "
+        f"<b>{against or 'None'} of the {len(judged)} accuracies that we could judge {verb} the paper"
+        f"{html.escape(named)}.</b> "
         f"{html.escape(', '.join(rest)).capitalize()}, at {html.escape(_where(judged['claim']))}."
     )
 
@@ -388,23 +437,33 @@ def _where(claims: pd.Series) -> str:
     return "; ".join(f"{size} of {' and '.join(names)}" for size, names in sizes.items())
 
 
-def _second_line(claims: Sequence[Claim]) -> str:
-    decided = [claim for claim in claims if claim.outcome in _DECIDED]
-    named: dict[str, list[str]] = {}
-    for claim in sorted(decided, key=lambda one: _DECIDED.index(one.outcome)):
-        named.setdefault("held" if claim.outcome == "by counting" else claim.outcome, []).append(_link(claim))
+def _line_of(claims: Sequence[Claim], what: str) -> str:
+    """How many of these claims or questions were run by the paper's protocol, and what each of them shows."""
+    run = [claim for claim in claims if claim.outcome in _DECIDED]
+    named: dict[tuple[str, str], list[str]] = {}
+    for claim in sorted(run, key=lambda one: (_DECIDED.index(one.outcome), one.word)):
+        same = ("held", "held") if claim.outcome == "by counting" else (claim.outcome, claim.word)
+        named.setdefault(same, []).append(_link(claim))
     listed = " ".join(
-        f'<span class="gm-said">{sign(outcome)}: {"; ".join(some)}.</span>' for outcome, some in named.items()
+        f'<span class="gm-said">{sign(*said)}: {"; ".join(some)}{"" if some[-1].endswith("?</a>") else "."}</span>'
+        for said, some in named.items()
     )
-    verb = "are" if len(decided) > 1 else "is"
-    why = " A claim compares methods, so it can fail although every accuracy agrees." if "reversed" in named else ""
-    return f"<b>{len(decided) or 'None'} of its {len(claims)} claims in words {verb} judged.</b> {listed}{why}"
+    verb = "was" if len(run) == 1 else "were"
+    against = any(claim.word.startswith("reversed") and claim.shown for claim in run)
+    why = " A claim compares methods, so it can fail although every accuracy agrees." if against else ""
+    return f"<b>{len(run) or 'None'} of {what.format(n=len(claims))} {verb} put to the test.</b> {listed}{why}"
 
 
 def _link(claim: Claim) -> str:
     own, of_paper = _cells_run(claim)
-    agree = sum(cell.outcome == claim.outcome for cell in own)
-    where = f" (in {agree} of {counted(len(own), 'cell')} run, of {of_paper} in the paper)" if claim.shown else ""
+    agree = {name: sum(cell.outcome == name for cell in own) for name in ("held", "reversed")}
+    counts = " and ".join(f"{name} in {n}" for name, n in agree.items() if n)
+    where = ""
+    if claim.shown:
+        where = f" ({counts or 'none decided'} of {counted(len(own), 'cell')} run; the paper has {of_paper})"
+    elif any(not math.isnan(cell.mark.value) for cell in own):
+        counts = counts.replace("held", "yes").replace("reversed", "no") if claim.is_ours else counts
+        where = f" ({counts or 'none decided'} of {counted(len(own), 'data set')} run)"
     return f'<a href="#claim-{claim.id}">{html.escape(claim.sentence)}</a>{where}'
 
 
@@ -450,7 +509,8 @@ _HOW_TO_READ = (
     "many cells its own means agree with the claim. <b>Ours</b>: how many of them we ran; after ~ those that do not "
     "count, by a shorter budget or on other data (faint in the drawing). <b>Against zero</b>: ● our difference with "
     "its 95% interval and ○ the paper's, in points of accuracy; right of the line the claim is right. "
-    f"The axis ends at ±{POINTS:g} points, for rank correlations at ±1; ‹ and › mark what goes on."
+    f"The axis ends at ±{POINTS:g} points, for rank correlations and distances to traps at ±1; "
+    "‹ and › mark what goes on."
 )
 
 

@@ -62,6 +62,10 @@ def checked(results: pd.DataFrame) -> pd.DataFrame:
     return results
 
 
+def _accuracy(percent: float) -> float:
+    return percent if math.isnan(percent) else min(max(percent, 0.0), 100.0)
+
+
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """Mean, spread and interval of each (dataset, ipc, method, network, budget).
 
@@ -75,14 +79,14 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         One row per cell. Columns beyond those of the cell, in percent unless they count:
 
-        - mean, std: over all n networks of all sets together (std with n - 1), as in the paper.
+        - mean: of the set means; if all sets have equally many networks, that over all networks, as in the paper.
+        - std: over all n networks of all sets together (with n - 1), as in the paper.
         - n, n_sets: networks, sets.
         - n_least: networks on the set with the fewest.
         - ci95: half width of the 95% t interval on the set means, t(0.975; freedom) * s / sqrt(n_sets), with the s of
           `spreads` if it is pooled, else that of the cell's own sets; NaN with one set.
         - freedom: degrees of freedom of s; 0 with one set.
-        - low, high: that interval, centred on the mean of the set means (which is ``mean`` if all sets have equally
-          many networks).
+        - low, high: mean - ci95 and mean + ci95, but from 0 to 100 at most.
         - low_alone, high_alone: the interval with the s of the cell's own sets, NaN if low and high are that one.
         - std_within_sets: between the networks of one set, from the pooled variance; NaN if every set has one
           network.
@@ -116,17 +120,17 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             cell
             | {
-                "mean": float(group["accuracy"].mean()),
+                "mean": centre,
                 "std": float(group["accuracy"].std(ddof=1)) if len(group) > 1 else math.nan,
                 "n": len(group),
                 "n_sets": len(set_means),
                 "n_least": int(counts.min()),
                 "ci95": ci95,
                 "freedom": used.freedom,
-                "low": centre - ci95,
-                "high": centre + ci95,
-                "low_alone": centre - alone,
-                "high_alone": centre + alone,
+                "low": _accuracy(centre - ci95),
+                "high": _accuracy(centre + ci95),
+                "low_alone": _accuracy(centre - alone),
+                "high_alone": _accuracy(centre + alone),
                 "std_within_sets": std_within,
                 "std_set_means": own.std,
                 "std_between_sets": between,
