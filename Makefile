@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*) requirements.lock
+SOURCES := $(wildcard gmlib/*.py gmlib/*/*.py book/gmreport/*.py book/gmreport/*.csv) requirements.lock
 REPORT := book/_build/html/index.html
 
 .PHONY: help setup ready links book test lint unit workflow wheel notebooks again strict browser bench faults results clean

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import stats
 
 import gmreport as report
-from gmlib.analysis.statistics import RankCorrelation, between_sets
+from gmlib.analysis.statistics import RankCorrelation, between_sets, pooled_std_of_differences
 from gmlib.runs import readback
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -178,11 +178,12 @@ def test_common_seeds_give_the_paired_interval_of_scipy(noisy):
     assert v.difference == pytest.approx(m.mean() - dc.mean()) and v.n == (4, 4) and "paired" in v.test
 
 
-def test_the_paired_interval_is_pooled_over_methods_with_the_same_seeds(noisy):
-    """MD has the seeds of M and DC, Inter has not, and random images are no condensed set."""
+def test_the_paired_interval_is_pooled_over_the_condensed_methods(noisy):
+    """Random images are no condensed set, one set shows no spread, and sets from an MLP met other networks."""
     md = noisy[noisy["method"] == "DC"].assign(method="MD", accuracy=lambda r: r["accuracy"] + r["set"] ** 2 / 5)
-    inter = noisy[noisy["method"] == "M"].assign(method="Inter", set=lambda r: r["set"] + 1)
-    v = report.verdict(pd.concat([noisy, md, inter]), "M", "DC", ipc=1)
+    inter = noisy[(noisy["method"] == "M") & (noisy["set"] == 1)].assign(method="Inter")
+    mlp = noisy[noisy["method"] == "M"].assign(method="MD@mlp", set=lambda r: 3 - r["set"])
+    v = report.verdict(pd.concat([noisy, md, inter, mlp]), "M", "DC", ipc=1)
     means = noisy[noisy["ipc"] == 1].groupby(["set", "method"])["accuracy"].mean().unstack()
     means["MD"] = means["DC"] + np.arange(4) ** 2 / 5
     pairs = [means[a] - means[b] for a, b in (("M", "DC"), ("M", "MD"), ("DC", "MD"))]
@@ -193,6 +194,26 @@ def test_the_paired_interval_is_pooled_over_methods_with_the_same_seeds(noisy):
     alone = report.verdict(pd.concat([noisy, wild]), "M", "DC", ipc=1)
     assert alone == report.verdict(noisy, "M", "DC", ipc=1), "not pooled: the spreads are not equal"
     assert "pooled" not in report.verdict(pd.concat([noisy, md]), "MD", "random", ipc=1).test
+    across = report.verdict(pd.concat([noisy, md, mlp]), "MD", "MD@mlp", ipc=1)
+    assert across.test.endswith("pooled over 4 methods"), "for two sources all methods count"
+    one = report.verdict(pd.concat([noisy, md, inter]), "M", "Inter", ipc=1)
+    assert one.outcome == "too few sets" and math.isnan(one.low)
+
+
+def test_a_third_seed_of_two_methods_does_not_take_the_others_from_the_pool(noisy):
+    """MD and Inter have two of the seeds of M and DC, and the pool has all the sets."""
+    some = noisy[noisy["set"] < 2]
+    others = [some[some["method"] == "DC"].assign(method=name) for name in ("MD", "Inter")]
+    rng = np.random.default_rng(3)
+    for table in others:
+        table["accuracy"] += rng.normal(size=len(table))
+    results = pd.concat([noisy, *others])
+    v = report.verdict(results, "M", "DC", ipc=1)
+    one = results[(results["ipc"] == 1) & (results["method"] != "random")]
+    table = one.groupby(["set", "method"])["accuracy"].mean().unstack()
+    pooled = pooled_std_of_differences(table.to_numpy())
+    assert v.n == (4, 4) and v.test.endswith("pooled over 4 methods") and pooled.freedom == 5
+    assert (v.high - v.low) / 2 == pytest.approx(pooled.half_width(4), rel=1e-12)
 
 
 def test_sets_are_paired_by_seed_not_by_order():

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -122,6 +123,14 @@ def test_every_name_in_the_map_of_the_readme_exists():
         parts = name.split(".")
         found = importlib.import_module(".".join(["gmlib", *parts[:-1]]))
         assert hasattr(found, parts[-1]), name
+
+
+def test_made_from_files_only():
+    """A folder changes with every byte code that Python writes in it, and `make book` would run everything again."""
+    command = ["make", "--no-print-directory", "--eval=sources: ; @printf '%s\\n' $(SOURCES)", "sources"]
+    sources = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"gmlib/speed/forward.py", "book/gmreport/front.py", "book/gmreport/paper.csv"} < set(sources)
+    assert all((ROOT / name).is_file() for name in sources)
 
 
 # ---- rooms: a module imports only from rooms to the left of its own, and from its own

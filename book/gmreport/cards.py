@@ -41,7 +41,7 @@ from gmlib.runs.readback import stored_whole_data
 
 from .deviations import protocol_departures, recipe_departures
 from .figures import sheet_of
-from .style import counted, display_name, md, per_class
+from .style import counted, display_name, listed, md, per_class
 
 DOWNLOADS = "_static/sets"  # where the files are in the built report, from its root
 SHOWN = 10  # a picture has at most so many classes, and images of each
@@ -266,7 +266,7 @@ def sets_sentence(sets: Sequence[Shipped]) -> str:
     """Markdown: what this page is about, and what it has."""
     if not sets:
         return "**No set is here yet.** `gm.condense` makes a set. `make results` makes those of the paper's tables."
-    names = _and([md(name) for name in dict.fromkeys(one.dataset for one in sets)])
+    names = listed([md(name) for name in dict.fromkeys(one.dataset for one in sets)])
     sizes = [one.file.stat().st_size / 1000 for one in sets]
     kilobytes = " to ".join(dict.fromkeys(f"{size:,.0f}" for size in (min(sizes), max(sizes))))
     n = sum(one.is_condensed for one in sets)
@@ -284,7 +284,7 @@ def terms_list(sets: Sequence[Shipped]) -> str:
         origins = lines.setdefault(f"{md(one.dataset)}: {md(_terms(one))}", [])
         if (origin := md(one.S.record["data"]["origin"] or "data of unknown origin")) not in origins:
             origins.append(origin)
-    return "\n".join(f"- {terms} The sets were made from {_and(origins)}." for terms, origins in lines.items())
+    return "\n".join(f"- {terms} The sets were made from {listed(origins)}." for terms, origins in lines.items())
 
 
 def recommended_cards(sets: Sequence[Shipped]) -> HTML:
@@ -628,7 +628,7 @@ def training_sentence(one: Shipped, sets: Sequence[Shipped]) -> str:
     varied = [OPERATIONS.get(name, md(name)) for name in e.protocol["augment"].split("+")]
     how = "without augmentation"
     if e.protocol["augment"] != "none":
-        how = f"with augmentation: in each epoch every image is {_and(varied, 'or')}"
+        how = f"with augmentation: in each epoch every image is {listed(varied, 'or')}"
     sentences = [f"The accuracy on the card, **{_mean(e)}**, was reached in {_epochs(e)} {how}."]
     measured = {name.S.record["set"]: (name, plain_training(name)) for name in (one, *sets) if name.size == one.size}
     for other, found in measured.values():
@@ -658,10 +658,6 @@ def _mean(e: Evaluation) -> str:
 
 def _epochs(e: Evaluation) -> str:
     return f"{e.protocol['epochs']:,} epochs"
-
-
-def _and(words: Sequence[str], last: str = "and") -> str:
-    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 class Measured(StoredEvaluation, kw_only=True):

@@ -49,7 +49,7 @@ from .hypothesis import (
 )
 from .matrix import Mark, drawing
 from .style import INK, MUTED, STYLE, colour, counted, display_name, md, per_class, sign, signed
-from .summaries import OUTCOMES, Verdict, verdict
+from .summaries import Verdict, verdict
 
 FILM = ("MNIST", 1, "MD", 0)  # dataset, images per class, method and seed of the run that is shown
 DIGIT = 2  # the class in the small pictures below the curve
@@ -291,15 +291,16 @@ def five_answers(results: pd.DataFrame | None = None, descents: pd.DataFrame | N
     """Does condensing work; what, how and where to match; does the max-min hypothesis hold?
 
     The first four compare two methods by `verdict`, in the cells (data set and images per class) of the paper's
-    Table 3. The largest budget with an interval counts. The outcome is that of more than half of the cells, if no
-    cell has the opposite one; otherwise it is "not decided", and "mixed" if cells have opposite ones. The number is
-    that of the first cell with this outcome, in the order of Table 3. Under a shorter budget than the paper's the
-    outcome is "another budget", and the word says what the shorter run shows.
+    Table 3. The largest budget with an interval counts. The outcome is that of more than half of the cells with an
+    interval, if no cell has the opposite one; otherwise it is "not decided", and "mixed" if cells have opposite ones.
+    The number is that of the first cell with this outcome, in the order of Table 3; of mixed ones, the first held.
+    Under a shorter budget than the paper's the outcome is "another budget", and the word says what the shorter run
+    shows.
 
-    The hypothesis holds if matching raises the distance to the nearest trap against random real images, and if sets
-    with a farther trap train better networks, both by `correlation_outcome`. It is reversed if one of them is. It
-    holds in part if both hold, but one of the paper's changes to its baseline moves the trap nearer in a data set,
-    and farther in none (`trap_verdicts`).
+    The hypothesis holds in a cell if matching raises the distance to the nearest trap against random real images,
+    and if sets with a farther trap train better networks, both by `correlation_outcome`. It is reversed if one of
+    them is. The cells of the largest budget decide as above. It holds in part if it holds, but one of the paper's
+    changes to its baseline moves the trap nearer in a cell, and farther in none (`trap_verdicts`).
 
     Parameters
     ----------
@@ -337,6 +338,7 @@ def _verdicts_of(results: pd.DataFrame, better: str, worse: str) -> list[Verdict
 
 
 def _majority(outcomes: Sequence[str]) -> str:
+    outcomes = [name for name in outcomes if name != "too few sets"] or list(outcomes)
     if len(set(outcomes)) == 1:
         return outcomes[0]
     for name, opposite in (("held", "reversed"), ("reversed", "held")):
@@ -352,28 +354,33 @@ def _compared(
     if not found:
         sentence = f"{display_name(better)} and {display_name(worse)} were not run together"
         return Answer(question, "not run", f"{sentence}.", "", chapter, title)
-    outcomes = [v.outcome for v in found]
-    outcome = _majority(outcomes)
-    said = "mixed" if {"held", "reversed"} <= set(outcomes) else ""
-    v = next((v for v in found if v.outcome == outcome), found[0])
-    higher = f"{abs(v.difference):.1f} points {'higher' if v.difference >= 0 else 'lower'}"
-    sentence = f"{pattern.format(higher=higher)} ({_interval(v.low, v.high)})."
+    first = {v.outcome: v for v in reversed(found)}
+    outcome, opposite = _majority([v.outcome for v in found]), {"held", "reversed"} <= set(first)
+    said = "mixed" if opposite else ""
+    v = first["held" if opposite else outcome] if opposite or outcome in first else found[0]
+    sentence = f"{pattern.format(higher=_higher(v))} ({_interval(v.low, v.high)})"
+    if opposite:
+        other = first["reversed"]
+        sentence += f" on {v.dataset}, and {_higher(other)} on {other.dataset} ({_interval(other.low, other.high)})"
+    sentence += "."
     if where_ := _steps(v, better, worse):
         sentence += f" {where_}"
+    here = results[(results["dataset"] == v.dataset) & (results["ipc"] == v.ipc)]
     if worse == "random":
-        sentence += _against("images chosen by herding", results, better, "herding", v.budget)
+        sentence += _against("images chosen by herding", here, better, "herding", v.budget)
     if better == "MDA":
-        cell = (results["dataset"] == v.dataset) & (results["ipc"] == v.ipc) & (results["budget"] == v.budget)
-        sentence += _against("class by class (DC)", results[cell], better, "DC", v.budget)
+        sentence += _against("class by class (DC)", here[here["budget"] == v.budget], better, "DC", v.budget)
     basis = f"{v.dataset}, {per_class(v.ipc)}, {_protocol(v.budget)}"
     if len(found) > 1:
-        counts = ", ".join(
-            f"{WORDS.get(name, name)} in {outcomes.count(name)}" for name in OUTCOMES if name in outcomes
-        )
-        basis += f"; of {len(found)} data sets and sizes that were run: {counts}"
+        each = (f"{v.dataset}, {v.ipc}: {signed(v.difference, 1)}, {WORDS.get(v.outcome, v.outcome)}" for v in found)
+        basis += f". All data sets and images per class that were run: {'; '.join(each)}"
     if v.budget != "paper" and outcome != "too few sets":
         outcome, said = "another budget", f"shorter run: {said or WORDS.get(outcome, outcome)}"
     return Answer(question, outcome, sentence, f"{basis}.", chapter, title, v.difference, v.low, v.high, said=said)
+
+
+def _higher(v: Verdict) -> str:
+    return f"{abs(v.difference):.1f} points {'higher' if v.difference >= 0 else 'lower'}"
 
 
 def _steps(v: Verdict, better: str, worse: str) -> str:
@@ -412,8 +419,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     first = some.iloc[0]
     points = reach_points(some)
     answers = reach_correlations(points)
-    better, _ = answers[TRAIN_BETTER]
-    outcome, reasons = _section_5(answers)
+    better, (_, reasons) = answers[TRAIN_BETTER][0], _section_5(answers)
     of_learned, of_random = learned_points(points), points[points["method"] == "random"]
     far, real = (float(some["min_distance"].mean()) for some in (of_learned, of_random))
     others = [rows for rows in others if rows["budget"].iloc[0] == first["budget"]]
@@ -422,14 +428,18 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
         f"(distance {far:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
         f"accuracy: {signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})"
     )
+    outcomes = [_section_5(answers)[0]]
     for rows in others:
         found = reach_correlations(reach_points(rows))
         word, rho = _section_5(found)[0], found[TRAIN_BETTER][0].rho
         number = "" if math.isnan(rho) else f"{signed(rho, 2)}, "
         cell = f"{rows['dataset'].iloc[0]}, {per_class(int(rows['ipc'].iloc[0]))}"
         sentence += f"; {cell}: {number}{WORDS.get(word, word)}"
+        outcomes.append(word)
+    outcome = _majority(outcomes)
+    said = "mixed" if {"held", "reversed"} <= set(outcomes) else ""
     changes, against = _changes([some, *others])
-    said = "in part" if outcome == "held" and against else ""
+    said = "in part" if outcome == "held" and against else said
     basis = f"{first['dataset']}, {per_class(int(first['ipc']))}, {_protocol(first['budget'])}"
     basis += f": {reasons}." if reasons else f", {counted(better.n, 'set')}."
     outcome = "not decided" if said else outcome
@@ -450,12 +460,13 @@ def _changes(cells: Sequence[pd.DataFrame]) -> tuple[str, bool]:
         against |= nearer > 0 and not farther
         better, worse = map(display_name, pair)
         moved = " and ".join(
-            f"{word} than {worse}'s in {n} of {counted(len(outcomes), 'data set')}"
+            f"{word} than {worse}'s in {n} of {counted(len(outcomes), 'cell')}"
             for word, n in (("farther", farther), ("nearer", nearer))
             if n
         )
         parts.append(f"{better}'s trap is {moved}")
-    return (f" The paper's own changes: {'; '.join(parts)}." if parts else ""), against
+    said = f" The paper's own changes, in cells of a data set and size: {'; '.join(parts)}." if parts else ""
+    return said, against
 
 
 def _section_5(answers: dict[str, tuple]) -> tuple[str, str]:

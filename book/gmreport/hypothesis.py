@@ -70,7 +70,7 @@ def descents_by_cell(descents: pd.DataFrame) -> list[tuple[tuple[str, int, str],
 
 
 def reach_points(table: pd.DataFrame) -> pd.DataFrame:
-    """`by_eps` of each set at the smallest threshold, with the accuracy of the set.
+    """`by_eps` of each set at the smallest threshold that all sets have, with the accuracy of the set.
 
     Parameters
     ----------
@@ -79,7 +79,8 @@ def reach_points(table: pd.DataFrame) -> pd.DataFrame:
     """
     sums = by_eps(table, by=["method", "set"])
     trained = table[["method", "set", "accuracy"]].drop_duplicates()
-    return sums[sums["eps"] == sums["eps"].min()].merge(trained, on=["method", "set"])
+    sets = sums.groupby("eps").size()
+    return sums[sums["eps"] == sets.index[sets == sets.max()].min()].merge(trained, on=["method", "set"])
 
 
 def learned_points(points: pd.DataFrame) -> pd.DataFrame:

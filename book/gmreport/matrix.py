@@ -28,7 +28,7 @@ from .hypothesis import (
     trap_verdicts,
 )
 from .orders import ORDERINGS, Ordering, ordering_cells, outcome_of, together
-from .style import SIGNS, counted, display_name, per_class, sign, signed
+from .style import SIGNS, counted, display_name, listed, per_class, sign, signed
 
 POINTS = 4.0  # where the axis of differences ends, in points of accuracy
 MOST_NAMED = 4  # contradictions that the first line names
@@ -434,7 +434,7 @@ def _where(claims: pd.Series) -> str:
     sizes: dict[str, list[str]] = {}
     for dataset, ipc in of[["dataset", "ipc"]].drop_duplicates().itertuples(index=False, name=None):
         sizes.setdefault("all training images" if pd.isna(ipc) else per_class(int(ipc)), []).append(dataset)
-    return "; ".join(f"{size} of {' and '.join(names)}" for size, names in sizes.items())
+    return "; ".join(f"{size} of {listed(names)}" for size, names in sizes.items())
 
 
 def _line_of(claims: Sequence[Claim], what: str) -> str:
@@ -444,14 +444,14 @@ def _line_of(claims: Sequence[Claim], what: str) -> str:
     for claim in sorted(run, key=lambda one: (_DECIDED.index(one.outcome), one.word)):
         same = ("held", "held") if claim.outcome == "by counting" else (claim.outcome, claim.word)
         named.setdefault(same, []).append(_link(claim))
-    listed = " ".join(
-        f'<span class="gm-said">{sign(*said)}: {"; ".join(some)}{"" if some[-1].endswith("?</a>") else "."}</span>'
-        for said, some in named.items()
+    said = " ".join(
+        f'<span class="gm-said">{sign(*each)}: {"; ".join(some)}{"" if some[-1].endswith("?</a>") else "."}</span>'
+        for each, some in named.items()
     )
     verb = "was" if len(run) == 1 else "were"
     against = any(claim.word.startswith("reversed") and claim.shown for claim in run)
     why = " A claim compares methods, so it can fail although every accuracy agrees." if against else ""
-    return f"<b>{len(run) or 'None'} of {what.format(n=len(claims))} {verb} put to the test.</b> {listed}{why}"
+    return f"<b>{len(run) or 'None'} of {what.format(n=len(claims))} {verb} put to the test.</b> {said}{why}"
 
 
 def _link(claim: Claim) -> str:

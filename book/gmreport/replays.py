@@ -26,7 +26,7 @@ from gmlib.sets import SyntheticSet
 from .figures import sheet_of, show_sheet
 from .listing import code_html
 from .sessions import ROWS, SESSIONS, Session, stored_sessions
-from .style import INTER, INTRA, STYLE, counted, md, per_class
+from .style import INTER, INTRA, STYLE, counted, listed, md, per_class
 
 # Level in the table of `angles` -> (words, colour of the term that matches this level alone, marker).
 LEVELS = {"class": ("inside classes", INTRA, "o"), "union": ("across classes", INTER, "s")}
@@ -67,11 +67,7 @@ def _reach(*sessions: Session) -> str:
     reached = [f"{np.mean(a):.1f}±{np.std(a, ddof=1):.1f}" for a in (s.accuracies[-1] for s in sessions)]
     n, random = len(sessions[0].accuracies[-1]), sessions[0].random
     against = f"; on random real images {random:.1f}" if math.isfinite(random) else ""
-    return f"Accuracy in percent: {_and(reached)} (mean and deviation of {n} networks{against})."
-
-
-def _and(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]
+    return f"Accuracy in percent: {listed(reached)} (mean and deviation of {n} networks{against})."
 
 
 def _went(values: Sequence[float]) -> str:
@@ -111,7 +107,8 @@ def _which_level(inter: Session, intra: Session) -> str:
 
 def _weight(*runs: Session) -> str:
     inside, across = _ends(runs, "cosine"), _ends(runs, "cosine", "union")
-    return f"The cosine ended at {_and(inside)} inside classes, and at {_and(across)} across them. {_reach(*runs)}"
+    ends = f"The cosine ended at {listed(inside)} inside classes, and at {listed(across)} across them."
+    return f"{ends} {_reach(*runs)}"
 
 
 def _position(still: Session, moving: Session) -> str:
@@ -141,7 +138,7 @@ def _real_start(real: Session, noise: Session) -> str:
 
 def _too_fast(*runs: Session) -> str:
     left = [f"{100 * s.losses[-1] / s.losses[0]:.0f} %" for s in runs]
-    return f"The matching loss ended at {_and(left)} of its first value. {_reach(*runs)}"
+    return f"The matching loss ended at {listed(left)} of its first value. {_reach(*runs)}"
 
 
 def _how_many(run: Session) -> str:

@@ -12,7 +12,7 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -190,6 +190,11 @@ def method_order(methods: Iterable[str]) -> list[str]:
 def counted(n: int, what: str) -> str:
     """A number with its noun, such as "1 set" or "3 sets"."""
     return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Words as a list, such as "a, b and c"."""
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def per_class(ipc: int) -> str:

@@ -413,9 +413,10 @@ def verdict(
 
     If the methods share at least two set seeds, only these sets are compared, in pairs: sets of one seed start alike,
     and the networks trained on them start alike. If both methods are condensed and `spreads` pools the cell, the
-    variance of the difference is pooled over all pairs of its condensed methods that have these seeds
-    (`pooled_std_of_differences`). If not, the interval is that of the paired t test. Without two shared seeds it is
-    Welch's, over all sets. If one method has a single set, it is compared on that seed.
+    variance of the difference is pooled over the pairs of its condensed methods, with all their seeds
+    (`pooled_std_of_differences`); of methods with the same source network if these two share theirs. If not, the
+    interval is that of the paired t test. Without two shared seeds it is Welch's, over all sets. If one method has a
+    single set, it is compared on that seed.
 
     Parameters
     ----------
@@ -441,10 +442,11 @@ def verdict(
     n = (len(a), len(b))
     difference = float(a.mean() - b.mean())
     if paired:
-        pairs = set_means.loc[shared, _pooled_with(cell, better, worse)].dropna(axis=1)
+        pool = _pooled_with(cell, better, worse) if n[0] > 1 else [better, worse]
+        pairs = set_means[pool] if len(pool) > 2 else set_means.loc[shared, pool]
         test = f"paired t over the {n[0]} set seeds both have"
-        if pairs.shape[1] > 2:
-            test += f", variance pooled over {pairs.shape[1]} methods"
+        if len(pool) > 2:
+            test += f", variance pooled over {len(pool)} methods"
         half = pooled_std_of_differences(pairs.to_numpy()).half_width(n[0])
     else:
         test = f"Welch's t over {n[0]} and {n[1]} sets"
@@ -460,10 +462,20 @@ def verdict(
 
 
 def _pooled_with(cell: pd.DataFrame, better: str, worse: str) -> list[str]:
-    """The methods whose sets say how much the difference of these two varies."""
+    """The methods whose sets say how much the difference of these two varies.
+
+    Sets from other source networks met other networks and gradients. So their differences say nothing on two methods
+    that share a source.
+    """
     if is_condensed(better) and is_condensed(worse) and spreads(cell)["pooled"].any():
-        return [m for m in dict.fromkeys(cell["method"]) if is_condensed(m)]
+        source, other = _source(better), _source(worse)
+        several = cell.groupby("method", sort=False)["set"].nunique() > 1
+        return [m for m in several.index[several] if is_condensed(m) and (source != other or _source(m) == source)]
     return [better, worse]
+
+
+def _source(method: str) -> str:
+    return method.partition("@")[2]
 
 
 def verdicts(results, better: str, worse: str, *, network=None) -> Verdicts:

@@ -97,21 +97,30 @@ def pooled_std_of_differences(values: np.ndarray) -> Pooled:
     It is sqrt(2 * sum r_ij^2 / ((n - 1) (m - 1))), where r_ij is a value without the means of its row and of its
     column (a randomised block design). Its square is the mean over all pairs of columns of the variance of their
     differences. The pairs share columns, so they have only (n - 1) (m - 1) degrees of freedom. Two columns give the
-    paired t test. The true variances of all differences must be equal. `cochran_p` does not test that: it compares
-    columns, not their differences.
+    paired t test. If values are missing, rows and columns are fitted to the others by least squares, and the degrees
+    of freedom are those that the fit leaves. The true variances of all differences must be equal. `cochran_p` does
+    not test that: it compares columns, not their differences.
 
     Parameters
     ----------
     values : ndarray
-        (n, m): rows are what the pairs share (seeds), columns are what is compared (methods).
+        (n, m): rows are what the pairs share (seeds), columns are what is compared (methods). NaN is a missing value.
 
     Returns
     -------
     Pooled
     """
     rows, columns = values.shape
-    freedom = (rows - 1) * (columns - 1)
-    left = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    known = ~np.isnan(values)
+    if known.all():
+        freedom = (rows - 1) * (columns - 1)
+        left = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    else:
+        i, j = np.nonzero(known)
+        design = np.hstack([np.eye(rows)[i], np.eye(columns)[j]])
+        fitted, _, rank, _ = np.linalg.lstsq(design, values[known], rcond=None)
+        freedom = len(i) - int(rank)
+        left = values[known] - design @ fitted
     return Pooled(math.sqrt(2 * float((left**2).sum()) / freedom) if freedom else math.nan, freedom)
 
 
