@@ -1,5 +1,6 @@
 """Small data and recipes that many tests share, and recorded steps without a GPU."""
 
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch._dynamo  # the first optimiser of a process imports it, for two sec
 from PIL import Image
 
 from gmlib import Data, OutOfTime, Recipe, condense, load_data
-from gmlib.runs import locks
+from gmlib.runs import locks, store
 from gmlib.speed import recording
 
 pytest_plugins = ["browser"]  # headless Chromium for test_browser_*.py
@@ -37,6 +38,14 @@ def pytest_collection_modifyitems(items):
     """Start with the files whose tests wait longest for processes, so that no worker waits alone at the end."""
     longest = ("test_on_gpu.py", "test_notebooks.py", "test_batch.py")
     items.sort(key=lambda item: item.path.name not in longest)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_memory_measured():
+    """No run measures its memory: first it collects garbage, which takes longer here than a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)
+        yield
 
 
 @pytest.fixture(autouse=True)

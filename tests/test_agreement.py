@@ -29,6 +29,15 @@ EXPRESSIONS = {
 }
 
 
+# Every pair of channels, images per class and equal or unequal classes occurs once.
+PROBLEMS = [
+    ((1, 8, 8), 1, (7, 2, 4)),
+    ((1, 8, 8), 3, (4, 4, 4)),
+    ((3, 8, 8), 1, (4, 4, 4)),
+    ((3, 8, 8), 3, (7, 2, 4)),
+]
+
+
 def relative(ours, theirs):
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-300)).item()
 
@@ -49,13 +58,13 @@ def problem(shape, ipc, counts, seed=0):
 @pytest.mark.parametrize("mode", WHAT)
 def test_matching_loss_and_its_gradient(mode, expression):
     """Every way to get the gradients of the classes, beside one reference."""
-    for shape, ipc, counts in itertools.product([(1, 8, 8), (3, 8, 8)], [1, 3], [(4, 4, 4), (7, 2, 4)]):
+    for shape, ipc, counts in PROBLEMS:
         data, network, S, labels, real = problem(shape, ipc, counts)
         S.requires_grad_()
         theta, weights = list(network.parameters()), [n / sum(counts) for n in counts]
         expected = [
             reference.matching_gradient(theta, S, labels, real, mode, EXPRESSIONS[expression], 2.5, k, weights)
-            for k in (0, 1)
+            for k in ((0, 1) if mode == "interleaved" else (0,))  # the others do not ask for k
         ]
         for way in gradients.IMPLEMENTATIONS:
             gT_way = "loop" if way == "vmap" else way  # vmap needs classes of equal size

@@ -21,7 +21,10 @@ SIZES = {"wide": {"width": 1280, "height": 900}, "phone": {"width": 390, "height
 FILES = [path.relative_to(browser.BUILT) for path in sorted(browser.BUILT.rglob("*.html"))]
 PAGES = [path.as_posix() for path in FILES if "_static" not in path.parts and path != Path("index.html")]
 each_page = pytest.mark.parametrize("name", PAGES or ["intro.html"])
-each_size = pytest.mark.parametrize("size", SIZES)
+# The pages of the API are made alike, and one of them is looked at in every way.
+ALIKE = [name for name in PAGES if name.startswith(("api/", "genindex", "py-modindex")) and name != "api/runs.html"]
+UNLIKE = [name for name in PAGES if name not in ALIKE] or ["intro.html"]
+LOOKS = [(name, "wide") for name in ALIKE] + [(name, size) for name in UNLIKE for size in SIZES]
 
 
 def look(driver, function):
@@ -54,8 +57,7 @@ def test_the_rules_of_accessibility_are_there():
     assert "axe" in AXE.read_text("utf-8")[:500]
 
 
-@each_page
-@each_size
+@pytest.mark.parametrize(("name", "size"), LOOKS)
 def test_everyone_can_read_a_page(open_page, name, size):
     driver = open_page(name, **SIZES[size])
     browser.wait_for_maths(driver)
@@ -69,7 +71,7 @@ def test_everyone_can_read_a_page(open_page, name, size):
     assert look(driver, "hiddenCells") == []
 
 
-@each_page
+@pytest.mark.parametrize("name", UNLIKE)
 def test_a_dark_page_is_as_good_and_so_is_paper(open_page, complaints, name):
     driver = open_page(name, dark=True, **SIZES["wide"])
     assert driver.execute_script("return document.documentElement.dataset.theme") == "dark"

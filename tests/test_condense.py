@@ -503,14 +503,14 @@ def test_an_update_that_overflows_stops_the_run_with_the_last_good_set(steps, re
 
 
 def test_condensed_digits_beat_random_digits(digits):
-    """One image per class, smoke budget: the worst of three condensed sets against the best of six random ones."""
-    recipes = [gm.Recipe.for_method("M", ipc=1, budget="smoke", seed=seed) for seed in range(3)]
-    protocol = {"n_networks": 3, "epochs": 100, "device": "cpu", "progress": False}
+    """One image per class, smoke budget: the worse of two condensed sets against the best of four random ones."""
+    recipes = [gm.Recipe.for_method("M", ipc=1, budget="smoke", seed=seed) for seed in range(2)]
+    protocol = {"n_networks": 2, "epochs": 100, "device": "cpu", "progress": False}
     protocol |= {"width": recipes[0].width, "depth": recipes[0].depth}
     condensed = [gm.evaluate(condense(digits, r), digits, seed=r.seed, **protocol).mean for r in recipes]
-    chosen = [gm.evaluate(gm.coreset("random", digits, 1, s), digits, seed=s, **protocol).mean for s in range(6)]
+    chosen = [gm.evaluate(gm.coreset("random", digits, 1, s), digits, seed=s, **protocol).mean for s in range(4)]
     assert min(condensed) > max(chosen)
-    assert sum(condensed) / 3 - sum(chosen) / 6 > 12, (condensed, chosen)
+    assert sum(condensed) / 2 - sum(chosen) / 4 > 12, (condensed, chosen)
 
 
 def test_the_set_is_handed_out_while_it_forms():

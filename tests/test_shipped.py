@@ -1,7 +1,6 @@
 """Sets that come with the repository: found by name, and listed in tables."""
 
 import json
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,6 @@ def budgets():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.BUDGETS, "lite", TINY)
         patch.setitem(recipes.BUDGETS, "paper", paper)
-        patch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)  # it takes longer than the runs
         yield
 
 

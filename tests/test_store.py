@@ -47,9 +47,8 @@ def data():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A budget of milliseconds, and no measurement of memory, which takes longer than the runs."""
+    """A budget of milliseconds."""
     monkeypatch.setitem(recipes.BUDGETS, "tiny", TINY)
-    monkeypatch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)
 
 
 def run(data, folder, method="DC", ipc=1, **options):
@@ -957,7 +956,6 @@ def stored_once(tmp_path_factory):
     root = tmp_path_factory.mktemp("stored")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.BUDGETS, "tiny", TINY)
-        patch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)
         run(make_data((8, 8, 8), dtype=torch.float32, n_test=30), root, snapshots=(0, 4))
     return root
 

@@ -42,7 +42,6 @@ TABLE_3, CONDENSED = f"{HEADER}Table 3,made-up,1,random DC,,\n", f"{HEADER}Table
 def small(monkeypatch):
     """Two small data sets, and a budget of milliseconds."""
     monkeypatch.setitem(recipes.BUDGETS, "tiny", TINY)
-    monkeypatch.setattr(store, "PeakMemory", lambda device: lambda: math.nan)  # it takes longer than the runs
     monkeypatch.setattr(tasks, "DESCENT", {"eps": [0.5], "lr": 0.1, "max_steps": 3})
     monkeypatch.setattr(tasks, "FEW_STARTS", 1)
     monkeypatch.setattr(tasks, "SHORT_WHOLE", {"networks": 2, "epochs": 1})

@@ -46,7 +46,9 @@ def assert_equal(S, expected):
 
 
 @pytest.mark.parametrize("steps", ["called", "recorded"])
-@pytest.mark.parametrize("many", [{"ipc": 1}, {"ipc": 2, "inner_loops": 3, "zeta_theta": 2}], ids=["T=1", "T=3"])
+@pytest.mark.parametrize(
+    "many", [{"ipc": 1}, {"ipc": 2, "inner_loops": 3, "zeta_theta": 2, "outer_loops": 2}], ids=["T=1", "T=3"]
+)
 def test_every_method_gets_the_bits_of_its_own_run(many, steps, request):
     if steps == "recorded":
         request.getfixturevalue("recorded")

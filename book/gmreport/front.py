@@ -287,6 +287,9 @@ _COMPARED = (
 )  # fmt: skip
 
 
+MAXMIN = ("notebooks/hypothesis", "The max-min hypothesis")  # the chapter of the fifth answer, and its title
+
+
 def five_answers(results: pd.DataFrame | None = None, descents: pd.DataFrame | None = None) -> list[Answer]:
     """Does condensing work; what, how and where to match; does the max-min hypothesis hold?
 
@@ -316,7 +319,11 @@ def five_answers(results: pd.DataFrame | None = None, descents: pd.DataFrame | N
 
 def answer_to(chapter: str, results: pd.DataFrame | None = None) -> Answer:
     """The one of `five_answers` that a chapter, such as "what", gives in detail."""
-    return next(a for a in five_answers(results) if a.chapter == f"notebooks/{chapter}")
+    place = f"notebooks/{chapter}"
+    if place == MAXMIN[0]:
+        return _maxmin(readback.stored_descents())
+    results = readback.stored_accuracies() if results is None else results
+    return next(_compared(results, *asked) for asked in _COMPARED if place in asked)
 
 
 def _verdicts_of(results: pd.DataFrame, better: str, worse: str) -> list[Verdict]:
@@ -405,7 +412,6 @@ def _against(what: str, results: pd.DataFrame, better: str, worse: str, budget: 
 
 def _maxmin(descents: pd.DataFrame) -> Answer:
     asked = ("Does the max-min hypothesis hold?",)
-    page = ("notebooks/hypothesis", "The max-min hypothesis")
     order = paper.order_of_cells()
     cells = [
         some
@@ -414,7 +420,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
         if len(learned_points(some)) and "random" in set(some["method"])
     ]
     if not cells:
-        return Answer(*asked, "not run", "No descent was run.", "", *page)
+        return Answer(*asked, "not run", "No descent was run.", "", *MAXMIN)
     some, *others = cells
     first = some.iloc[0]
     points = reach_points(some)
@@ -444,7 +450,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     basis += f": {reasons}." if reasons else f", {counted(better.n, 'set')}."
     outcome = "not decided" if said else outcome
     return Answer(
-        *asked, outcome, f"{sentence}.{changes}", basis, *page, better.rho, better.low, better.high, 1.0, said
+        *asked, outcome, f"{sentence}.{changes}", basis, *MAXMIN, better.rho, better.low, better.high, 1.0, said
     )
 
 

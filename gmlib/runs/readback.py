@@ -261,6 +261,7 @@ def sets_table(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SET_COLUMNS)
 
 
+@while_unchanged
 def stored_descents(results_dir: str | os.PathLike | None = None) -> pd.DataFrame:
     """The rows of every reach.json: how far from its start training on a set stops.
 
