@@ -193,11 +193,12 @@ class Checkpoint:
         self.path = check_tensor_path(path) if path is not None else None
         self.written = time.monotonic()
         self.recipes = list(recipes)
-        self.made_from = {"data": data.fingerprint, "dtype": str(data.train_images.dtype)}
+        self.made_from: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.stored: list[dict[str, Any]] = []  # each fits a StoredState
         if self.path is None:
             return
+        self.made_from = {"data": data.fingerprint, "dtype": str(data.train_images.dtype)}
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"the folder of the checkpoint {self.path} does not exist: create it first")
         if self.path.is_dir():

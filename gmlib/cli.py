@@ -6,6 +6,7 @@
     gmlib export set.safetensors --png folder              or --npz set.npz
     gmlib evaluate set.safetensors --data digits --networks 5
     gmlib run --cells cells.csv --budget lite              cells of the paper's tables
+    gmlib --version
 
 DATA is a name such as digits or MNIST, or "imagefolder:PATH" for a folder with a subfolder of images for each class.
 Results go to the standard output, with --json as one object; progress and messages go to the standard error. Ctrl-C
@@ -38,10 +39,11 @@ import tyro
 from docstring_parser import parse
 from tqdm import tqdm
 
+from . import __version__
 from .checks import check_number
 from .condensation import Diverged, condense
 from .data import Data
-from .datasets import load_data
+from .datasets import load_data, usual_name
 from .evaluation import Protocol, evaluate
 from .exchange import check_new_folder, file_to_write, write_folder
 from .files import as_path, check_tensor_path, path_or, write_atomically
@@ -131,7 +133,9 @@ class Plan:
 
     def to_recipe(self) -> Recipe:
         """The recipe that was asked for. The data are not needed yet."""
-        return Recipe.for_method(self.method, self.data, self.ipc, self.budget, self.seed, **given(self.recipe))
+        return Recipe.for_method(
+            self.method, usual_name(self.data), self.ipc, self.budget, self.seed, **given(self.recipe)
+        )
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -260,6 +264,12 @@ class Evaluate:
     protocol: Annotated[ProtocolFields, Boxed] = field(default_factory=ProtocolFields)
     judge: bool = False
     """Also train on as many random real images, and on all of them: the gain (IOR) and the gap (HLR)."""
+    random_sets: Number = 3
+    """With --judge: how many sets of random images. 0 leaves them out."""
+    no_whole: bool = False
+    """With --judge: leave out the networks on all training images, which may take long."""
+    whole_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """With --judge: epochs on all training images. None takes what the protocol trains, up to a limit."""
     json: bool = False
     """Print the result as JSON."""
     machine: Annotated[Machine, Boxed] = field(default_factory=Machine)
@@ -270,11 +280,12 @@ class Evaluate:
         data = self.machine.load(self.data, S=S)
         options = {"device": self.machine.device, "progress": not self.machine.quiet, **given(self.protocol)}
         asked = (S, data, self.network, self.networks, self.seed)
-        judged = judge(*asked, **options) if self.judge else None
+        more = {"random_sets": self.random_sets, "whole": not self.no_whole, "whole_epochs": self.whole_epochs}
+        judged = judge(*asked, **more, **options) if self.judge else None
         found = judged.evaluation if judged else evaluate(*asked, **options)
         if not self.json:
             return say(judged or f"{self.network}: {found}")
-        more: dict[str, Any] = {"n": found.n, "mean": found.mean, "std": found.std, "balanced": found.balanced}
+        more = {"n": found.n, "mean": found.mean, "std": found.std, "balanced": found.balanced}
         if judged:
             random = [each.mean for each in judged.random]
             whole = judged.whole and judged.whole.mean
@@ -528,6 +539,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="gmlib: %(message)s")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        return say(f"gmlib {__version__}")
     if arguments[:1] == ["run"]:
         try:
             check_lists(arguments)

@@ -34,6 +34,7 @@ from .runtime import (
     deadline_passed,
     device_of,
     generator,
+    plain_torch,
     progress_bar,
     saving_on_signals,
     time_limit,
@@ -138,6 +139,7 @@ def condense(
     return S
 
 
+@plain_torch()
 def condense_together(
     data: Data,
     recipes: Sequence[Recipe],
@@ -214,7 +216,8 @@ def condense_together(
     paths = checkpoint if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str) else [checkpoint]
     if len(paths) not in (1, len(recipes)):
         raise ValueError(f"checkpoint has {len(paths)} files for {len(recipes)} recipes: give one, or one for each")
-    if len({str(path) for path in paths}) < len(paths):
+    named = [os.path.realpath(path) for path in paths if isinstance(path, str | os.PathLike)]
+    if len(set(named)) < len(named):
         raise ValueError("two recipes have the same checkpoint: give each its own file, or one file for all")
     owned = [recipes] if len(paths) == 1 else [[recipe] for recipe in recipes]
     files = [Checkpoint(path, data, own) for path, own in zip(paths, owned, strict=True)]
@@ -236,7 +239,7 @@ def _snapshots_of(snapshots: Collection[int] | Sequence[Collection[int]], n: int
     """The snapshots of each of n recipes. None keeps none."""
     snapshots = () if snapshots is None else snapshots
     if isinstance(snapshots, Sequence) and not isinstance(snapshots, str | range):
-        several = [isinstance(each, Collection) for each in snapshots]
+        several = [isinstance(each, Collection) and getattr(each, "ndim", 1) > 0 for each in snapshots]
         if any(several):
             if not all(several) or len(several) != n:
                 raise ValueError(f"snapshots has {len(several)} entries for {n} recipes: give one for each")
@@ -259,6 +262,7 @@ class _Work:
         progress: bool,
     ):
         self.data, self.files, self.snapshots = data, files, snapshots
+        self.on_disk = [file for file in files if file.path]  # all are written together
         self.recipes = [recipe for file in files for recipe in file.recipes]
         self.checkpoint_seconds, self.deadline, self.finished, self.each = (
             checkpoint_seconds,
@@ -334,9 +338,10 @@ class _Work:
                     self.bar.set_postfix(loss=f"{run.history[-1]['loss']:.4g}", refresh=False)
                 self._keep(i)
                 if self.each and run.state.S.isfinite().all():  # if not, the next loss says so
-                    self.each(i, run.state.k, as_set(run.state.S, self.data, self.recipes[i], [*run.history]))
+                    history = [{**entry} for entry in run.history]
+                    self.each(i, run.state.k, as_set(run.state.S, self.data, self.recipes[i], history))
             self.bar.update()
-            if out_of_time or self._is_done(i) or self.files[0].age() > self.checkpoint_seconds:
+            if out_of_time or self._is_done(i) or self._is_due():
                 self._write()
                 if i in self.diverged:
                     return
@@ -347,7 +352,7 @@ class _Work:
 
     def _next(self, state: State, updates: Iterator[Update]) -> Update:
         """The next update. If time runs out inside, the checkpoint gets the state before it."""
-        before = _copy(state) if self.files[0].path else None
+        before = _copy(state) if self.on_disk else None
         try:
             return next(updates)
         except OutOfTime:
@@ -355,6 +360,9 @@ class _Work:
                 _restore(state, *before)
                 self._write()
             raise
+
+    def _is_due(self) -> bool:
+        return bool(self.on_disk) and self.on_disk[0].age() > self.checkpoint_seconds
 
     def _is_done(self, i: int) -> bool:
         return self.runs[i].state.k == self.recipes[i].outer_loops or i in self.diverged

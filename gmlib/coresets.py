@@ -20,7 +20,7 @@ from . import networks
 from .checkpoint import TrainingCheckpoint, training_folder
 from .checks import check_flag, check_number, choose, shown
 from .data import Data, check_ipc
-from .runtime import check_deadline, device_of, generator, in_time, progress_bar, time_limit
+from .runtime import check_deadline, device_of, generator, in_time, plain_torch, progress_bar, time_limit
 from .sets import SyntheticSet
 from .speed.precision import matmul_precision
 from .speed.recording import step_recorder
@@ -332,6 +332,7 @@ def recipe_of(
     return recipe
 
 
+@plain_torch()
 @matmul_precision("float32")
 def coreset(
     method: str,

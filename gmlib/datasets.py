@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from .checks import check_flag, check_number, first_sentence, plain, require, shown
 from .data import Data, _checked_images, check_constants, split
 from .files import as_path
-from .runtime import progress_bar
+from .runtime import plain_torch, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,13 @@ BINARY = {
 }
 
 
+def usual_name(name: str) -> str:
+    """The name of the data set: that of a folder of images is the same with and without a slash at the end."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{path.rstrip('/') or '/'}" if path else name
+
+
+@plain_torch()
 def load_data(
     name: str,
     *,
@@ -175,7 +182,7 @@ def load_data(
     folder = as_path(data_dir)
     if path:
         folder = as_path(path)
-        name = f"{kind}:{path.rstrip('/') or '/'}"  # the same name with and without a slash at the end
+        name = usual_name(name)
     usual_mean, usual_std = NORMALISATION.get(name, (None, None))
     check_constants(name, mean, std, NORMALISATION.get(name))
     return LOADERS[kind](
@@ -629,7 +636,8 @@ def _read_image(path: Path, size: Size) -> np.ndarray:
             return _levels(image, size)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read ({first_sentence(error)}): delete it or replace it by a good copy, and load again"
+            f"{path} cannot be read ({first_sentence(error)}): replace it by a copy with 8 bits per channel that can "
+            "be read, or move it out of the folder, and load again"
         ) from error
 
 
@@ -693,7 +701,8 @@ def _items(dataset: Any, part: str) -> tuple[Any, int]:
             advice = 'a folder of images is read by gmlib.load_data("imagefolder:PATH")'
         kind = type(dataset).__name__
         raise ValueError(f"the {part} set is a {kind}: give a torch Dataset, or a list of (image, label); {advice}")
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    in_order = isinstance(dataset, IterableDataset)  # it may have a length, but takes no positions
+    if in_order or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         dataset = list(dataset)
     if not len(dataset):
         raise ValueError(f"the {part} set has no item: give at least one image of each class")

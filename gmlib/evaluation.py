@@ -27,7 +27,7 @@ from .checkpoint import TrainingCheckpoint, training_folder
 from .checks import check_function, check_number, choose, first_sentence, shown
 from .data import Data, fingerprint
 from .files import slug
-from .runtime import check_deadline, check_time, device_of, generator, progress_bar, time_limit
+from .runtime import check_deadline, check_time, device_of, generator, plain_torch, progress_bar, time_limit
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.memory import Memory
 from .speed.passes import map_in_threads
@@ -232,6 +232,7 @@ class Evaluation:
         return f"{self.mean:.1f}{spread} % ({', '.join(counts)})" if self.n else f"no accuracy ({counts[-1]})"
 
 
+@plain_torch()
 def evaluate(
     S: SyntheticSet | Data,
     data: Data,
@@ -421,6 +422,10 @@ def resolve_protocol(
     if data is None:
         raise ValueError("there is no data to test on: give the Data that the set was made from, not a NoneType")
     check_pair(S, data)
+    if not len(data.test_images):
+        raise ValueError(
+            f"{data.name} has no test images: give some to Data.from_arrays, or let it keep a part (test_share=)"
+        )
     protocol = protocol_for(S, protocol, **changes)
     architecture = architecture_of(network)
     first = architecture.build(data, asdict(protocol), generator(0, "settle"))

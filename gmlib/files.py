@@ -366,21 +366,38 @@ def read_tensors(path: Path, kind: str, advice: str) -> tuple[dict[str, Tensor],
     Raises
     ------
     ValueError
-        If the file is damaged or of another kind.
+        If the file is damaged, of another version, or of another kind. Only in the last case its message does not say
+        to delete it.
     FileNotFoundError
         If there is no such file.
     """
     try:
         _check_regular(path)
         blob = path.read_bytes()
+        if path.suffix.lower() not in ("", ".safetensors") and blob[8:9] != b"{":
+            raise OtherKind("is no safetensors file")
         header, data = _split(blob)
         metadata = header.get("__metadata__") or {}
-        if metadata.get("format") != kind:
-            raise ValueError(f"its format is {metadata.get('format')!r} and not {kind!r} of this version")
-        stored = metadata.pop(DIGEST, None)
-        digest = hashlib.sha256(_compact(header) + data).hexdigest()
-        if stored != digest:
+        found, stored = metadata.get("format"), metadata.pop(DIGEST, None)
+        if found is None and stored is None:
+            from_safetensors(blob)  # without a right header it is damaged
+            raise OtherKind("is not from gmlib")
+        if stored != hashlib.sha256(_compact(header) + data).hexdigest():
             raise ValueError("its content was changed after it was written")
-        return from_safetensors(blob), metadata | {DIGEST: digest}
+        if isinstance(found, str) and _without_version(found) != _without_version(kind):
+            raise OtherKind(f"is a {_without_version(found)}")
+        if found != kind:
+            raise ValueError(f"its format is {found!r} and not {kind!r} of this version")
+        return from_safetensors(blob), metadata | {DIGEST: stored}
+    except OtherKind as error:
+        raise OtherKind(f"{path} {error}, and no {_without_version(kind)}: name another file") from None
     except (SafetensorError, ValueError, AttributeError) as error:
         raise damaged(path, error, advice) from error
+
+
+class OtherKind(ValueError):
+    """A good file of another kind than the one to be read."""
+
+
+def _without_version(kind: str) -> str:
+    return kind.rstrip("0123456789").rstrip("-").replace("-", " ", 1)

@@ -26,7 +26,7 @@ from .evaluation import (
     protocol_for,
     resolve_protocol,
 )
-from .runtime import OutOfTime, generator
+from .runtime import OutOfTime, generator, plain_torch
 from .sets import SyntheticSet
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ class Judgement:
         return _as_html(self._caption(), HEADER, self._rows(), self._lines())
 
 
+@plain_torch()
 def judge(
     S: SyntheticSet | Data,
     data: Data,

@@ -35,7 +35,16 @@ from .data import Data
 from .evaluation import accuracy
 from .lines import initial
 from .recipe import Recipe
-from .runtime import check_deadline, check_time, device_of, generator, in_time, progress_bar, time_limit
+from .runtime import (
+    check_deadline,
+    check_time,
+    device_of,
+    generator,
+    in_time,
+    plain_torch,
+    progress_bar,
+    time_limit,
+)
 from .sets import SyntheticSet, check_pair, images_of
 from .speed.forward import fast_forward
 from .speed.passes import pass_size
@@ -182,6 +191,7 @@ def loss_and_gradient(network: nn.Module, theta: Sequence[Tensor], x: Tensor, y:
     return total, gradient
 
 
+@plain_torch()
 @matmul_precision("float32")
 def reach(
     S: SyntheticSet | Data,

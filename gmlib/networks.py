@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import check_number, choose
+from .runtime import plain_torch
 
 Factory = Callable[..., nn.Module]
 Size = int | tuple[int, int]  # the side of square images, else (height, width)
@@ -424,6 +425,7 @@ def register(name: str, factory: Factory) -> None:
 # ---- building --------------------------------------------------------------------------------------------
 
 
+@plain_torch()
 def build(
     name: str,
     shape: tuple[int, int, int],
@@ -480,7 +482,7 @@ def _build_registered(
     arguments = (shape[0], size, n_classes)
     try:
         network = factory(*arguments, **given)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # somebody else's code can raise anything
         advice = "change it"
         if not isinstance(size, int):
             advice = "let it take (height, width) as size, since these images are not square, or resize them"
@@ -490,7 +492,7 @@ def _build_registered(
     try:
         with torch.no_grad():
             scores = network.eval()(torch.zeros(2, *shape))  # eval mode does not change BatchNorm's statistics
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # somebody else's code can raise anything
         raise ValueError(f"the network {name!r} does not take images of shape {shape}: {error}") from error
     network.train()
     if scores.shape != (2, n_classes):

@@ -240,11 +240,14 @@ class Recipe:
         return self.inner_loops or T, self.zeta_theta or zeta
 
     def describe_schedule(self) -> dict[str, Any]:
-        """T and zeta_theta, and where they come from: "recipe", "Section 4.4", or "between points of Section 4.4"."""
+        """T and zeta_theta, and where they come from: "recipe", "Section 4.4", or "between points of Section 4.4".
+
+        If the recipe gives one of them, the source is "recipe and", followed by that of the other.
+        """
         T, zeta = self.schedule()
+        given = [value is not None for value in (self.inner_loops, self.zeta_theta)]
         source = "Section 4.4" if self.ipc in FIXED else "between points of Section 4.4"
-        if None not in (self.inner_loops, self.zeta_theta):
-            source = "recipe"
+        source = "recipe" if all(given) else f"recipe and {source}" if any(given) else source
         return {"T": T, "zeta_theta": zeta, "source": source}
 
     @property

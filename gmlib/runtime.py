@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -160,6 +160,30 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.pin_memory().to(device, non_blocking=True) if from_host else x.to(device)
 
 
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Run a block, or a function, whatever state the caller has left torch in, and restore that state.
+
+    Inside, gradients are recorded, nothing is cast, and tensors are made in float32 on the CPU if nothing else is
+    said. Otherwise the same recipe and seed would give another set, or none.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # with it, each call of torch takes longer
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        yield
+
+
 def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -> tqdm:
     """Make a progress bar on stderr that estimates the time left.
 
@@ -189,7 +213,7 @@ def progress_bar(what: str, total: int, unit: str, show: bool, **options: Any) -
     """
     show = check_flag("progress", show)
     stream = sys.stderr
-    is_terminal = stream is not None and stream.isatty()
+    is_terminal = stream is not None and getattr(stream, "isatty", bool)()
     if stream is not None and not is_terminal and "ipykernel" not in type(stream).__module__:
         options["file"] = _Lines(stream)
     mininterval = 0.5 if is_terminal else 10.0
@@ -210,7 +234,7 @@ class _Lines:
 
     def __init__(self, stream: TextIO):
         self.stream = stream
-        self.encoding = stream.encoding
+        self.encoding = getattr(stream, "encoding", None)
         self.last = ""
 
     def write(self, text: str) -> None:
@@ -275,9 +299,19 @@ def time_limit(
         _limit.reset(before)
 
 
+_stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
+
+
+def stop_with(stop: threading.Event) -> None:
+    """Let `check_time` end what runs in this context once ``stop`` is set."""
+    _stop.set(stop)
+
+
 def check_time() -> None:
-    """Raise `OutOfTime` if the `time_limit` of the innermost such block has passed. Outside of one do nothing."""
-    limit = _limit.get()
+    """Raise `OutOfTime` if the `time_limit` of the innermost such block has passed, or after `stop_with`."""
+    stop, limit = _stop.get(), _limit.get()
+    if stop and stop.is_set():
+        raise OutOfTime("stopped, because another thread was")
     if limit and deadline_passed(limit.deadline):
         now = time.monotonic()
         limit.noticed = min(limit.noticed, now)

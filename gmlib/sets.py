@@ -90,8 +90,8 @@ class SyntheticSet:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not _is_list(values) or len(values) != x.shape[1]:
                 raise ValueError(f"{name} {values} does not fit: give {x.shape[1]} numbers, one per channel")
-            for value in values:
-                check_number(name, value, above=0 if name == "std" else -math.inf)
+            above = 0 if name == "std" else -math.inf
+            object.__setattr__(self, name, tuple(check_number(name, value, above=above) for value in values))
         if y.dtype != torch.int64 or y.shape != x.shape[:1]:
             raise ValueError(f"labels must be int64, one for each of the {len(x)} images")
         wrong = y[(y < 0) | (y >= C)]

@@ -14,6 +14,7 @@ import gmlib as gm
 from gmlib import cli, condensation, evaluation
 from gmlib import recipe as recipes
 from gmlib.runs import cells, store
+from gmlib.sets import SyntheticSet
 
 SMALL = ["--budget", "smoke", "--outer-loops", "2", "--quiet"]
 
@@ -82,6 +83,27 @@ def test_a_set_is_judged(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["ior"] == pytest.approx(found["mean"] - sum(found["random"]) / len(found["random"]))
     assert found["hlr"] == pytest.approx(found["whole"] - found["mean"]) and 0 <= found["balanced"] <= 100
+
+
+def test_a_set_is_judged_without_what_is_left_out(tmp_path, capsys):
+    out = tmp_path / "set.safetensors"
+    run("condense", "digits", "--out", out, "--method", "M", *SMALL)
+    words = ("evaluate", out, "--data", "digits", "--networks", 2, "--epochs", 2, "--quiet", "--judge", "--json")
+    capsys.readouterr()
+    assert run(*words, "--random-sets", 1, "--no-whole") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["random"]) == 1 and found["whole"] is found["hlr"] is None
+
+
+def test_the_version_is_said(capsys):
+    assert run("--version") == 0 and capsys.readouterr().out == f"gmlib {gm.__version__}\n"
+
+
+def test_a_folder_may_end_in_a_slash(tmp_path):
+    folder, out = photos(tmp_path / "photos"), tmp_path / "set.safetensors"
+    small = ("--width", 4, "--depth", 2, "--outer-loops", 1, "--size", 16, "--quiet")
+    assert run("condense", f"imagefolder:{folder}/", "--out", out, "--method", "DC", *small) == 0
+    assert SyntheticSet.load(out).recipe["dataset"] == f"imagefolder:{folder}"
 
 
 def test_photos_get_the_size_and_scale_of_the_set(tmp_path, capsys):

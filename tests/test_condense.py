@@ -273,7 +273,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_kept(tmp_path):
             condense(data, tiny_recipe(), checkpoint=path)
         assert path.read_bytes() == before[:length]
     gm.coreset("random", data, 1).save(path)
-    with pytest.raises(ValueError, match="its format is 'gmlib-set"):
+    with pytest.raises(ValueError, match="is a gmlib set, and no gmlib checkpoint: name another"):
         condense(data, tiny_recipe(), checkpoint=path)
     with pytest.raises(ValueError, match="is a folder"):
         condense(data, tiny_recipe(), checkpoint=tmp_path)

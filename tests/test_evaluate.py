@@ -240,6 +240,13 @@ def test_bad_values_are_refused(change, words):
         gm.evaluate(gm.coreset("random", data, 1), data, **{**QUICK, **change})
 
 
+def test_data_without_test_images_are_refused_before_any_training():
+    data = make_data(dtype=torch.float32)
+    nothing = dataclasses.replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    with refuses(ValueError, "has no test images", "test_share"):
+        gm.evaluate(gm.coreset("random", data, 1), nothing, **QUICK)
+
+
 def test_a_set_that_does_not_fit_the_data_is_refused():
     data = make_data((3, 3), dtype=torch.float32)
     S = gm.coreset("random", data, 1)

@@ -46,7 +46,8 @@ data = gm.Data.from_arrays("mine", x, y, x, y)
 recipe = gm.Recipe(dataset="mine", ipc=1, width=4, depth=2, outer_loops=2, batch_real=4)
 gm.condense(data, recipe, progress=False).save("set.safetensors")
 S = gm.SyntheticSet.load("set.safetensors")
-found = {{"score": str(gm.evaluate(S, data, n_networks=2, epochs=2, progress=False))}}
+shipped = gm.load_condensed("MNIST", ipc=1)
+found = {{"shipped": shipped.ipc, "score": str(gm.evaluate(S, data, n_networks=2, epochs=2, progress=False))}}
 for call in {list(CALLS)}:
     try:
         eval(call)
@@ -72,6 +73,7 @@ def without_extras(tmp_path_factory):
 
 def test_condensing_storing_and_evaluating_need_no_extra(without_extras):
     assert re.fullmatch(r"\d+\.\d±\d+\.\d % \(n = 2\)", without_extras["score"])
+    assert without_extras["shipped"] == 1
 
 
 @pytest.mark.parametrize("call", CALLS)

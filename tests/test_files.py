@@ -4,7 +4,9 @@ import json
 import os
 import threading
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from messages import refuses
 
@@ -29,6 +31,28 @@ def test_tensors_that_share_memory_are_stored_apart(tmp_path):
     write_tensors(tmp_path / "x", {"x": x, "part": x[0], "turned": x.T}, {"format": "a-1"})
     tensors, _ = read_tensors(tmp_path / "x", "a-1", "run again")
     assert torch.equal(tensors["x"], x) and torch.equal(tensors["part"], x[0]) and torch.equal(tensors["turned"], x.T)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("checkpoint.safetensors", "is a gmlib checkpoint, and no gmlib set"),
+        ("model.safetensors", "is not from gmlib, and no gmlib set"),
+        ("images.npz", "is no safetensors file, and no gmlib set"),
+        ("run.json", "is no safetensors file, and no gmlib set"),
+    ],
+)
+def test_a_good_file_of_another_kind_is_no_damaged_one(name, words, tmp_path):
+    path, x = tmp_path / name, torch.zeros(2)
+    write_tensors(tmp_path / "checkpoint.safetensors", {"x": x}, {"format": "gmlib-checkpoint-4"})
+    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save({"x": x}))
+    np.savez(tmp_path / "images.npz", x=x.numpy())
+    write_json(tmp_path / "run.json", CONTENT)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=words) as error:
+        read_tensors(path, "gmlib-set-2", "run again")
+    assert "name another file" in str(error.value) and "damaged" not in str(error.value)
+    assert path.read_bytes() == before
 
 
 def test_a_flipped_bit_of_a_json_file_is_found(tmp_path):

@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -258,6 +259,11 @@ def test_bfloat16_applies_to_real_images_only(monkeypatch):
         assert g.dtype == g16.dtype == torch.float32 and 0 < (g - g16).norm() / g.norm() < 0.05, name
 
 
+def in_block(precision):
+    with matmul_precision(precision):
+        return torch.backends.cuda.matmul.allow_tf32
+
+
 def test_precision_holds_for_its_block_and_threads_must_agree():
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
@@ -265,11 +271,13 @@ def test_precision_holds_for_its_block_and_threads_must_agree():
         with matmul_precision("tf32"):
             assert matmul.allow_tf32 and convolution.allow_tf32
         assert matmul.allow_tf32 and convolution.allow_tf32
-        with (
-            pytest.raises(RuntimeError, match="TF32"),
-            matmul_precision("float32"),
-        ):
-            pass
+        with matmul_precision("float32"):  # as networks are trained on a set that forms
+            assert not matmul.allow_tf32 and not convolution.allow_tf32
+        assert matmul.allow_tf32 and convolution.allow_tf32
+        other = ThreadPoolExecutor(1)
+        with pytest.raises(RuntimeError, match="TF32"):
+            other.submit(in_block, "float32").result()
+        assert other.submit(in_block, "tf32").result() and matmul.allow_tf32
     with pytest.raises(KeyError), matmul_precision("float32"):
         assert not matmul.allow_tf32 and not convolution.allow_tf32
         raise KeyError

@@ -46,6 +46,20 @@ def pictures(n=12, shape=(6, 10, 3), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 3
 
 
+class Stream(IterableDataset):
+    """It has a length, as one on a disk may, and takes no positions."""
+
+    def __iter__(self):
+        return iter([(torch.full((1, 8, 8), 0.1 * i), i % 2) for i in range(8)])
+
+    def __len__(self):
+        return 8
+
+
+def test_a_dataset_that_only_streams_becomes_data():
+    assert len(Data.from_dataset(Stream(), progress=False).train_labels) == 6
+
+
 # ---- from_dataset ------------------------------------------------------------------------------------------
 
 

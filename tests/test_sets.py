@@ -167,6 +167,13 @@ def test_files_that_hold_no_set_are_refused(tensors, metadata, word, tmp_path):
         SyntheticSet.load(tmp_path / "set.safetensors")
 
 
+def test_the_scale_of_a_set_is_plain_numbers(tmp_path):
+    S = SyntheticSet(torch.zeros(2, 1, 3, 3), torch.tensor([0, 1]), ("a", "b"), (np.float32(0.25),), [np.float64(2)])
+    assert S.mean == (0.25,) and S.std == (2.0,) and type(S.mean[0]) is float
+    S.save(tmp_path / "set.safetensors")
+    assert SyntheticSet.load(tmp_path / "set.safetensors").std == (2.0,)
+
+
 def test_a_set_without_a_digest_is_refused(tmp_path):
     metadata = {"format": "gmlib-set-2", "classes": '["a"]', "mean": "[0.5]", "std": "[0.5]", "recipe": "{}"}
     tensors = {"images": torch.zeros(1, 1, 3, 3), "labels": torch.tensor([0])}

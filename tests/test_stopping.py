@@ -281,6 +281,29 @@ def test_time_is_kept_in_threads_too():
     runtime.check_time()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_error_in_one_thread_ends_the_others(error):
+    ended = []
+
+    def work(i):
+        if i == 0:
+            raise error
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                runtime.check_time()
+            except OutOfTime:
+                ended.append(i)
+                raise
+            time.sleep(0.01)
+
+    started = time.monotonic()
+    with pytest.raises(error):
+        passes.map_in_threads(work, range(9), 2)
+    assert time.monotonic() - started < 30 and len(ended) <= 2
+    runtime.check_time()
+
+
 def test_a_deadline_inside_a_comparison_decides_nothing(monkeypatch):
     monkeypatch.setattr(trust, "_RESULTS", {})
     network = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3)).eval()

@@ -454,6 +454,7 @@ def test_targets_are_stored_side_by_side_and_added_later(data, tmp_path):
         run(data, tmp_path, targets=[])
     spelled = "convnet:norm=batch,pooling=max"
     assert list(run(data, tmp_path / "source", network=spelled).evaluations) == [spelled], "a comma in the name"
+    assert list(run(data, tmp_path / "source", targets=spelled).evaluations) == [spelled]
 
 
 def test_another_source_network_is_another_method(data, tmp_path):

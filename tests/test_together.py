@@ -274,6 +274,38 @@ def test_a_checkpoint_of_other_runs_is_refused(tmp_path):
         assert path.read_bytes() == before
 
 
+def test_files_of_a_few_runs_are_written_at_their_time(tmp_path, monkeypatch):
+    """Without a file nothing is read or written on the way. With one, its age decides, whoever comes first."""
+    data, written = make_data(dtype=torch.float32), []
+    recipes = [of_method("DC", outer_loops=5), of_method("M", outer_loops=5)]
+    write = Checkpoint.write
+    monkeypatch.setattr(Checkpoint, "write", lambda file, runs: (written.append(file.path), write(file, runs)))
+    path = tmp_path / "b.safetensors"
+    together(data, recipes, checkpoint_seconds=0)
+    assert len(written) == 2, "as each run ends"
+    written.clear()
+    together(data, recipes, checkpoint=[None, path])
+    assert written == [None, path] * 2
+    path.unlink()
+    written.clear()
+    together(data, recipes, checkpoint=[None, path], checkpoint_seconds=0)
+    assert written == [None, path] * 10
+    with pytest.raises(ValueError, match="the same checkpoint"):
+        together(data, recipes, checkpoint=[path, tmp_path / "." / "folder" / ".." / "b.safetensors"])
+
+
+def test_data_are_not_read_through_without_a_checkpoint(monkeypatch):
+    monkeypatch.setattr(gm.Data, "fingerprint", property(lambda data: 1 / 0))
+    alone(make_data(dtype=torch.float32), of_method("DC"))
+
+
+def test_what_each_gets_is_its_own(tmp_path):
+    data, recipe = make_data(dtype=torch.float32), of_method("DC")
+    S = alone(data, recipe, each=lambda k, S: S.history[0].update(loss=99))
+    assert all(entry["loss"] != 99 for entry in S.history)
+    assert len(alone(data, recipe, snapshots=[torch.tensor(0), torch.tensor(2)]).snapshots) == 2
+
+
 def test_finished_is_called_as_each_set_is_done_and_again_after_a_restart(tmp_path):
     data, path = make_data(dtype=torch.float32), tmp_path / "together.safetensors"
     recipes = [of_method("DC", outer_loops=4), of_method("M", outer_loops=2), of_method("MD", seed=1)]

@@ -292,6 +292,35 @@ def test_networks_that_differ_in_any_attribute_are_compared_apart(form):
         assert condense(lambda *_, mode=mode: Configured(form, mode), ipc=2).images.isfinite().all()
 
 
+def test_networks_with_equal_options_are_compared_once(monkeypatch):
+    monkeypatch.setattr(trust, "_RESULTS", {})
+    condense(lambda *_: Configured("object", "plain"), ipc=2, outer_loops=4)
+    once = len(trust._RESULTS)
+    condense(lambda *_: Configured("object", "plain"), ipc=2, outer_loops=4, seed=1)
+    assert len(trust._RESULTS) == once
+
+    tangled = Mode("plain")
+    tangled.itself = tangled
+    assert isinstance(hash(trust._as_key(tangled)), int)
+
+
+def test_a_comparison_seeds_no_other_device(monkeypatch):
+    """`torch.manual_seed` seeds every GPU, and only those that are used get their state back."""
+    images = list(make_data().train_images[:12].reshape(3, 4, 1, 8, 8))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: 1 / 0)
+    monkeypatch.setattr(trust, "_RESULTS", {})
+    assert trust.is_right("vmap", gradients._vmap, gradients._loop, layers().double(), images, True)
+
+
+@pytest.mark.parametrize("error", [KeyError, AttributeError, ZeroDivisionError])
+def test_whatever_a_factory_raises_is_named(error):
+    def fails(*_):
+        raise error("oh")
+
+    with pytest.raises(ValueError, match=r"the factory of 'own' fails .*oh"):
+        condense(fails)
+
+
 def test_a_layer_with_a_parametrization_keeps_its_state(monkeypatch, caplog):
     """To read the weight of this layer changes it."""
 

@@ -32,7 +32,7 @@ from ..lines import (
     streams_of,
 )
 from ..recipe import Recipe
-from ..runtime import device_of
+from ..runtime import device_of, plain_torch
 from ..sets import SyntheticSet
 from ..speed.memory import PeakMemory
 from ..speed.precision import matmul_precision
@@ -106,6 +106,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
+@plain_torch()
 def estimate(
     data: Data,
     recipe: Recipe,

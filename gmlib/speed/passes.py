@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -11,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..runtime import stop_with
 from .trust import mixes_images
 
 Item = TypeVar("Item")
@@ -71,14 +73,22 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], n_
         return [function(item) for item in items]
     torch_threads = torch.get_num_threads()
 
+    stop = threading.Event()
+
     def call(item: Item) -> Result:
         torch.set_num_threads(max(1, torch_threads // n_threads))  # applies to the calling thread
+        stop_with(stop)
         return function(item)
 
     try:
         with ThreadPoolExecutor(n_threads) as pool:
             # A thread does not inherit the time limit, which is a context variable.
             calls = [pool.submit(copy_context().run, call, item) for item in items]
-            return [each.result() for each in calls]
+            try:
+                return [each.result() for each in calls]
+            except BaseException:  # Ctrl-C, or an error in one thread: the others need not finish
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         torch.set_num_threads(torch_threads)  # also the number that later threads start with

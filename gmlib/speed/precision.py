@@ -17,13 +17,15 @@ from .gradients import class_gradients
 log = logging.getLogger(__name__)
 
 _LOCK = threading.Lock()
-_active: list[str] = []  # precisions of all `matmul_precision` blocks that are running, in any thread
+_active: list[tuple[int, bool]] = []  # the thread of each `matmul_precision` block that runs, and whether with TF32
 _previous: list[bool] = []  # settings to restore when the last block ends
 
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Run a block with CUDA matrix products and convolutions in TF32 or full float32, then restore the old settings.
+
+    Blocks in blocks of one thread may differ.
 
     Parameters
     ----------
@@ -38,22 +40,23 @@ def matmul_precision(precision: str) -> Iterator[None]:
     # Reading these two names works after torch's older and its newer names were set. The reverse does not.
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     tf32 = "tf32" in precision
+    block = (threading.get_ident(), tf32)
     with _LOCK:
-        if any(tf32 != ("tf32" in other) for other in _active):
+        if any(thread != block[0] and other != tf32 for thread, other in _active):
             raise RuntimeError(
                 "one thread needs TF32 and another float32: run them one after the other or in processes"
             )
         if not _active:
             _previous[:] = [matmul.allow_tf32, convolution.allow_tf32]
-            matmul.allow_tf32 = convolution.allow_tf32 = tf32
-        _active.append(precision)
+        matmul.allow_tf32 = convolution.allow_tf32 = tf32
+        _active.append(block)
     try:
         yield
     finally:
         with _LOCK:
-            _active.remove(precision)
-            if not _active:
-                matmul.allow_tf32, convolution.allow_tf32 = _previous
+            _active.remove(block)
+            settings = [_active[-1][1]] * 2 if _active else _previous  # back to the block around this one
+            matmul.allow_tf32, convolution.allow_tf32 = settings
 
 
 MEASURED = 64  # images that a precision is timed with on a CPU

@@ -33,6 +33,7 @@ OWN = {
 }  # fmt: skip
 SIMPLE = (bool, int, float, str, type(None), type, FunctionType, BuiltinFunctionType, torch.dtype, torch.device)
 OF_MODULES = vars(nn.Module()).keys() - {"training"}  # weights, buffers, modules and hooks
+DEEPEST = 5  # attributes inside attributes
 _RESULTS: dict[Any, bool] = {}  # kind of network, way and images -> the result of a comparison
 _LOGGED: set[tuple] = set()  # ways and classes of modules
 _KINDS: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
@@ -155,7 +156,7 @@ def _same_results(way: Any, plain: Any, network: nn.Module, like: Sequence[Tenso
     found = []
     try:
         for seed, compute in enumerate((way, plain)):
-            torch.manual_seed(seed)  # random networks, as with dropout, must not agree
+            _seed(seed, images[0].device)  # random networks, as with dropout, must not agree
             own = copy.deepcopy(network).double()
             before = [buffer.clone() for buffer in own.buffers()]
             with torch.enable_grad(), torch.autocast(images[0].device.type, enabled=False):
@@ -171,6 +172,13 @@ def _same_results(way: Any, plain: Any, network: nn.Module, like: Sequence[Tenso
         a.shape == b.shape and (a - b).norm() <= TOLERANCE * (b.norm() + TOLERANCE)
         for a, b in zip(*found, strict=True)
     )
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of one device. `torch.manual_seed` would seed those of all devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def _kind(network: nn.Module) -> tuple:
@@ -189,12 +197,17 @@ def _kind(network: nn.Module) -> tuple:
     return _KINDS[network]
 
 
-def _as_key(value: Any) -> Any:
+def _as_key(value: Any, depth: int = 0) -> Any:
     """A value as a part of a kind. One of an unknown class equals nothing, so its network is a kind alone."""
+    inside = partial(_as_key, depth=depth + 1)
+    if depth > DEEPEST:
+        return object()
     if isinstance(value, (list, tuple)):
-        return (type(value), *map(_as_key, value))
+        return (type(value), *map(inside, value))
     if isinstance(value, dict):
-        return (dict, *((_as_key(name), _as_key(each)) for name, each in value.items()))
+        return (dict, *((inside(name), inside(each)) for name, each in value.items()))
     if isinstance(value, partial):
-        return (partial, *map(_as_key, (value.func, value.args, value.keywords)))
+        return (partial, *map(inside, (value.func, value.args, value.keywords)))
+    if type(value).__mro__ == (type(value), object) and hasattr(value, "__dict__"):  # a class of options, mostly
+        return (type(value), inside(vars(value)))
     return value if isinstance(value, SIMPLE) else object()
