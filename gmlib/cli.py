@@ -280,12 +280,14 @@ class Evaluate:
         data = self.machine.load(self.data, S=S)
         options = {"device": self.machine.device, "progress": not self.machine.quiet, **given(self.protocol)}
         asked = (S, data, self.network, self.networks, self.seed)
-        more = {"random_sets": self.random_sets, "whole": not self.no_whole, "whole_epochs": self.whole_epochs}
-        judged = judge(*asked, **more, **options) if self.judge else None
+        judged = None
+        if self.judge:
+            options |= {"random_sets": self.random_sets, "whole": not self.no_whole}
+            judged = judge(*asked, whole_epochs=self.whole_epochs, **options)
         found = judged.evaluation if judged else evaluate(*asked, **options)
         if not self.json:
             return say(judged or f"{self.network}: {found}")
-        more = {"n": found.n, "mean": found.mean, "std": found.std, "balanced": found.balanced}
+        more: dict[str, Any] = {"n": found.n, "mean": found.mean, "std": found.std, "balanced": found.balanced}
         if judged:
             random = [each.mean for each in judged.random]
             whole = judged.whole and judged.whole.mean

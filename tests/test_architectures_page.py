@@ -78,6 +78,25 @@ def test_network_table_shows_sizes_and_reasons():
     assert table.cells["lenet", "small"] == [small["reason"].iloc[0]]
 
 
+def test_the_cells_of_table_4_in_a_sentence():
+    """Three numbers are the paper's, and one is far below."""
+    theirs = paper.published("Table 4").set_index(["method", "network"])["value"]
+    ours = {at: theirs[at] for at in (("MD", "convnet"), ("MD@mlp", "convnet"), ("MD@mlp", "mlp"))} | {("MD", "mlp"): 40}
+    rows = [
+        ("MNIST", 1, method, "paper", seed, network, net, mean + 0.01 * (net + seed))
+        for (method, network), mean in ours.items()
+        for seed in range(2)
+        for net in range(10)
+    ]
+    found = report.judge_claims(pd.DataFrame(rows, columns=readback.COLUMNS))
+    said = report.transfer_sentence(found).data
+    assert "**Of the paper's 36 cells, 4 were run: 3 reproduced and 1 different.**" in said
+    assert "The different ones: ConvNet to MLP 40.1 (paper " in said
+    assert "the highest mean is ConvNet for 1 and MLP for 1 of the 2 targets" in said
+    nothing = report.judge_claims(pd.DataFrame(columns=readback.COLUMNS))
+    assert "No cell of Table 4 was run" in report.transfer_sentence(nothing).data
+
+
 # ---------------------------------------------------------------------------------------------- table and figure
 
 

@@ -64,7 +64,7 @@ _NAMES = {
         "Cell Table accuracy_table components_table distance_names neighbours_table noise outcome_against text_table"
     ),
     "trainer": "train_here",
-    "transfer": "best_source best_target generalisation network_sizes network_table transfer_table",
+    "transfer": "best_source best_target generalisation network_sizes network_table transfer_sentence transfer_table",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 

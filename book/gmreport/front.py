@@ -563,7 +563,11 @@ def ours_against_paper(found: pd.DataFrame) -> HTML:
     twice = len(judged) - len(printed.loc[judged["claim"], ["dataset", "ipc", "method", "network"]].drop_duplicates())
     again = f" {twice} of them {'stand' if twice > 1 else 'stands'} in two tables." if twice else ""
     total = f"{len(judged)} of the paper's {len(found)} numbers are judged: {_counts(judged)}."
-    head = f"<p><strong>{total}</strong>{again}</p>"
+    each = (judged["n"] / judged["n_sets"].fillna(1)).astype(float)
+    bf16 = int(judged["note"].str.contains("precision bf16").sum())
+    how = f"At least {each.min():.0f} networks were trained on each set; the paper has 50."
+    how += f" For {bf16} numbers the pass over real images was in bfloat16." if bf16 else ""
+    head = f"<p><strong>{total}</strong>{again} {how}</p>"
     return HTML(f'<div class="gm-against">{head}<div class="gm-against-key">{key}</div>{groups}</div>')
 
 

@@ -11,7 +11,7 @@ from IPython.display import Markdown
 from gmlib import networks
 from gmlib.runtime import generator
 
-from .style import counted, display_name, md, per_class
+from .style import counted, display_name, listed, md, per_class
 from .summaries import summarise, verdict
 from .tables import Table, accuracy_table
 
@@ -139,6 +139,37 @@ def transfer_table(
         if not note or (results["network"] == target).any():
             note, legend = column.caption, column.legend
     return Table(list(sources.values()), list(targets), cells, note, "source \\ target", shown=shown, legend=legend)
+
+
+def transfer_sentence(found: pd.DataFrame) -> Markdown:
+    """What our runs of Table 4 say: how many cells were run, those that differ, and which source is the best.
+
+    Parameters
+    ----------
+    found
+        From `judge_claims`.
+    """
+    cells = found[found["table"] == "Table 4"]
+    run = cells[cells["ours"].notna() & cells["budget"].eq("paper")]
+    if run.empty:
+        return Markdown("**No cell of Table 4 was run by the paper's protocol.**")
+    outcomes = run["outcome"].value_counts()
+    counts = listed([f"{n} {'different' if name == 'differs' else name}" for name, n in outcomes.items()])
+    differing = [
+        f"{c.row} to {c.column} {c.ours:.1f} (paper {c.paper:.1f})"
+        for c in run[run["outcome"] == "differs"].itertuples()
+    ]
+    text = f"**Of the paper's {len(cells)} cells, {len(run)} were run: {counts}.**"
+    text += f" The different ones: {listed(differing)}." if differing else ""
+    ours = run.pivot(index="row", columns="column", values="ours").dropna(axis=1)
+    if len(ours) > 1 and len(ours.columns):
+        best = ours.idxmax().value_counts()
+        names = [f"{name} for {n}" for name, n in best.items()]
+        text += (
+            f" Of the sources {listed(list(ours.index))}, the one with the highest mean is {listed(names)} of the "
+            f"{counted(len(ours.columns), 'target')} that all of them were tried on."
+        )
+    return Markdown(text)
 
 
 def generalisation(
