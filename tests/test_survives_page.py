@@ -44,6 +44,9 @@ def stored(tmp_path, **changes):
 
 
 def test_the_page_shows_every_kind_and_their_sums(tmp_path):
+    found = stored(tmp_path, rows=[*ROWS, ROWS[0] | {"what": "evaluate"}])
+    short = report.faults_table(found, each=False)
+    assert short.rows == ["kill", "flip a bit", "all"] and short.cells["kill", "held"] == ["96"]
     found = stored(tmp_path)
     sentence, table = report.faults_sentence(found).data, report.faults_table(found)
     assert "78 of 80 trials" in sentence and "1 lost" in sentence and "2 left" in sentence

@@ -80,13 +80,22 @@ def stored_faults(path: str | os.PathLike | None = None) -> dict | None:
         return None
 
 
-def faults_table(stored: dict) -> Table:
-    """Each kind of trial with its counts, and their sums. ``stored`` is from `stored_faults`."""
+def faults_table(stored: dict, each: bool = True) -> Table:
+    """The trials with their counts, and their sums.
+
+    Parameters
+    ----------
+    stored
+        From `stored_faults`.
+    each
+        A line for each thing that it was done to; False gives one for each kind.
+    """
     found = pd.DataFrame(stored["rows"])
     cells = {}
-    for (kind, what), counts in found.groupby(["kind", "what"], sort=False)[COUNTS].sum().iterrows():
-        cells |= {(f"{kind}: {what}", HEADINGS[name]): [f"{n}"] for name, n in counts.items()}
-    cells |= {("all", HEADINGS[name]): [f"{n}"] for name, n in found[COUNTS].sum().items()}
+    for at, counts in found.groupby(["kind", "what"] if each else ["kind"], sort=False)[COUNTS].sum().iterrows():
+        name = ": ".join(at) if isinstance(at, tuple) else at
+        cells |= {(name, HEADINGS[column]): [f"{n}"] for column, n in counts.items()}
+    cells |= {("all", HEADINGS[column]): [f"{n}"] for column, n in found[COUNTS].sum().items()}
     rows = list(dict.fromkeys(row for row, _ in cells))
     machine = ", ".join(f"{name} {value}" for name, value in stored["machine"].items())
     minutes, commit = f"{stored['seconds'] / 60:.0f} minutes", stored["commit"] or "unknown"
