@@ -155,6 +155,14 @@ def test_the_papers_changes_are_compared_by_the_distance_of_their_traps():
     html = report.message(report.judge_claims(NOTHING), list(claims.values())).data
     assert "farther than DC does</a> (reversed in 2 of 2 data sets run)" in html
     page = report.traps_forest(every).data
+    assert "at ε" not in page, "one threshold"
+    several = pd.concat([every, every.assign(eps=0.5)])
+    assert "All outcomes are the same at ε = 0.5 and ε = 0.1." in report.traps_forest(several).data
+    farther = every.assign(eps=0.5, distance=every["distance"] + 2 * (every["method"] == "M"))
+    assert (
+        "Some outcomes are others at ε = 0.5, of those at ε = 0.5 and ε = 0.1."
+        in report.traps_forest(pd.concat([every, farther])).data
+    )
     assert page.count('<th scope="row">') == 4 and "has the farther trap" in page and "points" not in page
 
 

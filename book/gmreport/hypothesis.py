@@ -17,7 +17,7 @@ from gmlib.recipe import BUDGETS
 
 from . import paper
 from .differences import against_zero, axis_html, forest_html
-from .style import SIGNS, counted, display_name, md, method_order, sign, signed
+from .style import SIGNS, counted, display_name, listed, md, method_order, sign, signed
 from .summaries import Verdict, verdict
 from .tables import Table, text_table
 
@@ -122,10 +122,20 @@ def traps_forest(descents: pd.DataFrame) -> HTML:
     descents
         From `readback.stored_descents`.
     """
-    found = [v for _, some in descents_by_cell(descents) for v in trap_verdicts(some)]
+    found = _all_trap_verdicts(descents)
     caption = "Does a change of the paper move the nearest trap away from the start? The stored sets."
     measure = ("mean distance to the nearest trap", "", "has the farther trap")
-    return HTML(forest_html(found, caption, measure=measure))
+    notes = []
+    if len(descents) and len(every := sorted(descents["eps"].unique(), reverse=True)) > 1:
+        outcomes = [[v.outcome for v in _all_trap_verdicts(descents[descents["eps"] == eps])] for eps in every]
+        other = [f"ε = {eps:g}" for eps, at in zip(every, outcomes, strict=True) if at != [v.outcome for v in found]]
+        same = "All outcomes are the same" if not other else f"Some outcomes are others at {listed(other)}, of those"
+        notes = [f"{same} at {listed([f'ε = {eps:g}' for eps in every])}."]
+    return HTML(forest_html(found, caption, notes, measure))
+
+
+def _all_trap_verdicts(descents: pd.DataFrame) -> list[Verdict]:
+    return [v for _, some in descents_by_cell(descents) for v in trap_verdicts(some)]
 
 
 # When a rank correlation decides a question. For values that have nothing to do with each other, the bootstrap
