@@ -19,7 +19,7 @@ _NAMES = {
         "augmented_code gmlib_code other_cards recommended recommended_cards sets_sentence shipped_sets terms_list "
         "training_code training_sentence"
     ),
-    "claims": "claims_table judge_claims paper_table stored_claims substitutes_sentence",
+    "claims": "claims_table judge_claims coresets_sentence paper_table stored_claims substitutes_sentence",
     "chapters": "answer_box claims_box equation_and_code longest_runs",
     "contours": "Plane",
     "costs": (

@@ -22,7 +22,7 @@ from gmlib.runs import readback
 
 from . import paper
 from .deviations import Departure, protocol_departures
-from .style import SIGNS, counted, md, per_class
+from .style import SIGNS, counted, listed, md, per_class
 from .summaries import summarise
 from .tables import Cell, Table, accuracy_table, agreement, outcome_against
 from .transfer import transfer_table
@@ -381,6 +381,30 @@ def _cells_of(judged: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[Cell]:
         run = not math.isnan(c.ours)
         small = [line for line in rest if not line.startswith("alone")] if run else []
         yield Cell(first if run else "", [*small, f"paper {printed}"], c.outcome, "" if run else c.note)
+
+
+def coresets_sentence(found: pd.DataFrame) -> Markdown:
+    """In how many cells herding is below random images, in the paper's numbers and in ours by its protocol.
+
+    Parameters
+    ----------
+    found
+        From `judge_claims`.
+    """
+    rows = found[(found["table"] == "Table 3") & found["column"].isin(["random", "herding"])]
+    rows = rows.assign(ours=rows["ours"].where(rows["budget"] == "paper"))
+    order = rows["row"].unique()
+    tables = [rows.pivot(index="row", columns="column", values=name).loc[order].dropna() for name in ("paper", "ours")]
+    parts = []
+    for whose, values in zip(("the paper's", "our"), tables, strict=True):
+        worse = [md(row) for row in values.index[values["herding"] < values["random"]]]
+        which = f" ({listed(worse)})" if worse else ""
+        parts.append(f"in {len(worse)} of {whose} {counted(len(values), 'cell')}{which}")
+    return Markdown(
+        f"Herding is worse than random images {listed(parts)}. The paper says only that it takes images whose center "
+        "is close to that of the distribution. Ours adds images one by one, each time the one that brings the mean "
+        "of the chosen features nearest to that of the class."
+    )
 
 
 def substitutes_sentence(name: str, results: pd.DataFrame) -> Markdown:
