@@ -393,8 +393,8 @@ def coresets_sentence(found: pd.DataFrame) -> Markdown:
     """
     rows = found[(found["table"] == "Table 3") & found["column"].isin(["random", "herding"])]
     rows = rows.assign(ours=rows["ours"].where(rows["budget"] == "paper"))
-    order = rows["row"].unique()
-    tables = [rows.pivot(index="row", columns="column", values=name).loc[order].dropna() for name in ("paper", "ours")]
+    by_column = rows.pivot(index="row", columns="column").loc[rows["row"].unique()]
+    tables = [by_column[name].dropna() for name in ("paper", "ours")]
     parts = []
     for whose, values in zip(("the paper's", "our"), tables, strict=True):
         worse = [md(row) for row in values.index[values["herding"] < values["random"]]]
