@@ -964,6 +964,11 @@ def test_figures_of_section_5_show_every_method_and_layer():
     cosine, _ = report.alignment_figure(table).axes
     assert cosine.lines[0].get_ydata().tolist() == pytest.approx([0.3])
     assert len(report.reach_figure(sums, along.iloc[:0]).axes) == 1, "a run without snapshots"
+    methods = [f"multi,{weight}*d4,fixed" for weight in range(2, 15)]
+    many = pd.DataFrame({"method": methods, "min_distance": 1.0, "accuracy": 50.0})
+    page = report.reach_figure(many, along.iloc[:0]).to_html("sets")
+    drawn = re.findall(r"<svg.*?</svg>", page.partition("<ul")[2])
+    assert len(drawn) == len(set(drawn)) == 13, "methods outside the paper are all grey, so each has its own shape"
 
 
 def test_jupyter_gets_the_style_sheets_and_the_book_does_not(monkeypatch):

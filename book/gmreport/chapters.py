@@ -124,7 +124,7 @@ def claims_box(*ids: str, live: tuple[str, str] | None = None, answer: Answer | 
         raise ValueError(f"unknown claims {unknown}: there are {', '.join(known)}")
     lines = []
     for claim in map(known.__getitem__, ids):
-        said = {f"{cell.name}{': ' if cell.ours else ''}{cell.ours}": cell.note for cell in claim.run}
+        said = {": ".join(filter(None, (cell.place, cell.ours))): cell.note for cell in claim.run}
         why = "; ".join(f"{text} ({note})" if note else text for text, note in said.items())
         lines.append((claim.outcome, claim.word, claim.sentence, why or "; ".join(_notes(claim.cells))))
     return _box([*lines, *([("another budget", "this page", *live)] if live else [])], answer)

@@ -100,8 +100,12 @@ def _extent(v: Verdict) -> float:
 
 
 def _reach(found: Sequence[Verdict]) -> float:
-    """Where the scale ends on both sides. A few lines that are far wider than most go beyond it."""
-    extents = sorted(map(_extent, found)) or [1.0]
+    return reach_of([_extent(v) for v in found])
+
+
+def reach_of(extents: Sequence[float]) -> float:
+    """Where a scale around 0 ends, as a round number, for what lies so far from 0. A few far ones go beyond it."""
+    extents = sorted(extents) or [1.0]
     most = 4 * extents[(len(extents) - 1) // 2]
     reach = max(max(x for x in extents if x <= most), 0.05) * 1.05
     unit = 10 ** math.floor(math.log10(reach))

@@ -131,6 +131,7 @@ def legend_of(ax) -> list[tuple[str, str, str]]:
     return [(words, *look) for words, look in found.items()]
 
 
+SHAPES = "os^XDvP<>*hdp"  # markers that can be told apart without their colours
 _MARKERS = {
     "o": '<circle cx="14" cy="6" r="3.5"/>',
     ".": '<circle cx="14" cy="6" r="2"/>',
@@ -139,6 +140,12 @@ _MARKERS = {
     "v": '<path d="M14 10.5l4.5-8h-9z"/>',
     "D": '<path d="M14 1l5 5-5 5-5-5z"/>',
     "P": '<path d="M12.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z"/>',
+    "<": '<path d="M9.5 6l8-4.5v9z"/>',
+    ">": '<path d="M18.5 6l-8-4.5v9z"/>',
+    "*": '<path d="M14 .8l1.3 3.6 3.8.1-3 2.4 1.1 3.7-3.2-2.2-3.2 2.2 1.1-3.7-3-2.4 3.8-.1z"/>',
+    "h": '<path d="M14 1.5l4 2.2v4.6l-4 2.2-4-2.2v-4.6z"/>',
+    "d": '<path d="M14 1l3 5-3 5-3-5z"/>',
+    "p": '<path d="M14 1.5l4.5 3.3-1.7 5.3h-5.6l-1.7-5.3z"/>',
     "X": '<path d="M11 3l6 6M17 3l-6 6" stroke="currentColor" stroke-width="2.5"/>',
     "|": '<path d="M14 0v12" stroke="currentColor" stroke-width="1.5"/>',
     "": "",
@@ -159,7 +166,7 @@ def _legend(entries: Sequence[tuple[str, str, str]]) -> str:
         if look.startswith("bar"):
             drawn = f'<path d="M1 1h26v10h-26z" opacity="{look[3:].strip() or 1}"/>'
         else:
-            drawn = _LINES[dashes] + _MARKERS.get(look.removeprefix(dashes), _MARKERS["o"])
+            drawn = _LINES[dashes] + _MARKERS[look.removeprefix(dashes)]
         swatch = f'<svg viewBox="0 0 28 12" fill="currentColor" aria-hidden="true">{drawn}</svg>'
         items += f'<li><span style="color:{PAINT.get(shade, shade)}">{swatch}</span> {html.escape(words)}</li>'
     return f'<ul class="gm-key">{items}</ul>' if items else ""

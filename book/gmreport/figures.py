@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from gmlib import how, where
 from gmlib.recipe import preset
 
-from .drawing import Panels, Pictures, legend_of
+from .drawing import SHAPES, Panels, Pictures, legend_of
 from .style import (
     GRID,
     HUES,
@@ -139,7 +139,7 @@ def reach_figure(sums: pd.DataFrame, along: pd.DataFrame) -> Panels:
         One row per snapshot of one run: method, k, min_distance. If it has no rows, there is no second panel.
     """
     points, left = panel()
-    marks = dict(zip(method_order([*sums["method"], *along["method"]]), cycle("os^XDvP<>*hdp"), strict=False))
+    marks = dict(zip(method_order([*sums["method"], *along["method"]]), cycle(SHAPES), strict=False))
     for method in method_order(sums["method"]):
         rows = sums[sums["method"] == method]
         look = {"color": colour(method), "label": in_figure(display_name(method)), "markersize": 6}

@@ -34,6 +34,7 @@ from gmlib.runs.store import stored_snapshots
 from gmlib.sets import SyntheticSet
 
 from . import paper
+from .differences import reach_of
 from .drawing import Pictures
 from .figures import sheet_of, show_sheet
 from .hypothesis import (
@@ -498,11 +499,10 @@ def answers_html(answers: Sequence[Answer]) -> HTML:
     """The answers in a page, each with its interval against zero."""
     items = ""
     for a in answers:
-        fixed = not math.isnan(a.limit)
-        limit = a.limit if fixed else 1.15 * max(map(abs, (a.low, a.high, a.value)))
-        ends = (f"−{limit:g}", f"+{limit:g}") if fixed else ("lower", "higher")
         drawn = ""
         if not math.isnan(a.low):
+            limit = reach_of([max(map(abs, (a.low, a.high, a.value)))]) if math.isnan(a.limit) else a.limit
+            ends = (f"−{limit:g}", f"+{limit:g}")
             axis = f'<small aria-hidden="true"><span>{ends[0]}</span><span>0</span><span>{ends[1]}</span></small>'
             drawn = (
                 f'<div class="gm-zero-axis">{drawing([Mark(a.outcome, a.value, a.low, a.high)], limit)}{axis}</div>'

@@ -201,6 +201,11 @@ class ClaimCell:
         return self.mark.outcome
 
     @property
+    def place(self) -> str:
+        """Its name, with the budget and the data if they are not the paper's."""
+        return ", ".join(filter(None, (self.name, self.marks)))
+
+    @property
     def marks(self) -> str:
         """The budget and the data, if they are not the paper's."""
         budget = f"{self.budget} budget" if self.budget not in ("", "paper") else ""
