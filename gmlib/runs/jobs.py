@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..checks import check_number, choose
+from ..checks import as_list, check_number, choose
 from ..condensation import check
 from ..coresets import CORESETS, recipe_of
 from ..data import Data, check_data
@@ -175,7 +175,8 @@ def plan_run(
     if dtype is not None:
         check_dtype(dtype)
     targets = recipe.network if targets is None else targets
-    targets = tuple(dict.fromkeys([targets] if isinstance(targets, str) else targets))  # a name may have a comma
+    # A text is one network, since a name may have a comma.
+    targets = tuple(dict.fromkeys([targets] if isinstance(targets, str) else as_list(targets)))
     if not targets:
         raise ValueError("targets is empty: name a network, or give None for the recipe's own")
     _, usual = choose_recipe(method, data.name, ipc, budget, seed, {"network": recipe.network})
