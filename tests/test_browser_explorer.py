@@ -157,7 +157,7 @@ def test_on_a_phone_the_verdict_and_the_name_are_in_sight(opened, dark):
         "[r.querySelector('.gm-verdict'), r.querySelector('th, .gm-sentence')].map(c => { const b = "
         "c.getBoundingClientRect(); return [b.left, b.right, b.height] }))"
     )
-    assert len(places) == 187 + 23
+    assert len(places) == 187 + 25
     assert all(0 <= left < right <= 390 and height > 0 for row in places for left, right, height in row)
     small = driver.execute_script(
         "return [...document.querySelectorAll('main *')].filter(e => e.offsetParent && e.firstChild && "
