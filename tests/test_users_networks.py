@@ -299,6 +299,9 @@ def test_networks_with_equal_options_are_compared_once(monkeypatch):
     condense(lambda *_: Configured("object", "plain"), ipc=2, outer_loops=4, seed=1)
     assert len(trust._RESULTS) == once
 
+    functions = [Mode(lambda x: x), Mode(lambda x: 2 * x), Mode(torch.nn.ReLU), Mode(torch.nn.Tanh)]
+    assert len({trust._as_key(each) for each in functions}) == 4, "functions and classes are what they are"
+    assert trust._as_key(Mode(torch.nn.ReLU)) == trust._as_key(Mode(torch.nn.ReLU))
     tangled = Mode("plain")
     tangled.itself = tangled
     assert isinstance(hash(trust._as_key(tangled)), int)

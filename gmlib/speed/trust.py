@@ -200,6 +200,8 @@ def _kind(network: nn.Module) -> tuple:
 def _as_key(value: Any, depth: int = 0) -> Any:
     """A value as a part of a kind. One of an unknown class equals nothing, so its network is a kind alone."""
     inside = partial(_as_key, depth=depth + 1)
+    if isinstance(value, SIMPLE):
+        return value
     if depth > DEEPEST:
         return object()
     if isinstance(value, (list, tuple)):
@@ -210,4 +212,4 @@ def _as_key(value: Any, depth: int = 0) -> Any:
         return (partial, *map(inside, (value.func, value.args, value.keywords)))
     if type(value).__mro__ == (type(value), object) and hasattr(value, "__dict__"):  # a class of options, mostly
         return (type(value), inside(vars(value)))
-    return value if isinstance(value, SIMPLE) else object()
+    return object()
