@@ -281,12 +281,13 @@ def test_time_is_kept_in_threads_too():
     runtime.check_time()
 
 
+@pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_an_error_in_one_thread_ends_the_others(error):
+def test_an_error_in_one_thread_ends_the_others(error, failing):
     ended = []
 
     def work(i):
-        if i == 0:
+        if i == failing:
             raise error
         end = time.monotonic() + 60
         while time.monotonic() < end:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from functools import cache
 from typing import TypeVar
@@ -85,6 +85,8 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], n_
             # A thread does not inherit the time limit, which is a context variable.
             calls = [pool.submit(copy_context().run, call, item) for item in items]
             try:
+                for each in as_completed(calls):
+                    each.result()  # the first error, in whichever thread
                 return [each.result() for each in calls]
             except BaseException:  # Ctrl-C, or an error in one thread: the others need not finish
                 stop.set()
