@@ -426,7 +426,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
     first = some.iloc[0]
     points = reach_points(some)
     answers = reach_correlations(points)
-    better, (_, reasons) = answers[TRAIN_BETTER][0], _section_5(answers)
+    better, (outcome, reasons) = answers[TRAIN_BETTER][0], _section_5(answers)
     of_learned, of_random = learned_points(points), points[points["method"] == "random"]
     far, real = (float(some["min_distance"].mean()) for some in (of_learned, of_random))
     others = [rows for rows in others if rows["budget"].iloc[0] == first["budget"]]
@@ -435,7 +435,7 @@ def _maxmin(descents: pd.DataFrame) -> Answer:
         f"(distance {far:.2f}) than for random real images ({real:.2f}). Rank correlation of this distance with "
         f"accuracy: {signed(better.rho, 2)} ({_interval(better.low, better.high, 2)})"
     )
-    outcomes = [_section_5(answers)[0]]
+    outcomes = [outcome]
     for rows in others:
         found = reach_correlations(reach_points(rows))
         word, rho = _section_5(found)[0], found[TRAIN_BETTER][0].rho
